@@ -1,0 +1,173 @@
+"""From a config to the objects it describes: the one place where the parts meet.
+
+Each group of the config becomes the constructor argument of its name. What one part must know of another (channels,
+grey levels, T) is handed on here, in code, so that no YAML repeats it and no part is built twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import DictConfig, OmegaConf
+
+from noising.configuration import ConfigError, blaming, make
+from noising.data.image_data import ImageData
+from noising.diffusion.bound_estimators import BoundEstimator
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.samplers import Sampler
+from noising.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
+from noising.training.ema import EMA
+from noising.training.evaluation import BoundEvaluation
+from noising.training.loggers import build_loggers
+from noising.training.module import DiffusionModule
+from noising.training.progress import StepProgress
+from noising.training.run import Run
+
+__all__ = ["build_callbacks", "build_data", "build_denoiser", "build_module", "build_sampler", "build_trainer"]
+
+
+def build_data(cfg: DictConfig) -> ImageData:
+    """The data set, read: its facts are known."""
+    data: ImageData = make(cfg.data, "data")
+    try:
+        data.prepare_data()
+        data.setup()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return data
+
+
+def build_denoiser(cfg: DictConfig, data: ImageData) -> Denoiser:
+    """Network + schedule + parameterization + variance + noise label; its first weights are keyed by the seed."""
+    _require_positive(cfg, "timesteps")
+    variance = make(cfg.variance, "variance")
+    torch.manual_seed(cfg.seed)
+    model = make(
+        cfg.model,
+        "model",
+        channels=data.channels,
+        out_channels=data.channels * variance.outputs,
+        resolution=data.resolution,
+        classes=0,
+    )
+    return Denoiser(
+        model,
+        make(cfg.schedule, "schedule", timesteps=cfg.timesteps),
+        make(cfg.parameterization, "parameterization"),
+        variance,
+        make(cfg.noise_label, "noise_label", timesteps=cfg.timesteps),
+    )
+
+
+def build_module(cfg: DictConfig, data: ImageData) -> DiffusionModule:
+    """The LightningModule of a config."""
+    if cfg.seed < 0:
+        raise ConfigError(f"seed must not be negative, got {cfg.seed}")
+    denoiser = build_denoiser(cfg, data)
+    decoder = make(cfg.decoder, "decoder", levels=data.levels)
+
+    def evaluation(group: str, split: str) -> BoundEvaluation:
+        estimator: BoundEstimator = make(cfg[group], group)
+        return BoundEvaluation(estimator, decoder, cfg.timesteps, split)
+
+    optimizer = make(cfg.optimizer, "optimizer")
+    lr_schedule = make(cfg.lr_schedule, "lr_schedule", max_steps=cfg.trainer.max_steps)
+    with blaming("optimizer"):
+        optimizer([torch.nn.Parameter(torch.zeros(1))])  # its options are checked only when it is made
+    with blaming("lr_schedule"):
+        lr_schedule(0)
+    return DiffusionModule(
+        denoiser,
+        objective=make(cfg.objective, "objective", weighting=make(cfg.weighting, "weighting")),
+        times=make(cfg.times, "times", timesteps=cfg.timesteps),
+        optimizer=optimizer,
+        lr_schedule=lr_schedule,
+        validation=evaluation("validation_bound", "val"),
+        test=evaluation("bound", "test"),
+        seed=cfg.seed,
+    )
+
+
+def build_sampler(cfg: DictConfig) -> Sampler:
+    """The sampler, with the grid it steps on."""
+    sampler: Sampler = make(cfg.sampler, "sampler", grid=make(cfg.grid, "grid"))
+    return sampler
+
+
+def build_callbacks(cfg: DictConfig, run: Run, data: ImageData) -> list[Callback]:
+    """The average, the progress bar, the checkpoints, and what the `callbacks` group names."""
+    ema: EMA = make(cfg.ema, "ema")
+    facts = {
+        "run": run,
+        "data": data,
+        "ema": ema,
+        "seed": cfg.seed,
+        "sampler": build_sampler(cfg),
+        "config": _plain(cfg),
+    }
+    named = make(cfg.callbacks, "callbacks", **facts)
+    # the average first: it is swapped in before, and out after, whatever the others do with the weights
+    return [ema, StepProgress(), *named.values(), *checkpoint_callbacks(run, cfg.checkpoint_every_n_steps)]
+
+
+def build_trainer(cfg: DictConfig, run: Run, callbacks: list[Callback]) -> Trainer:
+    """The Trainer; everything it counts is an optimizer step, the epoch never ends."""
+    options = cfg.trainer
+    for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
+        _require_positive(cfg, f"trainer.{name}")
+    if options.get("max_epochs") is not None:
+        raise ConfigError("trainer.max_epochs: training counts optimizer steps; use trainer.max_steps")
+    if options.gradient_clip_val is not None and options.gradient_clip_val < 0:
+        raise ConfigError(f"trainer.gradient_clip_val must not be negative, got {options.gradient_clip_val}")
+    extra: dict[str, Any] = {
+        "max_epochs": -1,
+        "check_val_every_n_epoch": None,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,
+        "enable_model_summary": False,
+        "default_root_dir": str(run.path),
+        "plugins": [AtomicCheckpointIO()],
+        "callbacks": callbacks,
+        "logger": build_loggers(run, _plain(cfg), make(cfg.logger, "logger")),
+    }
+    node = {**options, "val_check_interval": options.val_check_interval * options.accumulate_grad_batches}
+    return _trainer(node, extra)
+
+
+def build_evaluation_trainer(cfg: DictConfig, run: Run, callbacks: list[Callback]) -> Trainer:
+    """A Trainer that only tests."""
+    return _trainer(
+        {**cfg.trainer},
+        {
+            "use_distributed_sampler": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            "default_root_dir": str(run.path),
+            "callbacks": callbacks,
+            "logger": build_loggers(run, _plain(cfg), make(cfg.logger, "logger")),
+        },
+    )
+
+
+def _trainer(node: dict[str, Any], facts: dict[str, Any]) -> Trainer:
+    try:
+        trainer: Trainer = make(node, "trainer", **facts)
+    except (MisconfigurationException, RuntimeError) as error:
+        raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    return trainer
+
+
+def _plain(cfg: DictConfig) -> dict[str, Any]:
+    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
+    return cast("dict[str, Any]", resolved)
+
+
+def _require_positive(cfg: DictConfig, option: str) -> None:
+    value: Any = cfg
+    for name in option.split("."):
+        value = value[name]
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{option} must be a whole number from 1, got {value}")

@@ -1,0 +1,184 @@
+"""The commands: `noising NAME ...` and scripts/NAME.py are Hydra applications over conf/NAME.yaml.
+
+What a command adds to Hydra: the overrides are checked before anything is made (noising.composition), every
+run gets a folder of its own, `resume=true` finds the folder of the run to continue (noising.folders), and a
+mistake of the user's is one line and exit code 2. Neither torch nor Lightning is imported until a job starts.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from noising import folders, help_text
+from noising.composition import Composer, composer
+from noising.configuration import UsageError, nearest
+from noising.sweep import each_choice_once, refuse_ddp_sweep
+
+COMMANDS = {  # name of the command and of its config: the job, what it does
+    "train": ("noising.jobs.train:train", "train a diffusion model"),
+    "evaluate": ("noising.jobs.evaluate:evaluate", "measure a trained model: bound, Fréchet distance, ..."),
+    "sample": ("noising.jobs.sample:sample", "draw images from a trained model"),
+}
+
+Job = Callable[[DictConfig, Path], None]
+
+
+def train() -> None:
+    main("train")
+
+
+def evaluate() -> None:
+    main("evaluate")
+
+
+def sample() -> None:
+    main("sample")
+
+
+def cli() -> None:
+    """The installed command: `noising NAME ...`."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in COMMANDS:
+        main(name, skip=1)
+    elif name in ("--help", "-h", "help"):
+        print("usage: noising NAME [key=value ...]; noising NAME --help tells more\n")
+        print("\n".join(f"  {command:10} {words}" for command, (_, words) in COMMANDS.items()))
+    else:
+        right = nearest(name, COMMANDS)
+        hint = f"did you mean {right}?" if right else f"choose one of {', '.join(COMMANDS)}"
+        _stop(f"{name}: no such command; {hint}")
+
+
+def conf_dir() -> Path:
+    """The folder of the configs: inside the package in a wheel, at the repository's top in a checkout."""
+    here = Path(__file__).resolve().parent
+    inside = here / "conf"
+    return inside if inside.is_dir() else here.parents[1] / "conf"
+
+
+def main(config_name: str, job: str | None = None, *, skip: int = 0, conf: Path | None = None) -> None:
+    """Runs the command of conf/`config_name`.yaml over sys.argv, of which the first `skip` arguments are not
+    Hydra's.
+
+    `job` is the dotted place ("module:function") of the function (config, run folder) -> None that does the
+    work. Exits with 2 after a mistake of the user's (one line on stderr), with 1 if a job failed.
+    """
+    task = Task(config_name, job or COMMANDS[config_name][0])
+    parser = get_args_parser()
+    arguments = parser.parse_args(sys.argv[1 + skip :])
+    if arguments.config_path and not arguments.config_path.startswith("pkg://"):
+        arguments.config_path = str(Path(arguments.config_path).absolute())
+    place = arguments.config_path or str(conf or conf_dir())
+    name = arguments.config_name or config_name
+    see_current_folder()
+    help_text.register()
+    shows = arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion
+    try:
+        if not (shows or arguments.experimental_rerun or folders.is_ddp_child(arguments.overrides)):
+            with composer(name, place, arguments.config_dir) as composing:
+                if arguments.cfg:
+                    composing.compose(arguments.overrides)
+                else:
+                    before = list(arguments.overrides)
+                    arguments.overrides = prepare(composing, before, bool(arguments.multirun), task)
+                    # Lightning starts the other ranks with our own command line: they must see the same
+                    # overrides.
+                    sys.argv = [word for word in sys.argv if word not in before] + arguments.overrides
+        _run_hydra(arguments, parser, task, place, name)
+    except UsageError as error:
+        folders.remove_if_empty(task.claimed)
+        _stop(str(error))
+    if task.exit_code:
+        raise SystemExit(task.exit_code)
+
+
+def prepare(composing: Composer, overrides: Sequence[str], multirun: bool, task: Task) -> list[str]:
+    """The overrides for Hydra, with the folder to write in, after all checks that need no job."""
+    mode = composing.compose(overrides, multirun=True).hydra.mode
+    multirun = multirun or mode == RunMode.MULTIRUN
+    overrides = folders.resolve_resume(composing, list(overrides), multirun)
+    config = composing.compose(overrides, multirun=multirun)
+    if multirun:
+        folders.refuse_launched_sweep()
+        parameters = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+        swept = parameters.get("params") or {} if isinstance(parameters, dict) else {}
+        presets = [f"{key}={value}" for key, value in swept.items()]
+        for run in each_choice_once(composing.parse([*presets, *overrides])):
+            one = composing.compose(run)
+            composing.check(one, run)
+            refuse_ddp_sweep(one)
+    else:
+        composing.check(config, overrides)
+    overrides, task.claimed = folders.claim(config, overrides, multirun)
+    return overrides
+
+
+class Task:
+    """What Hydra calls for each job. Picklable, for launchers that run the jobs in other processes."""
+
+    def __init__(self, name: str, job: str) -> None:
+        self.__module__ = f"noising.{name}"  # Hydra names the job, and its log file, after the last part
+        self.job = job
+        self.exit_code = 0
+        self.claimed: Path | None = None  # the folder made for this run, removed if nothing comes of it
+        self._process = os.getpid()
+
+    def __call__(self, config: DictConfig) -> None:
+        see_current_folder()
+        hydra = HydraConfig.get()
+        sweeping = hydra.mode == RunMode.MULTIRUN
+        try:
+            module, _, function = self.job.partition(":")
+            job: Job = getattr(importlib.import_module(module), function)
+            job(config, Path(hydra.runtime.output_dir))
+        except UsageError as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                traceback.print_exc()
+            self._fail(f"error: {_which(hydra) if sweeping else ''}{error}", 2, sweeping, error)
+        except Exception as error:
+            if not (sweeping and os.getpid() == self._process):
+                raise
+            self._fail(_which(hydra) + traceback.format_exc(), 1, sweeping, error)
+
+    def _fail(self, message: str, code: int, sweeping: bool, error: Exception) -> None:
+        """Prints the message and ends a run with the code; a sweep ends with it after its other jobs."""
+        _say(message)
+        if sweeping and os.getpid() != self._process:
+            raise error  # a launcher's worker: only the exception tells the parent
+        self.exit_code = max(self.exit_code, code)
+        if not sweeping:
+            folders.remove_if_empty(self.claimed)
+            raise SystemExit(code)
+
+
+def _which(hydra: Any) -> str:
+    return f"job {hydra.job.num} ({' '.join(hydra.overrides.task)}): "
+
+
+def see_current_folder() -> None:
+    """`_target_: mine.Mine` finds mine.py in the current folder, under an installed command too."""
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+
+
+def _stop(message: str) -> NoReturn:
+    _say(f"error: {' '.join(message.split())}")
+    raise SystemExit(2)
+
+
+def _say(message: str) -> None:
+    """On stderr, once a node and not once a rank."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(message, file=sys.stderr, flush=True)

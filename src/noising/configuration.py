@@ -1,0 +1,206 @@
+"""From a config node (`_target_` and its options) to the object it describes.
+
+`make` builds a node and hands it what the code knows and YAML should not repeat (channels, resolution,
+timesteps): those of the given facts that the constructor has as parameters. `check` is the same look at names
+and types without building anything. Whatever is wrong with an option is one line that begins with the
+option's path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from noising.option_types import BUILT, MismatchError, convert
+
+_DIRECTIVES = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
+
+
+class UsageError(ValueError):
+    """What the user asked for cannot be done; the message is one line and is shown without a traceback."""
+
+
+class ConfigError(UsageError):
+    """An option is misspelt, of the wrong type, or refused by what it configures."""
+
+
+@contextmanager
+def blaming(path: str) -> Iterator[None]:
+    """Turns a ValueError of the block into `ConfigError("path: ...")`, e.g. where a data module is set up."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `name` most likely stands for."""
+    found = difflib.get_close_matches(name, sorted(set(candidates)), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def make(node: Any, path: str, /, **facts: Any) -> Any:
+    """Builds a node: a mapping with `_target_`, or a plain mapping or list of such.
+
+    `path` is the node's place in the config, for messages. A nested node is built too and gets the same
+    facts. An option that the node sets wins over a fact. With `_partial_: true` the result is a
+    functools.partial. Raises ConfigError for all that is wrong with an option, and for a ValueError or
+    TypeError of the constructor.
+    """
+    return _make(_plain(node), path, facts)
+
+
+def check(node: Any, path: str) -> None:
+    """Raises the ConfigError that `make` would for names and types anywhere in the tree; builds nothing."""
+    _check(_plain(node), path)
+
+
+def _plain(node: Any) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _check(node: Any, path: str) -> None:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            target = _locate(node["_target_"], path)
+            _options(target, {k: _stand_in(v) for k, v in node.items() if k not in _DIRECTIVES}, path)
+        if node.get("_recursive_", True):
+            for name, value in node.items():
+                if name not in _DIRECTIVES:
+                    _check(value, _join(path, str(name)))
+    elif isinstance(node, list):
+        for place, value in enumerate(node):
+            _check(value, _join(path, str(place)))
+
+
+def _stand_in(value: Any) -> Any:
+    """The value with every nested node replaced by a mark that fits any annotation."""
+    if isinstance(value, Mapping):
+        return BUILT if "_target_" in value else {k: _stand_in(v) for k, v in value.items()}
+    return [_stand_in(v) for v in value] if isinstance(value, list) else value
+
+
+def _make(node: Any, path: str, facts: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_make(value, _join(path, str(place)), facts) for place, value in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    given = {name: value for name, value in node.items() if name not in _DIRECTIVES}
+    if "_target_" not in node:
+        return {name: _make(value, _join(path, str(name)), facts) for name, value in given.items()}
+    target = _locate(node["_target_"], path)
+    # Names and types first: a misspelt option is told before anything costly (a data set, a network) is
+    # built.
+    _options(target, {name: _stand_in(value) for name, value in given.items()}, path)
+    if node.get("_recursive_", True):
+        given = {name: _make(value, _join(path, str(name)), facts) for name, value in given.items()}
+    options = _options(target, given, path)
+    names = _parameters(target)
+    options |= {name: fact for name, fact in facts.items() if name in names and name not in options}
+    positional = _make(list(node.get("_args_", ())), path, facts)
+    if node.get("_partial_", False):
+        return partial(target, *positional, **options)
+    needed = [
+        name
+        for name, parameter in list(names.items())[len(positional) :]
+        if parameter.default is parameter.empty
+        and name not in options
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    if needed:
+        raise ConfigError(f"{path}: {_name(target)} needs {', '.join(_join(path, name) for name in needed)}")
+    try:
+        return target(*positional, **options)
+    except UsageError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _name(target: Callable[..., Any]) -> str:
+    return getattr(target, "__qualname__", repr(target))
+
+
+def _locate(target: Any, path: str) -> Callable[..., Any]:
+    """The class or function of a dotted name; the longest importable prefix is the module."""
+    if not isinstance(target, str):
+        raise ConfigError(f"{path}._target_: expected a dotted name, got {target!r}")
+    parts = target.split(".")
+    if not all(parts):
+        raise ConfigError(f"{path}: cannot import _target_ {target!r}: it is not a dotted name")
+    found: Any = None
+    for count, part in enumerate(parts, start=1):
+        module = ".".join(parts[:count])
+        if count > 1 and hasattr(found, part):
+            found = getattr(found, part)
+            continue
+        try:
+            found = importlib.import_module(module)
+        except Exception as error:  # the module is the user's: whatever it raises, say it
+            if isinstance(error, ModuleNotFoundError) and error.name == module and found is not None:
+                right = nearest(part, vars(found)) if hasattr(found, "__dict__") else None
+                hint = f"; did you mean {right}?" if right else ""
+                why = f"{'.'.join(parts[: count - 1])} has no {part!r}{hint}"
+            else:
+                kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+                why = kind + _one_line(error)
+            raise ConfigError(f"{path}: cannot import _target_ {target!r}: {why}") from error
+    if not callable(found):
+        raise ConfigError(f"{path}: _target_ {target!r} is not a class or function")
+    return typing.cast("Callable[..., Any]", found)
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except (ValueError, TypeError):  # some builtins have no signature
+        return {}
+
+
+def _options(target: Callable[..., Any], given: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The given options in the annotated types; raises ConfigError for a wrong name or type."""
+    names = _parameters(target)
+    kinds = {parameter.kind for parameter in names.values()}
+    hints = _hints(target)
+    options = {}
+    for name, value in given.items():
+        if names and name not in names and inspect.Parameter.VAR_KEYWORD not in kinds:
+            right = nearest(name, names)
+            hint = f"; did you mean {_join(path, right)}?" if right else ""
+            raise ConfigError(
+                f"{_join(path, name)}: no such option{hint} "
+                f"({_name(target)} has: {', '.join(names) or 'no options'})"
+            )
+        implicit = value is None and name in names and names[name].default is None  # def f(x: int = None)
+        try:
+            options[name] = value if implicit else convert(value, hints.get(name, Any))
+        except MismatchError as wrong:
+            shown = "null" if value is None else value
+            raise ConfigError(f"{_join(path, name)}={shown}: expected {wrong}") from None
+    return options
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    annotated = target.__init__ if inspect.isclass(target) else target
+    try:
+        return typing.get_type_hints(annotated)
+    except (NameError, TypeError, AttributeError):  # a name that is imported for type checkers only
+        return {}

@@ -1,0 +1,1 @@
+"""Image data sets as Lightning data modules: whole in memory, a fixed split, a keyed training order."""

@@ -1,0 +1,189 @@
+"""What every data set of images is: three uint8 tensors in memory, facts about them, and loaders over them.
+
+The loaders have no worker processes: a batch is one tensor index into memory, far cheaper than sending it
+between processes. Flips and scaling to [-1, 1] run on the device, after the (four times smaller) bytes have
+been copied there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple, cast
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from noising.data.order import BatchSlice, StepOrder, evaluation_batches
+from noising.randomness import generator
+
+__all__ = ["ImageData", "Images", "Splits"]
+
+
+class Images(NamedTuple):
+    """Images of one split. It is a tuple of two, so count images by ``len(images.pixels)``."""
+
+    pixels: Tensor  # (N, C, H, W) uint8, 0..levels-1
+    labels: Tensor | None = None  # (N,) int64
+
+
+class Splits(NamedTuple):
+    """What a data set reads: its three splits, its number of grey levels and of classes (0: unlabelled)."""
+
+    train: Images
+    val: Images
+    test: Images
+    levels: int = 256
+    classes: int = 0
+
+
+class _EvaluationSet(Dataset[dict[str, Tensor]]):
+    """Batches by one tensor index."""
+
+    def __init__(self, images: Images) -> None:
+        self.images = images
+
+    def __getitems__(self, indices: Tensor) -> dict[str, Tensor]:
+        batch = {"image": self.images.pixels[indices], "index": indices}
+        if self.images.labels is not None:
+            batch["label"] = self.images.labels[indices]
+        return batch
+
+
+class _TrainingSet(_EvaluationSet):
+    """The same, with who is mirrored: one draw for the whole global batch, the same on any devices."""
+
+    def __init__(self, images: Images, batch_size: int, seed: int, flip: bool) -> None:
+        super().__init__(images)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.flip = flip
+
+    def __getitems__(self, part: BatchSlice) -> dict[str, Tensor]:  # type: ignore[override]
+        batch = super().__getitems__(part.indices)
+        if self.flip:
+            drawn = generator(self.seed, "flip", part.step).random(self.batch_size) < 0.5
+            batch["flip"] = torch.from_numpy(drawn)[part.first : part.first + len(part.indices)]
+        return batch
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+class ImageData(LightningDataModule, ABC):
+    """Train, validation and test images, and the facts that models and decoders need of them.
+
+    Known after ``setup``: train, val, test; channels, resolution (square side), levels (grey levels), classes
+    (0: none).
+
+    Args:
+        batch_size: images per optimizer step, over all devices and accumulation steps.
+        flip: mirror every training image left to right with probability ½.
+
+    A batch handed to the module: image (B, C, H, W) float32 in [-1, 1], index (B,) int64 in its split, and
+    label (B,) int64 if the set has classes.
+    """
+
+    name: str
+    train: Images
+    val: Images
+    test: Images
+    channels: int
+    resolution: int
+    levels: int
+    classes: int
+
+    def __init__(self, batch_size: int, flip: bool = False) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self.flip = flip
+
+    @abstractmethod
+    def load(self) -> Splits:
+        """Read the whole set into memory; the split must not depend on the run's seed."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load once, and refuse a batch size that cannot be trained with. Raises ValueError."""
+        if not hasattr(self, "train"):
+            splits = self.load()
+            self.check_batch_size(len(splits.train.pixels))
+            self.train, self.val, self.test, self.levels, self.classes = splits
+            self.channels, self.resolution = self.train.pixels.shape[1:3]
+        if self.trainer is not None and stage in (None, "fit"):
+            self._order(seed=0)  # the divisibility of the batch is checked by the order itself
+
+    def check_batch_size(self, training_images: int) -> None:
+        """Raise ValueError if one step needs more images than there are."""
+        if self.batch_size > training_images:
+            raise ValueError(
+                f"data.batch_size={self.batch_size} is more than the {training_images} training images:"
+                " lower it"
+            )
+
+    # Pixels 0..levels-1 <-> [-1, 1]
+
+    def scale(self, pixels: Tensor) -> Tensor:
+        """2 p / (levels - 1) - 1: uint8 levels to float32 in [-1, 1], both ends exact."""
+        return 2 * pixels.to(torch.float32) / (self.levels - 1) - 1
+
+    def unscale(self, x: Tensor) -> Tensor:
+        """The nearest grey level of x, clamped to [-1, 1]: uint8."""
+        return ((x.clamp(-1, 1) + 1) * ((self.levels - 1) / 2)).round().to(torch.uint8)
+
+    def to_8bit(self, pixels: Tensor) -> Tensor:
+        """Levels 0..levels-1 spread over 0..255 for viewing: uint8."""
+        return (pixels.to(torch.float32) * 255 / (self.levels - 1)).round().to(torch.uint8)
+
+    # Loaders
+
+    def _order(self, seed: int) -> StepOrder:
+        trainer = self.trainer
+        if trainer is None:
+            raise RuntimeError("the training order needs a Trainer; without one, read .train.pixels")
+        return StepOrder(
+            len(self.train.pixels),
+            self.batch_size,
+            seed,
+            start_step=lambda: trainer.global_step,
+            accumulate=trainer.accumulate_grad_batches,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        )
+
+    def _loader(self, images: _EvaluationSet, batches: Any) -> DataLoader[dict[str, Tensor]]:
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return DataLoader(
+            images, batch_sampler=batches, collate_fn=_as_it_is, num_workers=0, pin_memory=on_cuda
+        )
+
+    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Infinite; the key is the ``seed`` of the trainer's module."""
+        seed = cast(int, self.trainer.lightning_module.seed) if self.trainer is not None else 0
+        return self._loader(_TrainingSet(self.train, self.batch_size, seed, self.flip), self._order(seed))
+
+    def _evaluation_loader(self, images: Images) -> DataLoader[dict[str, Tensor]]:
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+        batches = evaluation_batches(len(images.pixels), self.batch_size, rank, world)
+        return self._loader(_EvaluationSet(images), batches)
+
+    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Every validation image once, in the set's order."""
+        return self._evaluation_loader(self.val)
+
+    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+        """Every test image once, in the set's order."""
+        return self._evaluation_loader(self.test)
+
+    def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
+        """On the device: mirror whom the training set's draw says, then scale."""
+        batch = dict(batch)
+        pixels, flip = batch["image"], batch.pop("flip", None)
+        if flip is not None:
+            pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
+        batch["image"] = self.scale(pixels)
+        return batch

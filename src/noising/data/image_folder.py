@@ -1,0 +1,177 @@
+"""Your own images: every picture under a folder, cropped and resized into memory.
+
+The memory is images · channels · resolution² bytes: 100,000 colour images of 64x64 take 1.2 GB. Nothing is
+cached on disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from noising.data.image_data import ImageData, Images, Splits
+
+__all__ = ["ImageFolder"]
+
+
+class ImageFolder(ImageData):
+    """The images under ``root``, in sub-folders of any depth, in every format that Pillow opens.
+
+    Files without an image's suffix and hidden files are passed over; of an animation the first frame is
+    taken. Cameras' rotation marks are obeyed, 16-bit grey is rounded to 8 bits, transparency is laid on
+    white, grey becomes three equal channels (``channels=3``) and colour its luma (``channels=1``). Resizing
+    is Pillow's Lanczos filter, which averages over all the pixels it shrinks.
+
+    An image's split is decided by a hash of its path below ``root`` alone: no seed changes it, and images
+    added later move no other image.
+
+    Args:
+        batch_size, flip: as in ImageData.
+        root: the folder.
+        resolution: side of the square images.
+        channels: 3 (colour) or 1 (grey).
+        crop: cut the central square out of an image that is not square; False refuses such an image.
+        labels: the sub-folders directly in ``root`` are the classes, numbered in the order of their names.
+        val_fraction, test_fraction: expected share of the images in each split, each in (0, 1).
+
+    Raises:
+        ValueError: one line, for arguments out of range; in ``setup`` for a folder or image of no use.
+    """
+
+    name = "image_folder"
+
+    def __init__(
+        self,
+        batch_size: int,
+        root: str,
+        resolution: int,
+        channels: int = 3,
+        crop: bool = True,
+        labels: bool = False,
+        flip: bool = False,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+    ) -> None:
+        super().__init__(batch_size, flip)
+        if resolution < 1:
+            raise ValueError(f"resolution must be at least 1, got {resolution}")
+        if channels not in (1, 3):
+            raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
+        for argument, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if not 0 < fraction < 1:
+                raise ValueError(f"{argument} must lie between 0 and 1, got {fraction}")
+        if val_fraction + test_fraction >= 1:
+            total = val_fraction + test_fraction
+            raise ValueError(f"val_fraction + test_fraction must be below 1, got {total}")
+        self.root = Path(root)
+        self.side = resolution
+        self.mode = {1: "L", 3: "RGB"}[channels]
+        self.crop = crop
+        self.labels = labels
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+
+    def load(self) -> Splits:
+        paths = self._find()
+        classes = self._classes(paths) if self.labels else {}
+        parts: tuple[list[Path], list[Path], list[Path]] = ([], [], [])
+        for path in paths:
+            parts[self._split(path)].append(path)
+        train, val, test = parts
+        for part, argument, fraction in (
+            (val, "val_fraction", self.val_fraction),
+            (test, "test_fraction", self.test_fraction),
+        ):
+            if not part:
+                raise ValueError(
+                    f"data.{argument}={fraction} takes none of the {len(paths)} images: raise it"
+                )
+        self.check_batch_size(len(train))  # before minutes of decoding
+        return Splits(
+            self._read(train, classes),
+            self._read(val, classes),
+            self._read(test, classes),
+            classes=len(classes),
+        )
+
+    def _find(self) -> list[Path]:
+        """Paths below root, sorted."""
+        if not self.root.exists():
+            raise ValueError(f"data.root={self.root} does not exist")
+        if not self.root.is_dir():
+            raise ValueError(f"data.root={self.root} is not a folder")
+        suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
+        paths = []
+        for folder, _, files in os.walk(self.root):
+            names = (file for file in files if not file.startswith("."))
+            found = (Path(folder, name) for name in names)
+            paths += [p.relative_to(self.root) for p in found if p.suffix.lower() in suffixes]
+        if not paths:
+            raise ValueError(f"data.root={self.root} has no image in it or in its sub-folders")
+        return sorted(paths, key=Path.as_posix)  # one order on every system
+
+    def _classes(self, paths: list[Path]) -> dict[str, int]:
+        for path in paths:
+            if len(path.parts) == 1:
+                raise ValueError(f"data.labels=true needs sub-folders, but {self.root / path} is in none")
+        return {name: number for number, name in enumerate(sorted({path.parts[0] for path in paths}))}
+
+    def _split(self, path: Path) -> int:
+        """0 train, 1 validation, 2 test."""
+        digest = hashlib.sha256(path.as_posix().encode("utf-8", "surrogateescape")).digest()
+        place = int.from_bytes(digest[:8], "big") / 2**64  # uniform in [0, 1)
+        return 2 if place < self.test_fraction else 1 if place < self.test_fraction + self.val_fraction else 0
+
+    def _read(self, paths: list[Path], classes: dict[str, int]) -> Images:
+        pixels = np.empty((len(paths), self.side, self.side, len(self.mode)), dtype=np.uint8)
+
+        def fill(place: int) -> None:
+            pixels[place] = self._decode(self.root / paths[place])
+
+        # Threads do, because Pillow decodes outside the interpreter lock.
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+            for _ in threads.map(fill, range(len(paths))):
+                pass  # asked for, so that a thread's error is raised here
+        labels: Tensor | None = None
+        if classes:
+            labels = torch.tensor([classes[path.parts[0]] for path in paths], dtype=torch.int64)
+        return Images(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
+
+    def _decode(self, path: Path) -> NDArray[np.uint8]:
+        """One image: (resolution, resolution, channels)."""
+        try:
+            with Image.open(path) as opened:
+                image = _eight_bits(ImageOps.exif_transpose(opened)).convert(self.mode)
+        except Exception as error:  # Pillow's readers raise nearly anything on a broken file
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(f"data.root: cannot read {path}: {reason}") from error
+        width, height = image.size
+        if width != height and not self.crop:
+            raise ValueError(f"data.crop=false needs square images, but {path} is {width}x{height}")
+        side = min(width, height)
+        left, top = (width - side) // 2, (height - side) // 2
+        # Cut first: resize(box=...) would let the filter look at pixels outside of the square.
+        image = image.crop((left, top, left + side, top + side))
+        image = image.resize((self.side, self.side), Image.Resampling.LANCZOS)
+        return np.asarray(image).reshape(self.side, self.side, len(self.mode))
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An image of 8 bits a channel without transparency: 16 bits rounded, transparency laid on white."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        # Not by Pillow's convert, which in many versions clips everything above 255 to white.
+        return Image.fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit grey has no known range: save it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image

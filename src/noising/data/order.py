@@ -1,0 +1,93 @@
+"""The training order: what step k sees is a pure function of (seed, k), so that a run resumes exactly.
+
+The permutations of epochs 0, 1, 2, ... are laid end to end, and step k takes images [k·B, (k+1)·B) of that
+stream: no image is dropped when B does not divide the set, and every image is seen equally often.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from noising.randomness import generator
+
+__all__ = ["BatchSlice", "StepOrder", "evaluation_batches"]
+
+
+class BatchSlice(NamedTuple):
+    """One rank's micro-batch: the images [first, first + len(indices)) of the global batch of a step."""
+
+    step: int
+    first: int
+    indices: Tensor  # (b,) int64, into the training set
+
+
+class StepOrder(Sampler[BatchSlice]):
+    """An infinite batch sampler that is indexed by the optimizer step.
+
+    ``start_step`` is asked whenever the iteration starts: a resumed run goes on behind its last optimizer
+    step, and nothing of the sampler needs saving. Micro-batch m of rank r is the slice [(m·world + r)·b, +b)
+    of the step's global batch, so ranks and accumulation change who computes, never what is computed.
+    """
+
+    def __init__(
+        self,
+        images: int,
+        batch_size: int,
+        seed: int,
+        start_step: Callable[[], int] = lambda: 0,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size % (world * accumulate):
+            raise ValueError(
+                f"data.batch_size={batch_size} must be a multiple of {world * accumulate}"
+                f" ({world} devices x {accumulate} accumulation steps): change it or them"
+            )
+        self.images = images
+        self.batch_size = batch_size
+        self.seed = seed
+        self.start_step = start_step
+        self.accumulate = accumulate
+        self.rank = rank
+        self.world = world
+        self._permutations: dict[int, Tensor] = {}
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch not in self._permutations:
+            # A batch reaches over at most two epochs (batch_size <= images): only those are worth keeping.
+            self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
+            drawn = generator(self.seed, "order", epoch).permutation(self.images)
+            self._permutations[epoch] = torch.from_numpy(drawn)
+        return self._permutations[epoch]
+
+    def global_batch(self, step: int) -> Tensor:
+        """The training images of one optimizer step over all ranks and micro-batches: (batch_size,) int64."""
+        parts: list[Tensor] = []
+        position, missing = step * self.batch_size, self.batch_size
+        while missing:
+            epoch, begin = divmod(position, self.images)
+            part = self._permutation(epoch)[begin : begin + missing]
+            parts.append(part)
+            position, missing = position + len(part), missing - len(part)
+        return torch.cat(parts)
+
+    def __iter__(self) -> Iterator[BatchSlice]:
+        b = self.batch_size // (self.world * self.accumulate)
+        for step in itertools.count(self.start_step()):
+            batch = self.global_batch(step)
+            for micro in range(self.accumulate):
+                first = (micro * self.world + self.rank) * b
+                yield BatchSlice(step, first, batch[first : first + b])
+
+
+def evaluation_batches(images: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Tensor]:
+    """The images rank, rank + world, ... in batches: over the ranks each image once, none as padding."""
+    indices = torch.arange(images)[rank::world]
+    return list(torch.split(indices, max(1, batch_size // world))) if len(indices) else []

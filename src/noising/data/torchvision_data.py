@@ -1,0 +1,130 @@
+"""MNIST, Fashion-MNIST and CIFAR-10, read (and downloaded once) by torchvision's own loaders.
+
+Each keeps the official test set as test. Validation is the last ``val_images`` of the official training set,
+by default only 1,000, so that validating the bound during training stays cheap; the rest is trained on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from abc import abstractmethod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad as pad_images
+
+from noising.data.image_data import ImageData, Images, Splits
+
+__all__ = ["CIFAR10", "MNIST", "FashionMNIST"]
+
+
+class _TorchvisionData(ImageData):
+    """A set of 10 classes that ``torchvision.datasets`` has under the name of the class."""
+
+    files: str  # what must lie in root, for who has no network
+
+    def __init__(
+        self, batch_size: int, root: str = "data", flip: bool = False, val_images: int = 1000
+    ) -> None:
+        super().__init__(batch_size, flip)
+        if val_images < 1:
+            raise ValueError(f"val_images must be at least 1, got {val_images}")
+        self.root = root
+        self.val_images = val_images
+
+    def prepare_data(self) -> None:
+        """Download what is not there, on one process. Raises ValueError if it cannot."""
+        self._read(train=True, download=True)
+
+    def load(self) -> Splits:
+        train, test = self._read(train=True), self._read(train=False)
+        rest = len(train.pixels) - self.val_images
+        if rest < 1:
+            raise ValueError(
+                f"data.val_images={self.val_images} leaves none of the {len(train.pixels)} images: lower it"
+            )
+        assert train.labels is not None
+        return Splits(
+            Images(train.pixels[:rest], train.labels[:rest]),
+            Images(train.pixels[rest:], train.labels[rest:]),
+            test,
+            classes=10,
+        )
+
+    def _read(self, train: bool, download: bool = False) -> Images:
+        try:
+            import torchvision.datasets  # type: ignore[import-untyped]  # here: importing it takes a second
+        except ImportError as error:
+            raise ValueError(f"data={self.name} needs torchvision: pip install torchvision") from error
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # it prints every mirror it tries
+                reader = getattr(torchvision.datasets, type(self).__name__)
+                found = reader(self.root, train=train, download=download)
+        except Exception as error:  # a missing, cut or changed file shows as nearly any exception
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise ValueError(
+                f"data.root={self.root}: {type(self).__name__} can be neither read nor downloaded:"
+                f" put {self.files} there ({reason})"
+            ) from error
+        return Images(self.pixels(found.data), torch.as_tensor(found.targets, dtype=torch.int64))
+
+    @abstractmethod
+    def pixels(self, raw: Any) -> Tensor:
+        """torchvision's array as (N, C, H, W) uint8."""
+
+
+class _GreyTorchvisionData(_TorchvisionData):
+    """28x28 grey, or 32x32 with ``pad``, a border of zeros: bits/dim with and without it do not compare."""
+
+    def __init__(
+        self,
+        batch_size: int,
+        root: str = "data",
+        flip: bool = False,
+        val_images: int = 1000,
+        pad: bool = False,
+    ) -> None:
+        super().__init__(batch_size, root, flip, val_images)
+        self.pad = pad
+
+    def pixels(self, raw: Any) -> Tensor:
+        images: Tensor = raw[:, None]  # (N, 1, 28, 28)
+        return pad_images(images, (2, 2, 2, 2)) if self.pad else images
+
+
+class MNIST(_GreyTorchvisionData):
+    """59,000 + 1,000 + 10,000 handwritten digits, 28x28 grey.
+
+    LeCun, Cortes & Burges, "The MNIST database of handwritten digits" (1998).
+    http://yann.lecun.com/exdb/mnist
+    """
+
+    name = "mnist"
+    files = "MNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
+
+
+class FashionMNIST(_GreyTorchvisionData):
+    """59,000 + 1,000 + 10,000 pieces of clothing, 28x28 grey.
+
+    Xiao, Rasul & Vollgraf, "Fashion-MNIST" (2017). https://arxiv.org/abs/1708.07747
+    """
+
+    name = "fashion_mnist"
+    files = "FashionMNIST/raw/{train,t10k}-{images-idx3,labels-idx1}-ubyte"
+
+
+class CIFAR10(_TorchvisionData):
+    """49,000 + 1,000 + 10,000 photographs, 32x32 colour.
+
+    Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
+    https://www.cs.toronto.edu/~kriz/cifar.html
+    """
+
+    name = "cifar10"
+    files = "cifar-10-python.tar.gz, unpacked, as cifar-10-batches-py"
+
+    def pixels(self, raw: Any) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(raw.transpose(0, 3, 1, 2)))

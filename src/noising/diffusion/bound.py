@@ -1,0 +1,112 @@
+"""The variational bound on −log p(x_0), term by term, each Kullback–Leibler divergence in closed form.
+
+    L_VLB = L_T + Σ_{t=2..T} L_t + L_0
+    L_T   = KL(q(x_T | x_0) ‖ p(x_T))                    the prior
+    L_t   = KL(q(x_(t−1) | x_t, x_0) ‖ p(x_(t−1) | x_t)) the posteriors, one a step
+    L_0   = −log p(x_0 | x_1)                            the decoder
+
+Ho et al., "Denoising Diffusion Probabilistic Models" (2020), equation 5. https://arxiv.org/abs/2006.11239
+All in nats per image until `bits_per_dim`; in float32 or better, never under autocast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from noising.diffusion.decoders import Decoder
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.gaussian import Gaussian
+from noising.diffusion.schedules import like
+from noising.diffusion.transition import Chain
+
+__all__ = ["Bound", "decoder_term", "posterior_term", "prior_term", "variational_bound"]
+
+
+class Bound(NamedTuple):
+    """The bound of a batch of images, in nats: prior (B,), steps (B, T − 1) for t = 2..T, decoder (B,)."""
+
+    prior: Tensor
+    steps: Tensor
+    decoder: Tensor
+    dims: int
+    """Numbers in one image, C·H·W."""
+
+    @property
+    def total(self) -> Tensor:
+        """L_VLB, (B,) nats."""
+        return self.prior + self.steps.sum(1) + self.decoder
+
+    @property
+    def bits_per_dim(self) -> Bound:
+        """The same terms in bits per dimension."""
+        nats = self.dims * math.log(2)
+        return Bound(self.prior / nats, self.steps / nats, self.decoder / nats, self.dims)
+
+
+def prior_term(chain: Chain, x: Tensor) -> Tensor:
+    """L_T = KL(q(x_T | x_0) ‖ N(0, prior_std²)): (B,) nats. x: (B, C, H, W)."""
+    level = chain.level(len(chain))
+    end = Gaussian(like(level.alpha, x) * x, 2 * level.sigma.log())
+    log_prior_variance = torch.full_like(level.sigma, 2 * math.log(chain.schedule.prior_std))
+    return end.kl(Gaussian(torch.zeros_like(x), log_prior_variance))
+
+
+def posterior_term(
+    denoiser: Denoiser,
+    chain: Chain,
+    x: Tensor,
+    step: int | Tensor,
+    noise: Tensor,
+    clip: float | None = None,
+    class_label: Tensor | None = None,
+) -> Tensor:
+    """L_t of one step, 2..T, for the batch, or of a step for each image (B,), at the noise of x's shape: (B,) nats."""
+    transition = chain[step]
+    x_t = transition.later.perturb(x, noise)
+    prediction = denoiser.at(x_t, transition.later, clip, class_label)
+    return transition.posterior(x_t, x).kl(denoiser.reverse(transition, x_t, prediction))
+
+
+def decoder_term(
+    denoiser: Denoiser,
+    chain: Chain,
+    x: Tensor,
+    noise: Tensor,
+    decoder: Decoder,
+    clip: float | None = None,
+    class_label: Tensor | None = None,
+) -> Tensor:
+    """L_0 = −log p(x_0 | x_1) at the noise of x's shape: (B,) nats."""
+    transition = chain[1]
+    x_1 = transition.later.perturb(x, noise)
+    prediction = denoiser.at(x_1, transition.later, clip, class_label)
+    return -decoder.log_prob(x, denoiser.reverse(transition, x_1, prediction))
+
+
+def variational_bound(
+    denoiser: Denoiser,
+    chain: Chain,
+    x: Tensor,
+    decoder: Decoder,
+    noise: Callable[[], Tensor] | None = None,
+    clip: float | None = None,
+    class_label: Tensor | None = None,
+) -> Bound:
+    """Every term of the bound: T evaluations of the network an image.
+
+    x: (B, C, H, W) on the decoder's grid in [−1, 1]; noise: gives the standard normal noise of each step in turn,
+    t = 1..T, of x's shape (default: torch's generator); clip: keeps x̂ in [−clip, clip].
+    """
+    draw = noise or (lambda: torch.randn_like(x))
+    last = decoder_term(denoiser, chain, x, draw(), decoder, clip, class_label)
+    steps = [
+        posterior_term(denoiser, chain, x, step, draw(), clip, class_label)
+        for step in range(2, len(chain) + 1)
+    ]
+    stacked = torch.stack(steps, dim=1) if steps else x.new_zeros(len(x), 0)
+    return Bound(prior_term(chain, x), stacked, last, x[0].numel())

@@ -1,0 +1,76 @@
+"""The denoiser: a network, a schedule and a parameterization, which together say (x̂, ε̂) for any x_t.
+
+Samplers, objectives and the bound see nothing else of the network.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from noising.diffusion.gaussian import Gaussian
+from noising.diffusion.noise_labels import NoiseLabel
+from noising.diffusion.parameterizations import Parameterization
+from noising.diffusion.schedules import NoiseLevel, Schedule, like
+from noising.diffusion.transition import Transition
+from noising.diffusion.variances import ReverseVariance
+
+__all__ = ["Denoiser", "Prediction"]
+
+
+class Prediction(NamedTuple):
+    """What a denoiser says of x_t, each (B, C, H, W)."""
+
+    x: Tensor
+    noise: Tensor
+    output: Tensor
+    raw_variance: Tensor | None
+
+
+class Denoiser(nn.Module):
+    """Network + schedule + parameterization + reverse variance + noise label."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: Schedule,
+        parameterization: Parameterization,
+        variance: ReverseVariance,
+        noise_label: NoiseLabel,
+    ) -> None:
+        """model(x, noise_label, class_label=None) -> (B, variance.outputs · C, H, W)."""
+        super().__init__()
+        self.model = model
+        self.schedule = schedule
+        self.parameterization = parameterization
+        self.variance = variance
+        self.noise_label = noise_label
+
+    def forward(
+        self, x_t: Tensor, t: Tensor, clip: float | None = None, class_label: Tensor | None = None
+    ) -> Prediction:
+        """(x̂, ε̂) at times t in (0, 1]. x_t: (B, C, H, W); t: (B,) or of no dimension."""
+        return self.at(x_t, self.schedule(t.cpu()), clip, class_label)
+
+    def at(
+        self, x_t: Tensor, level: NoiseLevel, clip: float | None = None, class_label: Tensor | None = None
+    ) -> Prediction:
+        """The same at a level made before. With clip, x̂ is kept in [−clip, clip] and ε̂ derived from it again."""
+        label = self.noise_label(level).to(x_t.device, x_t.dtype, non_blocking=True)
+        scaled = like(self.parameterization.input_scale(level), x_t) * x_t
+        # under autocast the network answers in half precision: what is solved from it is not
+        raw = self.model(scaled, label.flatten().expand(len(x_t)), class_label=class_label).to(x_t.dtype)
+        output, raw_variance = raw, None
+        if self.variance.outputs > 1:
+            output, raw_variance = raw.chunk(self.variance.outputs, dim=1)
+        x, noise = self.parameterization.solve(output, x_t, level)
+        if clip is not None:
+            x = x.clamp(-clip, clip)
+            noise = (x_t - like(level.alpha, x_t) * x) * like(1 / level.sigma, x_t)
+        return Prediction(x, noise, output, raw_variance)
+
+    def reverse(self, step: Transition, x_t: Tensor, prediction: Prediction) -> Gaussian:
+        """p(x_s | x_t): the posterior's mean with x̂ for x, and the reverse variance (Ho et al., eq. 11)."""
+        log_variance = self.variance.log_variance(step, prediction.raw_variance)
+        return Gaussian(step.mean(x_t, prediction.x), log_variance)

@@ -1,0 +1,80 @@
+"""What the network predicts: a mix a x + b ε of the clean image and the noise, one line (a, b) each.
+
+Together with x_t = α x + σ ε the prediction fixes both: with the determinant d = a σ − b α,
+
+    x̂ = (σ output − b x_t)/d        ε̂ = (a x_t − α output)/d
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from noising.diffusion.schedules import NoiseLevel, like
+
+__all__ = ["CleanImage", "Epsilon", "Parameterization", "Velocity"]
+
+
+class Parameterization(ABC):
+    """The mix (a, b); target, solution and gain follow from it. Coefficients are float64, images (B, C, H, W)."""
+
+    @abstractmethod
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        """(a, b) at a level, of the level's shape."""
+
+    def input_scale(self, level: NoiseLevel) -> Tensor:
+        """What x_t is multiplied by before the network sees it."""
+        return torch.ones_like(level.alpha)
+
+    def target(self, x: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
+        """What the network should have said: a x + b ε."""
+        a, b = self.mix(level)
+        return like(a, x) * x + like(b, x) * noise
+
+    def solve(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        """(x̂, ε̂) from the network's output and x_t."""
+        a, b = self.mix(level)
+        d = self._determinant(level)
+        x = like(level.sigma / d, x_t) * output - like(b / d, x_t) * x_t
+        noise = like(a / d, x_t) * x_t - like(level.alpha / d, x_t) * output
+        return x, noise
+
+    def gain(self, level: NoiseLevel) -> Tensor:
+        """How far the output moves when x̂ does, at fixed x_t: ‖error of the output‖ = gain ‖x − x̂‖."""
+        return self._determinant(level).abs() / level.sigma
+
+    def _determinant(self, level: NoiseLevel) -> Tensor:
+        a, b = self.mix(level)
+        return a * level.sigma - b * level.alpha
+
+
+class Epsilon(Parameterization):
+    """ε, the noise: even work at every level, but says nothing of x where α = 0.
+
+    Ho et al., "Denoising Diffusion Probabilistic Models" (2020), equation 14. https://arxiv.org/abs/2006.11239
+    """
+
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(level.alpha), torch.ones_like(level.alpha)
+
+
+class CleanImage(Parameterization):
+    """x, the clean image: well defined at pure noise, but says little of ε near clean.
+
+    Ho et al. (2020), section 3.2.
+    """
+
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(level.alpha), torch.zeros_like(level.alpha)
+
+
+class Velocity(Parameterization):
+    """v = α ε − σ x: well conditioned at both ends of a variance-preserving path.
+
+    Salimans & Ho, "Progressive Distillation" (2022), appendix D. https://arxiv.org/abs/2202.00512
+    """
+
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        return -level.sigma, level.alpha

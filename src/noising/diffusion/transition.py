@@ -1,0 +1,138 @@
+"""One step of the diffusion, t -> s with s < t, and the chain that such steps make.
+
+Everything follows from the two levels and c = 1 − e^(λ_t − λ_s):
+
+    forward    q(x_t | x_s)       = N(α_t/α_s x_s,                           c σ_t²)
+    posterior  q(x_s | x_t, x)    = N((α_t σ_s²)/(α_s σ_t²) x_t + α_s c x,   c σ_s²)
+    reverse    p(x_s | x_t)       = N(the same mean with x̂ for x,            by the reverse variance)
+
+For a variance-preserving schedule on the grid t = i/T these are Ho et al. (2020), equations 2, 6, 7 and 11, with
+c σ_t² = β_t. The form through λ is Kingma et al., "Variational Diffusion Models" (2021), appendix A.
+https://arxiv.org/abs/2107.00630
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from noising.diffusion.gaussian import Gaussian
+from noising.diffusion.schedules import NoiseLevel, Schedule, like
+
+__all__ = ["Chain", "Transition"]
+
+
+class Transition(NamedTuple):
+    """The step between a level t and a cleaner level s; coefficients are float64, of the levels' shape.
+
+    first_log_variance is what stands for log c σ_s² where s is clean (σ_s = 0, so the posterior is a point and its
+    logarithm −∞): the second step's value, as in the reference implementations of DDPM. It changes bits/dim.
+    """
+
+    later: NoiseLevel
+    earlier: NoiseLevel
+    first_log_variance: Tensor
+
+    @property
+    def c(self) -> Tensor:
+        """1 − e^(λ_t − λ_s), in (0, 1]."""
+        return -torch.expm1(self.later.log_snr - self.earlier.log_snr)
+
+    def forward(self, x_s: Tensor) -> Gaussian:
+        """q(x_t | x_s), one forward step (eq. 2)."""
+        mean = like(self.later.alpha / self.earlier.alpha, x_s) * x_s
+        return Gaussian(mean, self.large_log_variance)
+
+    def mean(self, x_t: Tensor, x: Tensor) -> Tensor:
+        """The posterior's mean given x_t and the clean image or its estimate (eq. 7). All (B, C, H, W)."""
+        t, s = self.later, self.earlier
+        keep = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
+        return like(keep, x_t) * x_t + like(s.alpha * self.c, x_t) * x
+
+    @property
+    def posterior_variance(self) -> Tensor:
+        """c σ_s², the posterior's own variance; 0 where s is clean (eq. 7)."""
+        return self.c * self.earlier.sigma**2
+
+    @property
+    def small_log_variance(self) -> Tensor:
+        """log c σ_s², or the second step's where s is clean."""
+        return torch.where(self.earlier.sigma > 0, self.posterior_variance.log(), self.first_log_variance)
+
+    @property
+    def large_log_variance(self) -> Tensor:
+        """log c σ_t², the forward step's variance."""
+        return (self.c * self.later.sigma**2).log()
+
+    def posterior(self, x_t: Tensor, x: Tensor) -> Gaussian:
+        """q(x_s | x_t, x) (eq. 6)."""
+        return Gaussian(self.mean(x_t, x), self.small_log_variance)
+
+
+class Chain:
+    """A schedule seen on a grid of times 0 < t_1 < … < t_T: chain[i] is the step t_i -> t_(i−1), with t_0 = 0 clean.
+
+    i counts 1..T as in the literature. An integer gives coefficients of no dimension, a (B,) tensor of integers one
+    step an image. The paper's arrays are there by name, read-only, (T,) float64, index 0 for step 1; for geometries
+    that do not preserve variance they are those of the variance-preserving chain with the same λ.
+    """
+
+    def __init__(self, schedule: Schedule, times: Tensor) -> None:
+        """times: (T,) rising, in (0, 1]."""
+        times = times.double().cpu()
+        if not len(times) or times[0] <= 0 or times[-1] > 1 or not bool((times.diff() > 0).all()):
+            raise ValueError("times of a chain must rise within (0, 1]")
+        self.schedule = schedule
+        self.times = torch.cat([times.new_zeros(1), times])
+        self._levels = schedule(self.times)
+        self._levels = NoiseLevel(*(field.flatten() for field in self._levels))
+        self._first_log_variance = self._second_step_log_variance()
+
+    @classmethod
+    def uniform(cls, schedule: Schedule, timesteps: int) -> Chain:
+        """The chain of T equal steps, t = i/T."""
+        return cls(schedule, torch.arange(1, timesteps + 1, dtype=torch.float64) / timesteps)
+
+    def _second_step_log_variance(self) -> Tensor:
+        log_snr, sigma = self._levels.log_snr, self._levels.sigma
+        if len(self) == 1:  # no second step: the forward variance of the only one
+            return (sigma[1] ** 2).log()
+        return (-torch.expm1(log_snr[2] - log_snr[1]) * sigma[1] ** 2).log()
+
+    def __len__(self) -> int:
+        return len(self.times) - 1
+
+    def level(self, step: int | Tensor) -> NoiseLevel:
+        """The level after `step` forward steps, 0 the clean image."""
+        if isinstance(step, int):
+            return NoiseLevel(*(field[step] for field in self._levels))
+        step = step.cpu()
+        return NoiseLevel(*(field[step].reshape(-1, 1, 1, 1) for field in self._levels))
+
+    def __getitem__(self, step: int | Tensor) -> Transition:
+        if isinstance(step, int) and not 1 <= step <= len(self):
+            raise IndexError(f"steps of this chain are 1 to {len(self)}, got {step}")
+        return Transition(self.level(step), self.level(step - 1), self._first_log_variance)
+
+    @property
+    def alpha_bar(self) -> Tensor:
+        """ᾱ_t = sigmoid(λ_t)."""
+        return torch.sigmoid(self._levels.log_snr[1:])
+
+    @property
+    def alpha(self) -> Tensor:
+        """α_t = ᾱ_t/ᾱ_(t−1) = 1 − β_t."""
+        return self.alpha_bar / torch.sigmoid(self._levels.log_snr[:-1])
+
+    @property
+    def beta(self) -> Tensor:
+        """β_t."""
+        return 1 - self.alpha
+
+    @property
+    def posterior_variance(self) -> Tensor:
+        """β̃_t = β_t (1 − ᾱ_(t−1))/(1 − ᾱ_t)."""
+        before, after = (torch.sigmoid(-self._levels.log_snr[i]) for i in (slice(0, -1), slice(1, None)))
+        return self.beta * before / after

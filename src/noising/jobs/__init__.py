@@ -1,0 +1,1 @@
+"""The commands' work: train, evaluate, sample; each a function (config, run folder)."""

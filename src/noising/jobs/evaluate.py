@@ -1,0 +1,35 @@
+"""`evaluate`: a checkpoint's bound on its test set, by any estimator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from noising.build import build_evaluation_trainer, build_module
+from noising.jobs.summary import print_summary, recording
+from noising.trained import load
+from noising.training.ema import EMA
+from noising.training.progress import StepProgress
+from noising.training.record import Record
+from noising.training.run import Run
+
+__all__ = ["evaluate"]
+
+
+def evaluate(cfg: DictConfig, run_dir: Path) -> None:
+    """Measure the averaged weights of a checkpoint; leave summary.json and the bound by step in run_dir."""
+    trained = load(cfg.checkpoint)
+    run = Run(run_dir)
+    config = OmegaConf.merge(trained.config, {"bound": None}, {"bound": cfg.bound})
+    assert isinstance(config, DictConfig)
+    module = build_module(config, trained.data)
+    module.load_state_dict(trained.checkpoint["state_dict"])
+    ema = EMA()
+    ema.load(trained.checkpoint)
+    record = Record(run, trained.data, ema, source={"checkpoint": str(trained.path), "step": trained.step})
+    trainer = build_evaluation_trainer(cfg, run, [ema, StepProgress(), record])
+    with recording(run, OmegaConf.to_container(cfg, resolve=True), trainer):
+        trainer.test(module, trained.data, verbose=False)
+    if trainer.is_global_zero:
+        print_summary(run)

@@ -1,0 +1,68 @@
+"""`sample`: images from a checkpoint, as a grid, single PNGs, one .npz, and the reverse process in motion."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.progress import track
+
+from noising.build import build_sampler
+from noising.configuration import ConfigError
+from noising.trained import load
+from noising.training.figures import image_grid, save_animation, save_png
+from noising.training.run import Run, replacing
+from noising.training.sampling import draw_images, draw_path
+
+__all__ = ["sample"]
+
+GRID_IMAGES, PATH_IMAGES = 64, 16
+
+
+def sample(cfg: DictConfig, run_dir: Path) -> None:
+    """Draw cfg.n images: image i depends on (seed, i) alone, whatever the batch size."""
+    for option in ("n", "batch_size"):
+        if cfg[option] < 1:
+            raise ConfigError(f"{option} must be at least 1, got {cfg[option]}")
+    if cfg.seed < 0:
+        raise ConfigError(f"seed must not be negative, got {cfg.seed}")
+    sampler = build_sampler(cfg)
+    trained = load(cfg.checkpoint)
+    data, run = trained.data, Run(run_dir)
+    denoiser = trained.denoiser.to(_device(cfg.device))
+    shape = (data.channels, data.resolution, data.resolution)
+    run.start(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
+
+    batches = [range(first, min(first + cfg.batch_size, cfg.n)) for first in range(0, cfg.n, cfg.batch_size)]
+    drawn = [draw_images(denoiser, sampler, shape, cfg.seed, batch).cpu() for batch in track(batches, "sampling")]
+    images = data.to_8bit(data.unscale(torch.cat(drawn)))
+    for number, image in enumerate(images):
+        save_png(run.path / "images" / f"{number:06d}.png", image_grid(image[None], gap=0, enlarge=False))
+    with replacing(run.path / "samples.npz") as file:
+        np.savez_compressed(file, images.permute(0, 2, 3, 1).numpy())
+    save_png(run.samples_image, image_grid(images[:GRID_IMAGES]))
+    path = draw_path(denoiser, sampler, shape, cfg.seed, range(min(cfg.n, PATH_IMAGES)))
+    save_animation(run.reverse_process, [image_grid(data.to_8bit(data.unscale(x_t))) for x_t in path.cpu()])
+
+    card = {
+        "checkpoint": str(trained.path),
+        "step": trained.step,
+        "weights": trained.weights,
+        "sampler": OmegaConf.to_container(cfg.sampler),
+        "grid": OmegaConf.to_container(cfg.grid),
+        "seed": cfg.seed,
+    }
+    run.record({"sample/images": cfg.n}, {"sample/images": card})
+    run.finish("finished")
+    print(f"{cfg.n} images: {run.path}/images, samples.npz, samples.png, reverse_process.gif")
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}") from error
+    return device

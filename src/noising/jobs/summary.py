@@ -1,0 +1,78 @@
+"""How a job begins and ends: its status in the run's folder, and the table printed last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from rich.console import Console
+from rich.table import Table
+
+from noising.training.loggers import close_loggers
+from noising.training.run import Run
+
+__all__ = ["print_summary", "recording"]
+
+_ROWS = (
+    ("test/bound", "bound on -log p(x)"),
+    ("test/prior", "  prior L_T"),
+    ("test/steps", "  steps, sum of L_t"),
+    ("test/decoder", "  decoder L_0"),
+    ("test/histogram_baseline", "baseline: per-pixel histogram of the training set"),
+    ("test/uniform_baseline", "baseline: uniform over the grey levels"),
+)
+
+
+@contextmanager
+def recording(run: Run, config: Any, trainer: Trainer) -> Iterator[None]:
+    """Within it the run is "running"; afterwards finished, interrupted or failed. Rank 0 writes."""
+    writes = trainer.is_global_zero
+    if writes:
+        run.start(config)
+    status = "failed"
+    try:
+        yield
+        # Lightning ends a fit after Ctrl-C without raising
+        status = "interrupted" if trainer.interrupted else "finished"
+    except (KeyboardInterrupt, SIGTERMException):
+        status = "interrupted"
+        raise
+    finally:
+        close_loggers(trainer.loggers, failed=status != "finished")
+        if writes:
+            run.finish(status)
+
+
+def print_summary(run: Run) -> None:
+    """The numbers with their errors, and where everything lies."""
+    summary = run.summary
+    card = summary.get("cards", {}).get("test/bound", {})
+    table = Table(title=f"{card.get('data', '')} test set, {card.get('images', 0)} images", title_justify="left")
+    table.add_column("bits/dim")
+    table.add_column("value", justify="right")
+    table.add_column("± Monte Carlo", justify="right")
+    table.add_column("± images", justify="right")
+    for key, words in _ROWS:
+        if key in summary:
+            errors = [summary.get(f"{key}{suffix}") for suffix in ("_mc_se", "_image_se")]
+            table.add_row(words, _number(summary[key]), *("" if e is None else _number(e) for e in errors))
+    console = Console(soft_wrap=True)
+    console.print(table)
+    if card:
+        console.print(
+            f"{card['estimator']} estimate, {card['evaluations_per_image']} network evaluations an image, "
+            f"clip {card['clip']}, T = {card['timesteps']}, EMA weights of step {card['step']}; ± is one standard error"
+        )
+    if "train/images_per_second" in summary:
+        console.print(f"trained at {summary['train/images_per_second']:.0f} images/s")
+    console.print()
+    for path in (run.samples_image, run.reverse_process, run.bound_by_step_figure, run.last_checkpoint, run.summary_file):
+        if path.exists():
+            console.print(str(path), highlight=False)
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"

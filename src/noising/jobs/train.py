@@ -1,0 +1,33 @@
+"""`train`: config -> objects -> Trainer.fit -> test. The architecture on one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from noising.build import build_callbacks, build_data, build_module, build_trainer
+from noising.jobs.summary import print_summary, recording
+from noising.training.run import Run
+
+__all__ = ["train"]
+
+
+def train(cfg: DictConfig, run_dir: Path) -> None:
+    """Train, sample, evaluate; leave a run in run_dir, or continue the one that is there."""
+    run = Run(run_dir)
+    if cfg.resume and run.status == "finished":
+        print_summary(run)
+        return
+
+    data = build_data(cfg)
+    module = build_module(cfg, data)
+    trainer = build_trainer(cfg, run, build_callbacks(cfg, run, data))
+
+    config = OmegaConf.to_container(cfg, resolve=True)
+    checkpoint = run.last_checkpoint if cfg.resume and run.last_checkpoint.exists() else None
+    with recording(run, config, trainer):
+        trainer.fit(module, data, ckpt_path=checkpoint)
+        trainer.test(module, data, ckpt_path=run.last_checkpoint, verbose=False)
+    if trainer.is_global_zero:
+        print_summary(run)

@@ -1,0 +1,108 @@
+"""The blocks a U-Net is made of: the noise label's embedding, residual block, self-attention, resampling.
+
+Legend: B images, C channels, H and W pixels, E embedding width, N attention heads, P = H * W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["Attention", "Downsample", "NoiseEmbedding", "Residual", "Upsample", "zeroed"]
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+
+def zeroed(layer: Layer) -> Layer:
+    """The layer with weight and bias at zero: a block that ends in it starts as the identity."""
+    nn.init.zeros_(layer.weight)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class NoiseEmbedding(nn.Module):
+    """Sines and cosines of the noise label (B,) at wavelengths 2 pi to 2 pi * 10000, then two layers: (B, E).
+
+    Vaswani et al., "Attention Is All You Need" (2017), section 3.5. https://arxiv.org/abs/1706.03762
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, waves: int, embedding: int) -> None:
+        super().__init__()
+        half = waves // 2
+        frequencies = torch.exp(-math.log(10_000.0) * torch.arange(half, dtype=torch.float32) / half)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+        self.layers = nn.Sequential(
+            nn.Linear(2 * half, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
+        )
+
+    def forward(self, noise_label: Tensor) -> Tensor:
+        angles = noise_label.float()[:, None] * self.frequencies  # (B, waves / 2)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (B, waves)
+        embedded: Tensor = self.layers(waves)  # (B, E)
+        return embedded
+
+
+class Residual(nn.Module):
+    """x + conv(norm(conv(x)) * (1 + scale) + shift), where scale and shift are read from the embedding.
+
+    Dhariwal & Nichol, "Diffusion Models Beat GANs" (2021), section 3.1. https://arxiv.org/abs/2105.05233
+    """
+
+    def __init__(self, channels: int, out_channels: int, embedding: int, groups: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_in = nn.GroupNorm(groups, channels)
+        self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.scale_shift = nn.Linear(embedding, 2 * out_channels)
+        self.norm_out = nn.GroupNorm(groups, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        same = channels == out_channels
+        self.shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        h = self.conv_in(F.silu(self.norm_in(x)))  # (B, out, H, W)
+        scale, shift = self.scale_shift(embedded)[:, :, None, None].chunk(2, dim=1)  # (B, out, 1, 1) each
+        h = torch.addcmul(shift, self.norm_out(h), 1 + scale)  # (B, out, H, W)
+        h = self.conv_out(self.dropout(F.silu(h)))  # (B, out, H, W)
+        out: Tensor = self.shortcut(x) + h  # (B, out, H, W)
+        return out
+
+
+class Attention(nn.Module):
+    """x + self-attention over the pixels of x: (B, C, H, W) to (B, C, H, W)."""
+
+    def __init__(self, channels: int, groups: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.GroupNorm(groups, channels)
+        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        projected = self.query_key_value(self.norm(x))  # (B, 3C, H, W)
+        per_head = projected.unflatten(1, (3, self.heads, -1)).flatten(4)  # (B, 3, N, C / N, P)
+        query, key, value = per_head.transpose(3, 4).unbind(1)  # (B, N, P, C / N) each
+        mixed = F.scaled_dot_product_attention(query, key, value)  # (B, N, P, C / N)
+        out: Tensor = x + self.out(mixed.transpose(2, 3).reshape(x.shape))  # (B, C, H, W)
+        return out
+
+
+class Downsample(nn.Conv2d):
+    """Half the resolution by a convolution of stride 2: (B, C, H, W) to (B, C, H / 2, W / 2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+
+
+class Upsample(nn.Sequential):
+    """Twice the resolution by repeating pixels and a convolution: (B, C, H, W) to (B, C, 2H, 2W)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(nn.Upsample(scale_factor=2.0), nn.Conv2d(channels, channels, 3, padding=1))

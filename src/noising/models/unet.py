@@ -1,0 +1,167 @@
+"""The U-Net of the diffusion literature.
+
+Legend: B images, H and W the image's sides, h and w a level's sides, C a level's channels, E embedding width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from noising.models.blocks import Attention, Downsample, NoiseEmbedding, Residual, Upsample, zeroed
+
+__all__ = ["UNet"]
+
+
+class Stage(nn.Module):
+    """A residual block and, where the level has it, self-attention after it."""
+
+    def __init__(self, residual: Residual, attention: Attention | None) -> None:
+        super().__init__()
+        self.residual = residual
+        self.attention = attention
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        x = self.residual(x, embedded)  # (B, C, h, w)
+        return x if self.attention is None else self.attention(x)  # (B, C, h, w)
+
+
+class UNet(nn.Module):
+    """Residual blocks down to a small image and back up, each level's features handed across.
+
+    Ho et al., "Denoising Diffusion Probabilistic Models" (2020), appendix B, https://arxiv.org/abs/2006.11239,
+    with the noise label as scale and shift (https://arxiv.org/abs/2102.09672).
+
+    ``model(x, noise_label, class_label=None)``: x (B, channels, H, W), noise_label (B,) about 0 to 1000,
+    class_label (B,) long or None; output is (B, out_channels, H, W), zero before training. Row ``classes``
+    of the class embedding means "no class", and so does None.
+
+    Args:
+        channels: channels of the image.
+        out_channels: channels of the output.
+        resolution: side of the image; a multiple of 2^(levels - 1).
+        classes: number of image classes; 0 for a model without classes.
+        width: channels of the first level; a multiple of ``groups`` and ``heads``.
+        multipliers: one level each, of width * multiplier channels, at half the resolution of the one before.
+        blocks: residual blocks a level.
+        attention: resolutions with self-attention; the middle always has it, and no level need have them.
+        heads: attention heads.
+        groups: groups of each group normalization.
+        dropout: probability in [0, 1) that a residual block drops a feature in training.
+
+    Raises:
+        ValueError: one of the numbers cannot make a network; the message names it.
+    """
+
+    def __init__(
+        self,
+        *,
+        channels: int,
+        out_channels: int,
+        resolution: int,
+        classes: int = 0,
+        width: int = 64,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 2,
+        attention: Sequence[int] = (8, 4),
+        heads: int = 4,
+        groups: int = 8,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_numbers(resolution, classes, width, multipliers, blocks, heads, groups, dropout)
+        embedding = 4 * width
+        self.classes = classes
+        self.noise_embedding = NoiseEmbedding(width, embedding)
+        self.class_embedding = nn.Embedding(classes + 1, embedding) if classes else None
+
+        def stage(inputs: int, outputs: int, attends: bool) -> Stage:
+            residual = Residual(inputs, outputs, embedding, groups, dropout)
+            return Stage(residual, Attention(outputs, groups, heads) if attends else None)
+
+        features = width
+        skips = [width]
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.down = nn.ModuleList()
+        for level, multiplier in enumerate(multipliers):
+            if level > 0:
+                self.down.append(Downsample(features))
+                skips.append(features)
+            for _ in range(blocks):
+                self.down.append(stage(features, multiplier * width, resolution >> level in attention))
+                features = multiplier * width
+                skips.append(features)
+        self.middle = nn.ModuleList([stage(features, features, True), stage(features, features, False)])
+        self.up = nn.ModuleList()
+        for level, multiplier in reversed(list(enumerate(multipliers))):
+            for _ in range(blocks + 1):
+                inputs = features + skips.pop()
+                self.up.append(stage(inputs, multiplier * width, resolution >> level in attention))
+                features = multiplier * width
+            if level > 0:
+                self.up.append(Upsample(features))
+        self.last_norm = nn.GroupNorm(groups, features)
+        self.last = zeroed(nn.Conv2d(features, out_channels, 3, padding=1))
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        embedded = F.silu(self._embed(noise_label, class_label))  # (B, E)
+        h = self.first(x)  # (B, width, H, W)
+        skips = [h]
+        for layer in self.down:
+            h = layer(h, embedded) if isinstance(layer, Stage) else layer(h)  # (B, C, h, w)
+            skips.append(h)
+        for layer in self.middle:
+            h = layer(h, embedded)  # (B, C, h, w), the smallest
+        for layer in self.up:
+            if isinstance(layer, Stage):
+                h = layer(torch.cat([h, skips.pop()], dim=1), embedded)  # (B, C, h, w)
+            else:
+                h = layer(h)  # (B, C, 2h, 2w)
+        out: Tensor = self.last(F.silu(self.last_norm(h)))  # (B, out_channels, H, W)
+        return out
+
+    def _embed(self, noise_label: Tensor, class_label: Tensor | None) -> Tensor:
+        embedded: Tensor = self.noise_embedding(noise_label)  # (B, E)
+        if self.class_embedding is None:
+            if class_label is not None:
+                raise ValueError("class_label needs a model with classes, this one was built with classes=0")
+            return embedded
+        if class_label is None:
+            class_label = torch.full(noise_label.shape, self.classes, device=noise_label.device)  # (B,)
+        embedded = embedded + self.class_embedding(class_label)  # (B, E)
+        return embedded
+
+
+def _check_numbers(
+    resolution: int,
+    classes: int,
+    width: int,
+    multipliers: Sequence[int],
+    blocks: int,
+    heads: int,
+    groups: int,
+    dropout: float,
+) -> None:
+    """One line a mistake, in the arguments' own names."""
+    positive = {"width": width, "blocks": blocks, "heads": heads, "groups": groups}
+    for name, number in positive.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
+    if classes < 0:
+        raise ValueError(f"classes must be at least 0 (0: no classes), got {classes}")
+    if not multipliers or min(multipliers) < 1:
+        raise ValueError(f"multipliers must be one or more numbers of at least 1, got {list(multipliers)}")
+    for name in ("groups", "heads"):
+        if width % positive[name]:
+            raise ValueError(f"width must be a multiple of {name}={positive[name]}, got {width}")
+    shrink = 2 ** (len(multipliers) - 1)
+    if resolution < 1 or resolution % shrink:
+        raise ValueError(
+            f"multipliers make {len(multipliers)} levels, which need a resolution divisible by {shrink}, "
+            f"got {resolution}: use fewer"
+        )
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}")

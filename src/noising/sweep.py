@@ -1,0 +1,177 @@
+"""Sweeps: what to check before the first job, and sweep.csv, one row a job, printed when the last ends."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from noising.configuration import UsageError
+
+Row = dict[str, Any]
+
+
+class SweepTable(Callback):
+    """Hydra callback: writes sweep.csv and prints it when the last job has ended.
+
+    Not before: a sweep that was killed between two jobs is known by its having no sweep.csv (training.run).
+    """
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        write_csv(folder)
+        print_table(folder)
+
+
+def rows(sweep: Path) -> list[Row]:
+    """One row a job, by number: its overrides, the numbers of its summary.json, its status, its folder's
+    name.
+
+    A job without a summary.json has the status "failed": it ended before there was anything to say.
+    """
+    jobs = [path.parent.parent for path in sweep.glob("*/.hydra/overrides.yaml")]
+    table = []
+    for job in sorted(jobs, key=_number):
+        row: Row = {}
+        for override in OmegaConf.load(job / ".hydra" / "overrides.yaml"):
+            key, _, value = str(override).partition("=")
+            if key != "resume":
+                row[key.lstrip("+")] = value
+        summary = _summary(job / "summary.json")
+        row["status"] = summary.get("status", "failed")
+        numbers = {key: value for key, value in summary.items() if type(value) in (int, float)}
+        row |= {key: value for key, value in numbers.items() if key not in row}
+        row["folder"] = job.name
+        table.append(row)
+    return table
+
+
+def _number(job: Path) -> tuple[int, str]:
+    number = job.name.partition("_")[0]
+    return (int(number) if number.isdigit() else 0, job.name)
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def _columns(table: list[Row]) -> list[str]:
+    """Every key once: overrides, status, numbers, folder, each kind in the order in which it first comes."""
+    names = dict.fromkeys(name for row in table for name in row)
+    before = [
+        n for n in names if any(n in row and list(row).index(n) < list(row).index("status") for row in table)
+    ]
+    after = [name for name in names if name not in before and name not in ("status", "folder")]
+    return [*before, "status", *after, "folder"]
+
+
+def write_csv(sweep: Path) -> None:
+    """Writes sweep.csv whole or not at all."""
+    table = rows(sweep)
+    if not table:
+        return
+    part = sweep / f".sweep-{os.getpid()}.csv"
+    with part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _columns(table), restval="")
+        writer.writeheader()
+        writer.writerows(table)
+    os.replace(part, sweep / "sweep.csv")
+
+
+def print_table(sweep: Path) -> None:
+    """Prints what differs between the jobs and what was measured on test images; sweep.csv has the rest."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = rows(sweep)
+    if not table:
+        return
+    columns = _columns(table)
+    overrides = columns[: columns.index("status")]
+    differ = [name for name in overrides if len({row.get(name) for row in table}) > 1]
+    numbers = [name for name in columns if any(type(row.get(name)) in (int, float) for row in table)]
+    shown = [
+        *(differ or overrides),
+        "status",
+        *([n for n in numbers if n.startswith("test/")] or numbers[:6]),
+    ]
+    view = Table(title=str(sweep), title_justify="left")
+    for name in shown:
+        view.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+    for row in table:
+        view.add_row(*(_cell(row.get(name, "")) for name in shown))
+    Console().print(view)
+    print(f"written to {sweep / 'sweep.csv'}")
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def each_choice_once(parsed: Sequence[Override]) -> list[list[str]]:
+    """Overrides of a few single runs which together hold every value of every sweep.
+
+    The sum, not the product, of the numbers of values: a sweep of thousands of jobs is checked in seconds. A
+    sweep over an interval (Optuna's) has no values to check and is left out.
+    """
+    fixed: list[list[str]] = []
+    for override in parsed:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            fixed.append([override.input_line or f"{key}={override.get_value_element_as_str()}"])
+        elif override.is_discrete_sweep():
+            fixed.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+    first = [values[0] for values in fixed]
+    runs = [first]
+    for place, values in enumerate(fixed):
+        runs += [[*first[:place], value, *first[place + 1 :]] for value in values[1:]]
+    return runs
+
+
+def refuse_ddp_sweep(config: DictConfig) -> None:
+    """Refuses a job of a sweep that would make Lightning start other processes by running the command line
+    again.
+
+    That command line is the whole sweep's: each of them would run it all, in folders of its own, and with a
+    sweeper that draws its values every rank would train with other ones, in silence.
+    """
+    trainer = config.get("trainer")
+    if not isinstance(trainer, DictConfig) or _processes(trainer) < 2:
+        return
+    strategy = trainer.get("strategy", "auto")
+    name = str(strategy.get("_target_", "") if isinstance(strategy, DictConfig) else strategy).lower()
+    starts = strategy.get("start_method", "") if isinstance(strategy, DictConfig) else ""
+    if any(word in f"{name} {starts}" for word in ("spawn", "fork", "notebook")):
+        return
+    raise UsageError(
+        "a sweep cannot launch DDP subprocesses: add trainer.strategy=ddp_spawn (or run the jobs one by one)"
+    )
+
+
+def _processes(trainer: DictConfig) -> int:
+    """How many processes Lightning would train with."""
+    nodes = int(trainer.get("num_nodes", 1) or 1)
+    devices = trainer.get("devices", "auto")
+    if OmegaConf.is_list(devices):
+        return nodes * len(devices)
+    text = str(devices)
+    if "," in text:
+        return nodes * len([part for part in text.split(",") if part.strip()])
+    if text.isdigit():
+        return nodes * int(text)
+    if text not in ("auto", "-1") or trainer.get("accelerator", "auto") == "cpu":
+        return nodes
+    import torch  # "auto": all GPUs there are
+
+    return nodes * max(1, torch.cuda.device_count())

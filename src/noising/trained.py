@@ -1,0 +1,63 @@
+"""The Python door to a run: `noising.load(RUN)` gives the trained denoiser, its config and its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from noising.build import build_data, build_denoiser
+from noising.configuration import ConfigError
+from noising.data.image_data import ImageData
+from noising.diffusion.denoiser import Denoiser
+from noising.training.checkpoints import load_checkpoint
+from noising.training.run import Run
+
+__all__ = ["TrainedRun", "load"]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A checkpoint and what it was trained with; data and denoiser are built when first asked for."""
+
+    path: Path
+    """The checkpoint file."""
+    config: DictConfig
+    """Resolved, as the run was started with."""
+    step: int
+    """Optimizer steps taken."""
+    checkpoint: dict[str, Any]
+
+    @cached_property
+    def data(self) -> ImageData:
+        """The data set the run was trained on."""
+        return build_data(self.config)
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The denoiser with the averaged weights, on the CPU, in evaluation mode."""
+        denoiser = build_denoiser(self.config, self.data)
+        denoiser.load_state_dict(self.checkpoint["ema"]["weights"])
+        return denoiser.eval()
+
+    @property
+    def weights(self) -> dict[str, Any]:
+        """What the weights are, for the card of a number: the average's decay and updates."""
+        return {name: self.checkpoint["ema"][name] for name in ("decay", "updates")}
+
+
+def load(run: str | Path) -> TrainedRun:
+    """A trained run from its folder, or from a checkpoint file. Raises ConfigError if there is none."""
+    path = Path(run)
+    if path.is_dir():
+        path = Run(path).last_checkpoint
+    if not path.is_file():
+        raise ConfigError(f"checkpoint={run}: no run's folder or checkpoint file there (there is no {path})")
+    checkpoint = load_checkpoint(path)
+    for key in ("config", "ema"):
+        if key not in checkpoint:
+            raise ConfigError(f"checkpoint={run}: {path} holds no {key}: it was not written by noising")
+    return TrainedRun(path, OmegaConf.create(checkpoint["config"]), int(checkpoint["global_step"]), checkpoint)

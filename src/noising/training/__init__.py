@@ -1,0 +1,1 @@
+"""Training with Lightning: the module, and the callbacks that average, sample, measure and record."""

@@ -1,0 +1,135 @@
+"""Checkpoints: last.ckpt to go on from, best.ckpt to use. A crash at any moment leaves the one before whole."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import CheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from noising.training.run import Run, replacing
+
+__all__ = ["AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint", "checkpoint_callbacks", "load_checkpoint"]
+
+
+def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """What a checkpoint file holds, unpickling nothing but tensors and plain containers.
+
+    Raises `ValueError` if there is no such file or if it is not a whole checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}")
+    if not zipfile.is_zipfile(path):  # the end of the file says so: cheap, and catches every truncation
+        raise ValueError(f"{path} is not a checkpoint, or is truncated")
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True)
+    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
+        raise ValueError(f"{path} cannot be read as a checkpoint of weights and plain values") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a checkpoint of a run")
+    return content
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's plugin that writes beside the target, syncs, and renames.
+
+    Lightning's own stages in the system's temporary folder: from another file system, a kill leaves an empty last.ckpt.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with replacing(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        # Lightning gives a function that keeps the storage on the device it came from: always the CPU here
+        return load_checkpoint(path)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes `path` every `every` optimizer steps, at the end of the training and on an exception.
+
+    Lightning's ModelCheckpoint does not write at the end if it has written before, and after a resume may write in the
+    middle of an accumulation.
+    """
+
+    def __init__(self, path: str | Path, every: int) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1 (optimizer steps between checkpoints), got {every}")
+        self.path = Path(path)
+        self.every = every
+        self._saved = 0  # the step of the file, or the one that training started from
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._saved = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step % self.every == 0:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        # other ranks may have gone on or hang: only where no other must take part
+        if trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1:
+            self._save(trainer)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Counts batches as those of whole steps: an exception in the middle of an accumulation throws away its part."""
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress")
+        if progress is not None:
+            batches = trainer.global_step * trainer.accumulate_grad_batches
+            for counts in (progress["total"], progress["current"]):
+                counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), batches))
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step != self._saved and not trainer.fast_dev_run and not trainer.sanity_checking:
+            self._saved = trainer.global_step
+            trainer.save_checkpoint(self.path)
+
+
+class BestCheckpoint(Checkpoint):
+    """Writes `path` when a validation has brought the lowest `metric` so far.
+
+    Unlike ModelCheckpoint's, its memory survives moving the run's folder.
+    """
+
+    def __init__(self, path: str | Path, metric: str = "val/bound") -> None:
+        self.path = Path(path)
+        self.metric = metric
+        self.score = math.inf
+        self.step: int | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:
+            return
+        value = trainer.callback_metrics.get(self.metric)
+        # rank 0 decides: a metric that is not reduced may differ, and all must take part in saving
+        score = float(trainer.strategy.broadcast(math.nan if value is None else float(value)))
+        if score < self.score:
+            self.score, self.step = score, trainer.global_step
+            trainer.save_checkpoint(self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.score, self.step = state_dict["score"], state_dict["step"]
+
+
+def checkpoint_callbacks(run: Run, every: int) -> list[Checkpoint]:
+    """last.ckpt every `every` optimizer steps, and best.ckpt by the validation bound."""
+    return [BestCheckpoint(run.best_checkpoint), LastCheckpoint(run.last_checkpoint, every)]

@@ -1,0 +1,188 @@
+"""The exponential moving average of the weights: what validation, tests and samples see, while training goes on raw.
+
+After update n the average is θ̄ ← d θ̄ + (1 - d) θ with d = min(decay, (1 + n)/(10 + n)): the warm-up keeps the random
+initial weights from weighing on short runs. Every update belongs to one optimizer step, whatever the accumulation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["EMA"]
+
+
+class EMA(Callback):
+    """float32 averages of the floating-point parameters of `pl_module.denoiser`; its buffers are taken as they are.
+
+    A checkpoint holds them under "ema": {"decay", "updates", "weights": {name within the denoiser: float32 tensor}},
+    and its "state_dict" always holds the raw weights, even if it is written while the averages are swapped in.
+
+    Raises `ValueError` if `decay` lies outside [0, 1).
+    """
+
+    def __init__(self, decay: float = 0.9999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must lie in [0, 1), got {decay}")
+        self.decay = decay
+        self.updates = 0
+        self._shadows: dict[str, Tensor] = {}
+        self._denoiser: nn.Module | None = None
+        self._last_step = 0
+        self._raw: dict[str, Tensor] | None = None
+        self._depth = 0
+        self._hook: RemovableHandle | None = None
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The averages by the parameters' names within the denoiser."""
+        return dict(self._shadows)
+
+    def momentum(self) -> float:
+        """d of the coming update."""
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Takes the averages of a checkpoint; from one without any, the average starts anew at its weights."""
+        self._denoiser = None
+        state = checkpoint.get("ema")
+        self.updates = 0 if state is None else int(state["updates"])
+        self._shadows = {} if state is None else {name: w.float().clone() for name, w in state["weights"].items()}
+
+    def attach(self, pl_module: LightningModule) -> None:
+        """Binds the averages to the module's denoiser and puts them on its device; without any, they are its weights."""
+        denoiser = _denoiser(pl_module)
+        parameters = _averaged(denoiser)
+        if self._denoiser is not None and self._denoiser is not denoiser:  # another module: nothing to carry over
+            self._shadows, self.updates = {}, 0
+        if not self._shadows:
+            self._shadows = {name: p.detach().float().clone() for name, p in parameters.items()}
+        elif self._denoiser is not denoiser:
+            _check_same(self._shadows, parameters)
+            # in the parameters' order: the update walks both lists side by side
+            self._shadows = {name: self._shadows[name] for name in parameters}
+        self._denoiser = denoiser
+        for name, parameter in parameters.items():
+            if self._shadows[name].device != parameter.device:  # callback state is restored before the module moves
+                self._shadows[name] = self._shadows[name].to(parameter.device)
+
+    @torch.no_grad()
+    def update(self, pl_module: LightningModule) -> None:
+        """One step of the average."""
+        self.attach(pl_module)
+        parameters = [p.detach().float() for p in _averaged(_denoiser(pl_module)).values()]  # float32: no copy
+        torch._foreach_lerp_(list(self._shadows.values()), parameters, 1 - self.momentum())
+        self.updates += 1
+
+    @contextmanager
+    def swapped(self, pl_module: LightningModule) -> Iterator[None]:
+        """Within it the denoiser computes with the averages. May be nested; restores the raw weights on exceptions."""
+        self._swap_in(pl_module)
+        try:
+            yield
+        finally:
+            self._swap_out()
+
+    @torch.no_grad()
+    def _swap_in(self, pl_module: LightningModule) -> None:
+        self._depth += 1
+        if self._depth > 1:
+            return
+        self.attach(pl_module)
+        denoiser = _denoiser(pl_module)
+        parameters = _averaged(denoiser)
+        self._raw = {name: p.detach().clone() for name, p in parameters.items()}
+        for name, parameter in parameters.items():
+            parameter.copy_(self._shadows[name])  # in place: compiled graphs, DDP and optimizers keep their references
+        
+        def restore(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+            self._raw_state_dict(module, state, prefix, metadata)  # torch marks the hook, and cannot mark a method
+
+        self._hook = denoiser.register_state_dict_post_hook(restore)
+
+    @torch.no_grad()
+    def _swap_out(self) -> None:
+        if self._depth == 0:
+            return
+        self._depth -= 1
+        if self._depth > 0:
+            return
+        assert self._denoiser is not None and self._raw is not None and self._hook is not None
+        for name, parameter in _averaged(self._denoiser).items():
+            parameter.copy_(self._raw[name])
+        self._hook.remove()
+        self._raw, self._hook = None, None
+
+    def _raw_state_dict(self, denoiser: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
+        """Puts the raw weights back into a state dict made while the averages are in; shared parameters by all names."""
+        assert self._raw is not None
+        raw = {id(p): self._raw[name] for name, p in _averaged(denoiser).items()}
+        for name, parameter in denoiser.named_parameters(remove_duplicate=False):
+            if id(parameter) in raw and prefix + name in state:
+                state[prefix + name] = raw[id(parameter)]
+
+    # --- Lightning's hooks
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.attach(pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.attach(pl_module)
+        self._last_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step != self._last_step:  # equal in the middle of an accumulation
+            self._last_step = trainer.global_step
+            self.update(pl_module)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap_in(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap_out()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap_in(pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._swap_out()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._depth = min(self._depth, 1)
+        self._swap_out()
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.attach(pl_module)
+        checkpoint["ema"] = {"decay": self.decay, "updates": self.updates, "weights": dict(self._shadows)}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.load(checkpoint)
+
+
+def _denoiser(pl_module: LightningModule) -> nn.Module:
+    denoiser = pl_module.denoiser
+    assert isinstance(denoiser, nn.Module)
+    return denoiser
+
+
+def _averaged(denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in denoiser.named_parameters() if p.is_floating_point()}
+
+
+def _check_same(shadows: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> None:
+    shapes = {name: tuple(w.shape) for name, w in shadows.items()}
+    expected = {name: tuple(p.shape) for name, p in parameters.items()}
+    if shapes != expected:
+        name = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))[0]
+        raise ValueError(
+            f"the checkpoint's averaged weights are of another network: {name} has shape {shapes.get(name)} there, "
+            f"{expected.get(name)} here; use the options of the run that wrote it"
+        )

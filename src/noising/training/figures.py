@@ -1,0 +1,67 @@
+"""The pictures a run leaves: grids of images, the reverse process in motion, the bound by step."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+__all__ = ["bound_by_step", "image_grid", "save_animation", "save_png"]
+
+Pixels = NDArray[np.uint8]
+
+GRID_SIDE = 512
+"""Grids are enlarged, by a whole factor, to about this many pixels a side: 8x8 digits are to be seen too."""
+
+
+def image_grid(images: Tensor, gap: int | None = None, enlarge: bool = True) -> Pixels:
+    """(B, C, H, W) uint8 in 0..255 to one picture (H', W', 3) or (H', W'), a near square of images with a gap."""
+    count, channels, height, width = images.shape
+    columns = math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    gap = max(1, height // 16) if gap is None else gap
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 128, np.uint8)
+    for place, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+        top, left = (gap + (side + gap) * at for side, at in zip((height, width), divmod(place, columns), strict=True))
+        canvas[top : top + height, left : left + width] = image
+    factor = max(1, round(GRID_SIDE / max(canvas.shape[:2]))) if enlarge else 1
+    canvas = canvas.repeat(factor, axis=0).repeat(factor, axis=1)
+    return canvas[..., 0] if channels == 1 else canvas
+
+
+def save_png(path: Path, picture: Pixels) -> None:
+    """Write a picture, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
+def save_animation(path: Path, pictures: list[Pixels], seconds: float = 4.0) -> None:
+    """Write pictures as an endless GIF that rests on the last."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *others = [Image.fromarray(picture) for picture in pictures]
+    durations = [int(1000 * seconds / len(pictures))] * len(others) + [1500]
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def bound_by_step(path: Path, edges: Tensor, bits: Tensor, title: str) -> None:
+    """Plot L_t against t: edges (K + 1,) steps, bits (K,) mean bits/dim of a step within each stratum."""
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.stairs(bits.numpy(), edges.numpy(), baseline=None, linewidth=1.8, color="tab:blue", label="$L_t$")
+    axes.set(xscale="log", yscale="log", xlabel="step t (1 is next to clean)", ylabel="$L_t$  [bits/dim per step]")
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3, which="both")
+    cumulative = axes.twinx()
+    total = np.concatenate([[0.0], np.cumsum((bits * edges.diff()).numpy())])
+    cumulative.plot(edges.numpy(), total, color="tab:orange", linewidth=1.4)
+    cumulative.set_ylabel("sum of $L_t$ up to t  [bits/dim]", color="tab:orange")
+    cumulative.set_ylim(bottom=0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)

@@ -1,0 +1,29 @@
+"""Learning-rate factors as functions of the optimizer step: factor 1 is the optimizer's own rate."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["constant", "cosine"]
+
+
+def constant(step: int, warmup: int = 0) -> float:
+    """Rises linearly over the first `warmup` steps, then stays."""
+    _require_warmup(warmup)
+    return min(1.0, (step + 1) / (warmup + 1))
+
+
+def cosine(step: int, max_steps: int, warmup: int = 0, final: float = 0.0) -> float:
+    """Rises linearly over `warmup` steps, then falls along half a cosine to `final` at max_steps."""
+    _require_warmup(warmup)
+    if not 0 <= final <= 1:
+        raise ValueError(f"final must be between 0 and 1, got {final}")
+    if step < warmup:
+        return (step + 1) / (warmup + 1)
+    progress = min(1.0, (step - warmup) / max(1, max_steps - warmup))
+    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def _require_warmup(warmup: int) -> None:
+    if warmup < 0:
+        raise ValueError(f"warmup must not be negative, got {warmup}")

@@ -1,0 +1,140 @@
+"""The LightningModule: a denoiser, an objective, and the times it is trained at.
+
+Every draw of a training step is keyed by (seed, purpose, step, micro-batch, rank); the validation and test bounds have
+keys of their own. So nothing that happens between two steps can change the second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.objectives import Objective
+from noising.diffusion.times import Draw, TimeSampler
+from noising.randomness import generator, normal, seed_global_generators
+from noising.training.evaluation import BoundEvaluation
+
+__all__ = ["DiffusionModule"]
+
+QUARTILES = 4
+
+
+class DiffusionModule(LightningModule):
+    """Trains a denoiser; validates and tests it by the variational bound."""
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        objective: Objective,
+        times: TimeSampler,
+        optimizer: Callable[..., Optimizer],
+        lr_schedule: Callable[[int], float],
+        validation: BoundEvaluation,
+        test: BoundEvaluation,
+        seed: int,
+    ) -> None:
+        """optimizer: parameters -> Optimizer; lr_schedule: optimizer step -> factor on its rate."""
+        super().__init__()
+        self.denoiser = denoiser
+        self.objective = objective
+        self.times = times
+        self.optimizer = optimizer
+        self.lr_schedule = lr_schedule
+        self.validation = validation
+        self.test = test
+        self.seed = seed
+        # Loss sums and counts by quartile of t since they were last logged. Kept on the device, so that no step waits
+        # for a number; no buffer, since DDP would overwrite each rank's with rank 0's.
+        self._sums = torch.zeros(2, QUARTILES)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over the denoiser's and the objective's parameters, its rate set anew every step."""
+        parameters = [p for p in (*self.denoiser.parameters(), *self.objective.parameters()) if p.requires_grad]
+        optimizer = self.optimizer(parameters)
+        scheduler = LambdaLR(optimizer, self.lr_schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """One micro-batch: draw t and ε by their keys, and return the loss."""
+        x = batch["image"]
+        rank, world, accumulate = self.global_rank, self.trainer.world_size, self.trainer.accumulate_grad_batches
+        step, micro = self.global_step, batch_idx % accumulate
+        draw = Draw(
+            generator(self.seed, "times", step),
+            offset=(micro * world + rank) * len(x),
+            count=len(x),
+            total=len(x) * world * accumulate,
+        )
+        t, weight = self.times.sample(draw, self.denoiser.schedule)
+        noise = normal(x.shape, self.seed, "noise", step, micro, rank, device=x.device)
+        seed_global_generators(self.seed, "dropout", step, micro, rank)
+        terms = self.objective(self.denoiser, x, t, noise)
+        loss: Tensor = terms["loss"]
+        self.times.observe(t, loss.detach())
+        self._note(t, loss.detach())
+        return (weight.to(loss, non_blocking=True) * loss).mean()
+
+    def _note(self, t: Tensor, loss: Tensor) -> None:
+        quartile = ((t * QUARTILES).ceil().long() - 1).clamp(0, QUARTILES - 1).to(loss.device, non_blocking=True)
+        self._sums[0].index_add_(0, quartile, loss.float())
+        self._sums[1].index_add_(0, quartile, torch.ones_like(loss, dtype=torch.float32))
+
+    def on_train_start(self) -> None:
+        self._sums = torch.zeros(2, QUARTILES, device=self.device)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the mean losses since the last log, and the rate, every log_every_n_steps."""
+        stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        if stepped and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            numbers = {name: float(value) for name, value in self.mean_losses().items()}
+            self.write({**numbers, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+
+    def write(self, numbers: dict[str, float]) -> None:
+        """Hand numbers to every logger, under the count of optimizer steps taken; `self.log` would be one behind."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(numbers, step=self.global_step)
+
+    def mean_losses(self) -> dict[str, Tensor]:
+        """train/loss and train/loss_q1..q4 (by quartile of t, clean first) over all ranks since the last call."""
+        gathered: Tensor = self.all_gather(self._sums)  # type: ignore[assignment]
+        total, count = gathered.reshape(-1, 2, QUARTILES).sum(0)
+        self._sums.zero_()
+        by_quartile = {f"train/loss_q{i + 1}": total[i] / count[i] for i in range(QUARTILES)}
+        return {"train/loss": total.sum() / count.sum(), **by_quartile}
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation.reset()
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add a batch to the validation bound."""
+        self.validation.update(self.denoiser, batch["image"], batch["index"])
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_bound(self.validation, "val")
+
+    def on_test_epoch_start(self) -> None:
+        self.test.reset()
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add a batch to the test bound."""
+        self.test.update(self.denoiser, batch["image"], batch["index"])
+
+    def on_test_epoch_end(self) -> None:
+        self._log_bound(self.test, "test")
+
+    def _log_bound(self, evaluation: BoundEvaluation, split: str) -> None:
+        """Sums over ranks, not means of means: every image counts once wherever it was evaluated."""
+        sums = evaluation.meter.sums.to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
+        evaluation.meter.merge(self.trainer.strategy.reduce(sums, reduce_op="sum").cpu())
+        numbers = {f"{split}/{name}": value for name, value in evaluation.meter.compute().items()}
+        self.write({name: value for name, value in numbers.items() if not math.isnan(value)})
+        # for callbacks that watch a number, on every rank the same
+        self.log(f"{split}/bound", torch.tensor(numbers[f"{split}/bound"]), logger=False)

@@ -1,0 +1,296 @@
+"""A run's folder: what a run leaves, where, and in what state it is. Evaluation, resume and sweeps read it through here.
+
+Only rank 0 may call the methods that write. Every file appears whole or not at all. Light to import: no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+__all__ = ["Run", "find_resumable", "find_sweep", "masked", "replacing"]
+
+_PACKAGES = ("noising", "torch", "lightning", "hydra-core", "numpy")
+_SECRET = re.compile(r"(^|[_.-])(api_?key|key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
+_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+_DEPTH = 3  # how many folders below the root a run or a sweep may lie
+
+
+class Run:
+    """The folder of one run. Reading needs no call before; `start` marks it as running."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.environment_file = self.path / "environment.json"
+        self.summary_file = self.path / "summary.json"
+        self.metrics = self.path / "metrics.csv"
+        self.last_checkpoint = self.path / "checkpoints" / "last.ckpt"
+        self.best_checkpoint = self.path / "checkpoints" / "best.ckpt"
+        self.samples = self.path / "samples"
+        self.samples_image = self.path / "samples.png"
+        self.reverse_process = self.path / "reverse_process.gif"
+        self.figures = self.path / "figures"
+        self.bound_by_step_figure = self.figures / "bound_by_step.png"
+        self.bound_by_step = self.path / "bound_by_step.csv"
+
+    def samples_at(self, step: int) -> Path:
+        """The grid of samples drawn after `step` optimizer steps."""
+        return self.samples / f"step_{step:06d}.png"
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Writes the resolved config and the environment, and the status "running". Earlier metrics stay (resume)."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        summary = self.summary
+        text = yaml.safe_dump(masked(dict(config)), sort_keys=False, allow_unicode=True)
+        _write(self.config_file, text)
+        _write(self.environment_file, _json(_environment()))
+        _write(self.summary_file, _json({**summary, "status": "running"}))
+
+    def record(self, metrics: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Merges metrics ("split/name": number) into the summary, and the cards that say how they were measured."""
+        summary = self.summary
+        reserved = sorted({"status", "cards"} & set(metrics))
+        if reserved:
+            raise ValueError(f"metrics must not be named {reserved[0]}: the summary uses that name itself")
+        summary.update(metrics)
+        if cards:
+            summary["cards"] = {**summary.get("cards", {}), **cards}
+        _write(self.summary_file, _json(summary))
+
+    def finish(self, status: str = "finished") -> None:
+        """Writes how the run ended: finished, failed or interrupted."""
+        _write(self.summary_file, _json({**self.summary, "status": status}))
+
+    @property
+    def status(self) -> str:
+        """running, finished, failed or interrupted; "none" before the start. A killed run stays "running"."""
+        return str(self.summary.get("status", "none"))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds; empty if there is none. Numbers that were not finite are None.
+
+        Raises `ValueError` if the file is damaged.
+        """
+        try:
+            content = json.loads(self.summary_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError:  # not JSON, not UTF-8
+            content = None
+        if not isinstance(content, dict):
+            raise ValueError(f"{self.summary_file} is damaged: delete it and start the run again with resume=true")
+        return content
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config the run was started with. Raises `ValueError` if there is none that can be read."""
+        try:
+            content = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{self.path} holds no run: there is no config.yaml in it") from None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            content = None
+        if not isinstance(content, dict):
+            raise ValueError(f"{self.config_file} is damaged")
+        return content
+
+
+def find_resumable(root: Path, overrides: Sequence[str]) -> Path | None:
+    """The newest run under `root` started with these overrides (in any order) that has not finished."""
+    wanted = _essential(overrides)
+    for file in _newest_first(root, ".hydra/overrides.yaml"):
+        folder = file.parent.parent
+        if _essential(_load_list(file)) == wanted and Run(folder).status != "finished":
+            return folder
+    return None
+
+
+def find_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
+    """The newest sweep under `root` started with these overrides in which a job has not begun or not finished."""
+    wanted = _essential(overrides)
+    for file in _newest_first(root, "multirun.yaml"):
+        if _essential(_load_list(file, "hydra", "overrides", "task")) != wanted:
+            continue
+        jobs = [path.parent.parent for path in file.parent.glob("*/.hydra/overrides.yaml")]
+        expected = _number_of_jobs(wanted)
+        begun = expected is not None and len(jobs) >= expected
+        if not (begun and all(Run(job).status == "finished" for job in jobs)):
+            return file.parent
+    return None
+
+
+def _number_of_jobs(overrides: Sequence[str]) -> int | None:
+    """How many jobs Hydra's own sweeper makes of them; None where another one decides."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    number = 1
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override():
+            if not override.is_discrete_sweep():
+                return None
+            number *= sum(1 for _ in override.sweep_string_iterator())
+    return number
+
+
+def _essential(overrides: Sequence[str]) -> list[str]:
+    return sorted(o for o in overrides if not o.lstrip("+~").startswith(("resume=", "hydra.", "hydra/")))
+
+
+def _newest_first(root: Path, name: str) -> list[Path]:
+    found = [path for depth in range(_DEPTH + 1) for path in Path(root).glob("*/" * depth + name)]
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, str(path)), reverse=True)
+
+
+def _load_list(file: Path, *keys: str) -> list[str]:
+    """The list of strings at `keys` of a YAML file; an unreadable file has none that equals anything."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for key in keys:
+            content = content[key]
+        return [str(value) for value in content or []]
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, KeyError, TypeError):
+        return ["\0"]
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Gives a file to write, which takes the place of `path` when all is written and on the disk, and never before.
+
+    The temporary file lies beside the target: only within one file system is a rename atomic.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself reaches the disk with the folder. Some file systems and Windows cannot, and then need not."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def _json(content: Any) -> str:
+    return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's types: tensors and arrays of one number as that number, nan and infinities as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "item"):
+        return _plain(value.item())
+    return str(value)
+
+
+def masked(value: Any, name: str = "") -> Any:
+    """`value` without secrets: strings under names such as api_key, and passwords in URLs, become ***."""
+    if isinstance(value, Mapping):
+        return {key: masked(item, str(key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [masked(item, name) for item in value]
+    if isinstance(value, str):
+        return "***" if _SECRET.search(name) else _IN_URL.sub("***", value)
+    return value
+
+
+def _masked_argument(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return f"{name}={masked(value, name)}" if equals else str(masked(argument))
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "argv": [Path(sys.argv[0]).name, *map(_masked_argument, sys.argv[1:])],
+        "git": _git(),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in _PACKAGES},
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "devices": _devices(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and state of the checkout the package comes from, else of the working directory's; None without either."""
+    here = Path(__file__).resolve()
+    # a package installed below somebody's checkout is not of that checkout, so ask whether this file is tracked
+    folder = here.parent if _ask_git(here.parent, "ls-files", "--error-unmatch", here.name) is not None else Path.cwd()
+    commit = _ask_git(folder, "rev-parse", "--verify", "HEAD")
+    if commit is None:
+        return None
+    changes = _ask_git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+
+
+def _ask_git(folder: Path, *arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _devices() -> list[str]:
+    import torch  # here: the search for a run to resume comes before torch is needed
+
+    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
