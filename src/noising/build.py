@@ -6,6 +6,7 @@ grey levels, T) is handed on here, in code, so that no YAML repeats it and no pa
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 import torch
@@ -153,6 +154,7 @@ def build_evaluation_trainer(cfg: DictConfig, run: Run, callbacks: list[Callback
 
 
 def _trainer(node: dict[str, Any], facts: dict[str, Any]) -> Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on hardware and checkpoints
     try:
         trainer: Trainer = make(node, "trainer", **facts)
     except (MisconfigurationException, RuntimeError) as error:

@@ -118,6 +118,7 @@ def prepare(composing: Composer, overrides: Sequence[str], multirun: bool, task:
             one = composing.compose(run)
             composing.check(one, run)
             refuse_ddp_sweep(one)
+        overrides = folders.name_jobs_by_what_is_swept(composing.parse(overrides), overrides)
     else:
         composing.check(config, overrides)
     overrides, task.claimed = folders.claim(config, overrides, multirun)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
 from noising.composition import Composer
@@ -119,6 +120,15 @@ def _recorded(folder: Path, multirun: bool) -> list[str]:
             f"resume={folder}: no {'sweep' if multirun else 'run'} there (there is no {folder / sign})"
         )
     return _without([str(value) for value in values or []], "resume")
+
+
+def name_jobs_by_what_is_swept(parsed: Sequence[Override], overrides: list[str]) -> list[str]:
+    """Leaves the overrides that all jobs share out of the names of the jobs' folders."""
+    key = "hydra.job.config.override_dirname.exclude_keys"
+    if _given(overrides, key) is not None:
+        return overrides
+    shared = [o.get_key_element() for o in parsed if not o.is_sweep_override() and not o.is_hydra_override()]
+    return [*overrides, f"{key}=[{','.join(['resume', *(name.lstrip('+~') for name in shared)])}]"]
 
 
 def claim(config: DictConfig, overrides: list[str], multirun: bool) -> tuple[list[str], Path | None]:

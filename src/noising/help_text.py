@@ -20,19 +20,15 @@ GROUPS = {
     "bound": "how the bound on the likelihood is evaluated",
     "sampler": "the step by which images are drawn",
     "grid": "where a sampler's steps lie",
-    "guidance": "stronger conditioning when sampling",
     "model": "the network",
     "data": "the images",
     "optimizer": "the optimizer",
     "lr_schedule": "the learning rate over the steps",
     "ema": "averaged weights",
-    "metrics": "what is measured on samples",
     "callbacks": "what happens besides training",
     "logger": "where numbers and images are logged",
     "trainer": "how long, and on which devices",
-    "performance": "compilation, precision, memory format",
-    "experiment": "a whole recipe of a paper: +experiment=NAME",
-    "sweep": "how the jobs of -m run: launcher and sweeper",
+    "experiment": "a whole recipe of a paper: experiment=NAME",
 }
 
 _INDENT = " " * 22

@@ -101,22 +101,24 @@ def print_table(sweep: Path) -> None:
     overrides = columns[: columns.index("status")]
     differ = [name for name in overrides if len({row.get(name) for row in table}) > 1]
     numbers = [name for name in columns if any(type(row.get(name)) in (int, float) for row in table)]
-    shown = [
-        *(differ or overrides),
-        "status",
-        *([n for n in numbers if n.startswith("test/")] or numbers[:6]),
-    ]
+    # errors stand beside their numbers, and baselines are the same for all
+    tested = [n for n in numbers if n.startswith("test/") and not n.endswith(("_se", "_baseline"))]
+    shown = [*(differ or overrides), "status", *(tested or numbers[:6])]
     view = Table(title=str(sweep), title_justify="left")
     for name in shown:
         view.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
     for row in table:
-        view.add_row(*(_cell(row.get(name, "")) for name in shown))
+        view.add_row(*(_cell(row, name) for name in shown))
     Console().print(view)
     print(f"written to {sweep / 'sweep.csv'}")
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _cell(row: Row, name: str) -> str:
+    value, error = row.get(name, ""), row.get(f"{name}_mc_se")
+    if not isinstance(value, float):
+        return str(value)
+    significant = isinstance(error, float) and error >= 1e-4
+    return f"{value:.4g} ± {error:.2g}" if significant else f"{value:.4g}"
 
 
 def each_choice_once(parsed: Sequence[Override]) -> list[list[str]]:

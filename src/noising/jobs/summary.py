@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,8 +22,8 @@ _ROWS = (
     ("test/prior", "  prior L_T"),
     ("test/steps", "  steps, sum of L_t"),
     ("test/decoder", "  decoder L_0"),
-    ("test/histogram_baseline", "baseline: per-pixel histogram of the training set"),
-    ("test/uniform_baseline", "baseline: uniform over the grey levels"),
+    ("test/histogram_baseline", "baseline: pixel histograms"),
+    ("test/uniform_baseline", "baseline: uniform levels"),
 )
 
 
@@ -71,7 +72,7 @@ def print_summary(run: Run) -> None:
     console.print()
     for path in (run.samples_image, run.reverse_process, run.bound_by_step_figure, run.last_checkpoint, run.summary_file):
         if path.exists():
-            console.print(str(path), highlight=False)
+            console.print(os.path.relpath(path), highlight=False)
 
 
 def _number(value: float) -> str:

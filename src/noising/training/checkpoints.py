@@ -1,4 +1,4 @@
-"""Checkpoints: last.ckpt to go on from, best.ckpt to use. A crash at any moment leaves the one before whole."""
+"""Checkpoints: last.ckpt to go on from, best.ckpt to use. A crash at any moment leaves the last one whole."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from noising.training.run import Run, replacing
 
-__all__ = ["AtomicCheckpointIO", "BestCheckpoint", "LastCheckpoint", "checkpoint_callbacks", "load_checkpoint"]
+__all__ = [
+    "AtomicCheckpointIO",
+    "BestCheckpoint",
+    "LastCheckpoint",
+    "checkpoint_callbacks",
+    "load_checkpoint",
+]
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
@@ -41,14 +47,17 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's plugin that writes beside the target, syncs, and renames.
 
-    Lightning's own stages in the system's temporary folder: from another file system, a kill leaves an empty last.ckpt.
+    Lightning's own stages in the system's temporary folder: if that is another file system, a kill leaves an
+    empty last.ckpt.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         with replacing(Path(path)) as file:
             torch.save(checkpoint, file)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
         # Lightning gives a function that keeps the storage on the device it came from: always the CPU here
         return load_checkpoint(path)
 
@@ -59,8 +68,8 @@ class AtomicCheckpointIO(CheckpointIO):
 class LastCheckpoint(Checkpoint):
     """Writes `path` every `every` optimizer steps, at the end of the training and on an exception.
 
-    Lightning's ModelCheckpoint does not write at the end if it has written before, and after a resume may write in the
-    middle of an accumulation.
+    Lightning's ModelCheckpoint does not write at the end if it has written before, and after a resume may
+    write in the middle of an accumulation.
     """
 
     def __init__(self, path: str | Path, every: int) -> None:
@@ -87,8 +96,10 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1:
             self._save(trainer)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Counts batches as those of whole steps: an exception in the middle of an accumulation throws away its part."""
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Counts the batches of whole steps only: an exception amid an accumulation throws away its part."""
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress")
         if progress is not None:
             batches = trainer.global_step * trainer.accumulate_grad_batches
@@ -96,8 +107,10 @@ class LastCheckpoint(Checkpoint):
                 counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), batches))
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.global_step != self._saved and not trainer.fast_dev_run and not trainer.sanity_checking:
+        if trainer.global_step != self._saved and not _trial(trainer) and not trainer.sanity_checking:
             self._saved = trainer.global_step
+            for logger in trainer.loggers:
+                logger.save()  # the metrics on the disk are never older than the checkpoint
             trainer.save_checkpoint(self.path)
 
 
@@ -114,7 +127,7 @@ class BestCheckpoint(Checkpoint):
         self.step: int | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or trainer.fast_dev_run:
+        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or _trial(trainer):
             return
         value = trainer.callback_metrics.get(self.metric)
         # rank 0 decides: a metric that is not reduced may differ, and all must take part in saving
@@ -128,6 +141,11 @@ class BestCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.score, self.step = state_dict["score"], state_dict["step"]
+
+
+def _trial(trainer: Trainer) -> bool:
+    """Whether the run only tries out the code: fast_dev_run leaves nothing behind."""
+    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def checkpoint_callbacks(run: Run, every: int) -> list[Checkpoint]:

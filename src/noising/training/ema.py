@@ -1,7 +1,9 @@
-"""The exponential moving average of the weights: what validation, tests and samples see, while training goes on raw.
+"""The exponential moving average of the weights: what validation, tests and samples see.
 
-After update n the average is θ̄ ← d θ̄ + (1 - d) θ with d = min(decay, (1 + n)/(10 + n)): the warm-up keeps the random
-initial weights from weighing on short runs. Every update belongs to one optimizer step, whatever the accumulation.
+Training itself goes on with the raw weights.
+After update n the average is θ̄ ← d θ̄ + (1 - d) θ with d = min(decay, (1 + n)/(10 + n)): the warm-up keeps
+the random initial weights from weighing on short runs. Every update belongs to one optimizer step, whatever
+the accumulation.
 """
 
 from __future__ import annotations
@@ -19,10 +21,10 @@ __all__ = ["EMA"]
 
 
 class EMA(Callback):
-    """float32 averages of the floating-point parameters of `pl_module.denoiser`; its buffers are taken as they are.
+    """float32 averages of the floating-point parameters of `pl_module.denoiser`; buffers stay as they are.
 
-    A checkpoint holds them under "ema": {"decay", "updates", "weights": {name within the denoiser: float32 tensor}},
-    and its "state_dict" always holds the raw weights, even if it is written while the averages are swapped in.
+    A checkpoint holds them under "ema": {"decay", "updates", "weights": {name in the denoiser: tensor}}, and
+    its "state_dict" always holds the raw weights, even if it is written while the averages are swapped in.
 
     Raises `ValueError` if `decay` lies outside [0, 1).
     """
@@ -49,17 +51,21 @@ class EMA(Callback):
         return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the averages of a checkpoint; from one without any, the average starts anew at its weights."""
+        """Takes the averages of a checkpoint; without any there, the average starts anew at its weights."""
         self._denoiser = None
         state = checkpoint.get("ema")
         self.updates = 0 if state is None else int(state["updates"])
-        self._shadows = {} if state is None else {name: w.float().clone() for name, w in state["weights"].items()}
+        self._shadows = (
+            {} if state is None else {name: w.float().clone() for name, w in state["weights"].items()}
+        )
 
     def attach(self, pl_module: LightningModule) -> None:
-        """Binds the averages to the module's denoiser and puts them on its device; without any, they are its weights."""
+        """Binds the averages to the module's denoiser, on its device; without any, they are its weights."""
         denoiser = _denoiser(pl_module)
         parameters = _averaged(denoiser)
-        if self._denoiser is not None and self._denoiser is not denoiser:  # another module: nothing to carry over
+        if (
+            self._denoiser is not None and self._denoiser is not denoiser
+        ):  # another module: nothing to carry over
             self._shadows, self.updates = {}, 0
         if not self._shadows:
             self._shadows = {name: p.detach().float().clone() for name, p in parameters.items()}
@@ -69,20 +75,24 @@ class EMA(Callback):
             self._shadows = {name: self._shadows[name] for name in parameters}
         self._denoiser = denoiser
         for name, parameter in parameters.items():
-            if self._shadows[name].device != parameter.device:  # callback state is restored before the module moves
+            if (
+                self._shadows[name].device != parameter.device
+            ):  # callback state is restored before the module moves
                 self._shadows[name] = self._shadows[name].to(parameter.device)
 
     @torch.no_grad()
     def update(self, pl_module: LightningModule) -> None:
         """One step of the average."""
         self.attach(pl_module)
-        parameters = [p.detach().float() for p in _averaged(_denoiser(pl_module)).values()]  # float32: no copy
+        parameters = [
+            p.detach().float() for p in _averaged(_denoiser(pl_module)).values()
+        ]  # float32: no copy
         torch._foreach_lerp_(list(self._shadows.values()), parameters, 1 - self.momentum())
         self.updates += 1
 
     @contextmanager
     def swapped(self, pl_module: LightningModule) -> Iterator[None]:
-        """Within it the denoiser computes with the averages. May be nested; restores the raw weights on exceptions."""
+        """Within it the denoiser computes with the averages. May be nested; undone on exceptions too."""
         self._swap_in(pl_module)
         try:
             yield
@@ -99,12 +109,14 @@ class EMA(Callback):
         parameters = _averaged(denoiser)
         self._raw = {name: p.detach().clone() for name, p in parameters.items()}
         for name, parameter in parameters.items():
-            parameter.copy_(self._shadows[name])  # in place: compiled graphs, DDP and optimizers keep their references
-        
-        def restore(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-            self._raw_state_dict(module, state, prefix, metadata)  # torch marks the hook, and cannot mark a method
+            # in place: compiled graphs, DDP and optimizers keep their references
+            parameter.copy_(self._shadows[name])
 
-        self._hook = denoiser.register_state_dict_post_hook(restore)
+        def restore(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+            # torch marks the hook, and cannot mark a method
+            self._raw_state_dict(module, state, prefix, metadata)
+
+        self._hook = denoiser.register_state_dict_post_hook(restore)  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def _swap_out(self) -> None:
@@ -113,14 +125,18 @@ class EMA(Callback):
         self._depth -= 1
         if self._depth > 0:
             return
-        assert self._denoiser is not None and self._raw is not None and self._hook is not None
+        assert self._denoiser is not None
+        assert self._raw is not None
+        assert self._hook is not None
         for name, parameter in _averaged(self._denoiser).items():
             parameter.copy_(self._raw[name])
         self._hook.remove()
         self._raw, self._hook = None, None
 
-    def _raw_state_dict(self, denoiser: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-        """Puts the raw weights back into a state dict made while the averages are in; shared parameters by all names."""
+    def _raw_state_dict(
+        self, denoiser: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any
+    ) -> None:
+        """Puts the raw weights back into a state dict made while the averages are in, by all their names."""
         assert self._raw is not None
         raw = {id(p): self._raw[name] for name, p in _averaged(denoiser).items()}
         for name, parameter in denoiser.named_parameters(remove_duplicate=False):
@@ -159,11 +175,15 @@ class EMA(Callback):
         self._depth = min(self._depth, 1)
         self._swap_out()
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self.attach(pl_module)
         checkpoint["ema"] = {"decay": self.decay, "updates": self.updates, "weights": dict(self._shadows)}
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         self.load(checkpoint)
 
 
@@ -183,6 +203,6 @@ def _check_same(shadows: dict[str, Tensor], parameters: dict[str, nn.Parameter])
     if shapes != expected:
         name = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))[0]
         raise ValueError(
-            f"the checkpoint's averaged weights are of another network: {name} has shape {shapes.get(name)} there, "
-            f"{expected.get(name)} here; use the options of the run that wrote it"
+            f"the checkpoint's averaged weights are of another network: {name} has shape {shapes.get(name)} "
+            f"there, {expected.get(name)} here; use the options of the run that wrote it"
         )

@@ -1,24 +1,27 @@
 """Where metrics go: metrics.csv in the run's folder always, TensorBoard and W&B when chosen.
 
-conf/logger/*.yaml gives each a name and a factory that wants the run and its config; `build_loggers` makes them.
+conf/logger/*.yaml gives each a name and a factory that wants the run and its config; `build_loggers`
+makes them.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import netrc
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
 
 import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
-from noising.training.run import Run, masked, replacing
+from noising.training.csv_metrics import CSVMetrics
+from noising.training.environment import masked
+from noising.training.run import Run, replacing
 
 __all__ = ["CSVMetrics", "TensorBoard", "WandB", "build_loggers", "close_loggers", "log_image"]
 
@@ -31,7 +34,7 @@ class TakesImages(Protocol):
 
 
 def log_image(loggers: Iterable[Logger], key: str, image: str | Path | np.ndarray, step: int) -> None:
-    """Gives an image, a file or an array (H, W), (H, W, 1) or (H, W, 3) of uint8, to every logger that takes images."""
+    """Gives an image to every logger that takes images: a file, or an array (H, W[, 1 or 3]) of uint8."""
     takers = [logger for logger in loggers if isinstance(logger, TakesImages)]
     if not takers:
         return
@@ -57,7 +60,7 @@ def build_loggers(
 
 
 def close_loggers(loggers: Iterable[Logger], failed: bool = False) -> None:
-    """Ends all: what is buffered is written and W&B's run is over, so that the next job of a sweep has its own.
+    """Ends all: what is buffered is written, and W&B's run is over, as the next job of a sweep has its own.
 
     Not in Lightning's `finalize`, which comes after every fit and every test.
     """
@@ -67,126 +70,6 @@ def close_loggers(loggers: Iterable[Logger], failed: bool = False) -> None:
             logger.close(failed)
 
 
-class CSVMetrics(Logger):
-    """metrics.csv: one row a step, first column `step`, other columns as metrics come up. It outlives a resume.
-
-    What is logged at one step, in several calls, is one row, written when the next step comes, on `finalize` and
-    before every checkpoint: a kill loses at most the row that is being made.
-    """
-
-    def __init__(self, run: Run, config: Mapping[str, Any] | None = None) -> None:
-        super().__init__()
-        self.path = run.metrics
-        self._columns: list[str] | None = None  # of the file; None: not looked at yet
-        self._step: int | None = None
-        self._row: dict[str, str] = {}
-        self._changed = False
-        self._at: int | None = None  # the byte where the row of `_step` lies in the file already
-
-    @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        return str(self.path.parent)
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """config.yaml has them."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        step = 0 if step is None else int(step)
-        if step != self._step:
-            self._write_row()
-            self._step, self._row, self._at = step, {}, None
-        for name, value in metrics.items():
-            if name not in ("epoch", "step"):
-                self._row[name] = repr(float(value)) if not isinstance(value, int) else str(value)
-                self._changed = True
-
-    @rank_zero_only
-    def resume_from(self, step: int) -> None:
-        """Drops the rows after `step` (of what will be done again) and keeps every byte of the others.
-
-        If the last row kept is of `step` itself, what is logged at it again is merged into it.
-        """
-        self._step, self._row, self._changed, self._at = None, {}, False, None
-        self._columns = None
-        lines = self._whole_lines()
-        if not lines:
-            return
-        kept = [line for line in lines[1:] if int(line.split(b",", 1)[0]) <= step]
-        with replacing(self.path) as file:
-            file.write(b"".join([lines[0], *kept]))
-        self._columns = _cells(lines[0])
-        if kept and int(kept[-1].split(b",", 1)[0]) == step:
-            cells = zip(self._columns[1:], _cells(kept[-1])[1:], strict=True)
-            self._step, self._row = step, {name: cell for name, cell in cells if cell}
-            self._at = len(lines[0]) + sum(map(len, kept[:-1]))
-
-    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        self.flush()
-
-    @rank_zero_only
-    def flush(self) -> None:
-        """Writes the row being made; if more is logged at its step, it is written again in its place."""
-        self._write_row()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        self._write_row()
-
-    def _whole_lines(self) -> list[bytes]:
-        """The lines of the file, without one that a crash has cut off."""
-        if not self.path.exists():
-            return []
-        return [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-
-    def _write_row(self) -> None:
-        if self._step is None or not self._changed:
-            return
-        if self._columns is None:
-            lines = self._whole_lines()
-            self._columns = _cells(lines[0]) if lines else []
-        if new := [name for name in self._row if name not in self._columns]:
-            self._widen(new)
-        row = _line([str(self._step), *(self._row.get(name, "") for name in self._columns[1:])])
-        with open(self.path, "r+b") as file:
-            self._at = file.seek(0, io.SEEK_END) if self._at is None else file.seek(self._at)
-            file.write(row)
-            file.truncate()
-        self._changed = False
-
-    def _widen(self, new: list[str]) -> None:
-        assert self._columns is not None
-        lines = self._whole_lines()
-        before = self._columns or ["step"]
-        self._columns = [*before, *new]
-        rows = lines[1:]
-        if self._at is not None:  # the row being made is the last one: taken out here, and written again by the caller
-            rows = rows[:-1]
-        tail = b"," * len(new) + b"\n"
-        content = b"".join([_line(self._columns), *(row[:-1] + tail for row in rows)])
-        with replacing(self.path) as file:
-            file.write(content)
-        self._at = None
-
-
-def _line(cells: list[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode()
-
-
-def _cells(line: bytes) -> list[str]:
-    return next(csv.reader([line.decode()]))
-
-
 class TensorBoard(TensorBoardLogger):
     """Event files under tensorboard/ in the run's folder. Needs the package tensorboard."""
 
@@ -194,7 +77,9 @@ class TensorBoard(TensorBoardLogger):
         try:
             super().__init__(save_dir=run.path, name="tensorboard", version="")
         except ModuleNotFoundError:
-            raise ValueError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from None
+            raise ValueError(
+                "logger=tensorboard needs the package tensorboard: pip install tensorboard"
+            ) from None
 
     @rank_zero_only
     def record_image(self, key: str, image: np.ndarray, step: int) -> None:
@@ -202,9 +87,9 @@ class TensorBoard(TensorBoardLogger):
 
 
 class WandB(WandbLogger):
-    """Weights & Biases, under wandb/ in the run's folder: online where a key is found, else offline. It never asks.
+    """Weights & Biases, under wandb/ in the run's folder: online if a key is found, else offline. Never asks.
 
-    WANDB_MODE (online, offline, disabled) decides if it is set; if the service cannot be reached, the run goes on
+    WANDB_MODE (online, offline, disabled) decides if it is set; without the service the run goes on
     offline, to be sent later by `wandb sync`. A resumed run is the same run there.
     """
 
@@ -235,12 +120,14 @@ class WandB(WandbLogger):
             self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
         return self._experiment
 
-    def _begin(self, mode: str) -> Any:
+    def _begin(self, mode: Any) -> Any:
         import wandb
 
-        self._folder.mkdir(parents=True, exist_ok=True)  # wandb falls back to a temporary folder if it cannot write
+        self._folder.mkdir(
+            parents=True, exist_ok=True
+        )  # wandb falls back to a temporary folder if it cannot write
         arguments = {**self._wandb_init, **self._settings, "id": self._stable_id(), "resume": "allow"}
-        quiet = {"console": "off", "silent": True, "init_timeout": 30.0, "login_timeout": 5.0}
+        quiet: dict[str, Any] = {"console": "off", "silent": True, "init_timeout": 30.0, "login_timeout": 5.0}
         arguments.pop("anonymous", None)
         try:
             return wandb.init(**arguments, mode=mode, settings=wandb.Settings(**quiet))
@@ -252,7 +139,7 @@ class WandB(WandbLogger):
             return wandb.init(**arguments, mode="offline", settings=wandb.Settings(**quiet))
 
     def _stable_id(self) -> str:
-        """Random, so that equal folders of two machines are two runs; kept in the folder, so that a resume goes on."""
+        """Random, as equal folders of two machines are two runs; kept in the folder for a resume."""
         file = self._folder / "id.txt"
         if not file.exists():
             with replacing(file) as out:
@@ -273,10 +160,25 @@ class WandB(WandbLogger):
             self._experiment = None
 
 
-def _wandb_mode() -> str:
+def _wandb_mode() -> Any:
+    """What WANDB_MODE says; without it, whether there is a key. Asks neither the user nor the service."""
     asked = os.environ.get("WANDB_MODE", "").lower()
     if asked:
         return {"dryrun": "offline", "run": "online"}.get(asked, asked)
+    return "online" if _has_wandb_key() else "offline"
+
+
+def _has_wandb_key() -> bool:
+    """Whether a key lies where W&B looks for one. Its own `wandb.login(prompt=False)` would ask the service."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
     import wandb
 
-    return "online" if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else "offline"
+    host = urlsplit(wandb.setup().settings.base_url).hostname or ""
+    given = os.environ.get("NETRC")
+    candidates = [Path(given)] if given else [Path.home() / ".netrc", Path.home() / "_netrc"]
+    files = [file for file in candidates if file.is_file()]
+    try:
+        return any(netrc.netrc(file).authenticators(host) is not None for file in files)
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -137,4 +137,4 @@ class DiffusionModule(LightningModule):
         numbers = {f"{split}/{name}": value for name, value in evaluation.meter.compute().items()}
         self.write({name: value for name, value in numbers.items() if not math.isnan(value)})
         # for callbacks that watch a number, on every rank the same
-        self.log(f"{split}/bound", torch.tensor(numbers[f"{split}/bound"]), logger=False)
+        self.log(f"{split}/bound", torch.tensor(numbers[f"{split}/bound"]), logger=False, sync_dist=True)

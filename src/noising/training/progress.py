@@ -1,7 +1,7 @@
-"""How far a run is: optimizer steps, loss and images per second, a bar on a terminal and plain lines elsewhere.
+"""How far a run is: optimizer steps, loss and images per second, a bar on a terminal, plain lines elsewhere.
 
-The loss is read from the device only when the display is redrawn, at most four times a second: to read it on every
-step would make the host wait for the device.
+The loss is read from the device only when the display is redrawn, at most four times a second: to read it on
+every step would make the host wait for the device.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class StepProgress(ProgressBar):
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Shows the progress of something else, such as sampling; training time stands still. Gives `advance(n)`."""
+        """Shows something else, such as sampling, while training time stands still. Gives `advance(n)`."""
         was_running = self._pause()
         task = self._open(description, total)
         try:
@@ -78,7 +78,7 @@ class StepProgress(ProgressBar):
     def _pause(self) -> bool:
         if self._running_since is None:
             return False
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
+        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()  # the steps still queued belong to the training
         self._seconds += self._clock() - self._running_since
         self._running_since = None
@@ -182,7 +182,9 @@ class StepProgress(ProgressBar):
 
     def _begin_evaluation(self, description: str, batches: Any) -> None:
         self._was_running = self._pause()
-        self._evaluation = self._open(description, int(sum(batches) if isinstance(batches, list) else batches))
+        self._evaluation = self._open(
+            description, int(sum(batches) if isinstance(batches, list) else batches)
+        )
 
     def _end_evaluation(self) -> None:
         if self._evaluation is not None:
@@ -228,7 +230,7 @@ class _Display:
 
 
 class _Bar(_Display):
-    """One bar a task, redrawn only when asked: rich's own thread would cost steps of a few milliseconds dear."""
+    """One bar a task, redrawn only when asked: rich's own thread would slow down short steps."""
 
     def __init__(self, console: Console) -> None:
         columns = (

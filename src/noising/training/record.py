@@ -40,7 +40,7 @@ class Record(Callback):
         """The resolved config, so that a checkpoint alone is enough to go on with."""
         checkpoint["config"] = self.config
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A resumed run drops the rows of metrics.csv that it will write again."""
         for logger in trainer.loggers:
             if isinstance(logger, CSVMetrics):
@@ -52,7 +52,8 @@ class Record(Callback):
         if trainer.is_global_zero and rate == rate:
             self.run.record({"train/images_per_second": rate})
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the bound down, once the module has summed it over ranks."""
         assert isinstance(pl_module, DiffusionModule)
         if not trainer.is_global_zero:
             return

@@ -1,6 +1,7 @@
-"""A run's folder: what a run leaves, where, and in what state it is. Evaluation, resume and sweeps read it through here.
+"""A run's folder: what a run leaves, where, and in what state it is.
 
-Only rank 0 may call the methods that write. Every file appears whole or not at all. Light to import: no torch.
+Evaluation, resume and sweeps read it here. Only rank 0 may call the methods that write. Every file
+appears whole or not at all. Light to import: no torch.
 """
 
 from __future__ import annotations
@@ -8,23 +9,17 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
-import re
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
+import yaml  # type: ignore[import-untyped]
 
-__all__ = ["Run", "find_resumable", "find_sweep", "masked", "replacing"]
+from noising.training.environment import environment, masked
 
-_PACKAGES = ("noising", "torch", "lightning", "hydra-core", "numpy")
-_SECRET = re.compile(r"(^|[_.-])(api_?key|key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
-_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+__all__ = ["Run", "find_resumable", "find_sweep", "replacing"]
+
 _DEPTH = 3  # how many folders below the root a run or a sweep may lie
 
 
@@ -51,16 +46,18 @@ class Run:
         return self.samples / f"step_{step:06d}.png"
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Writes the resolved config and the environment, and the status "running". Earlier metrics stay (resume)."""
+        """Writes the config, the environment and the status "running". A resumed run keeps its metrics."""
         self.path.mkdir(parents=True, exist_ok=True)
         summary = self.summary
         text = yaml.safe_dump(masked(dict(config)), sort_keys=False, allow_unicode=True)
         _write(self.config_file, text)
-        _write(self.environment_file, _json(_environment()))
+        _write(self.environment_file, _json(environment()))
         _write(self.summary_file, _json({**summary, "status": "running"}))
 
-    def record(self, metrics: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        """Merges metrics ("split/name": number) into the summary, and the cards that say how they were measured."""
+    def record(
+        self, metrics: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        """Merges metrics ("split/name": number) into the summary, and cards saying how they were measured."""
         summary = self.summary
         reserved = sorted({"status", "cards"} & set(metrics))
         if reserved:
@@ -92,12 +89,14 @@ class Run:
         except ValueError:  # not JSON, not UTF-8
             content = None
         if not isinstance(content, dict):
-            raise ValueError(f"{self.summary_file} is damaged: delete it and start the run again with resume=true")
+            raise ValueError(
+                f"{self.summary_file} is damaged: delete it and start the run again with resume=true"
+            )
         return content
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved config the run was started with. Raises `ValueError` if there is none that can be read."""
+        """The resolved config the run was started with. Raises `ValueError` if none can be read."""
         try:
             content = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -120,7 +119,7 @@ def find_resumable(root: Path, overrides: Sequence[str]) -> Path | None:
 
 
 def find_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
-    """The newest sweep under `root` started with these overrides in which a job has not begun or not finished."""
+    """The newest sweep under `root` started with these overrides with a job not begun or not finished."""
     wanted = _essential(overrides)
     for file in _newest_first(root, "multirun.yaml"):
         if _essential(_load_list(file, "hydra", "overrides", "task")) != wanted:
@@ -168,7 +167,7 @@ def _load_list(file: Path, *keys: str) -> list[str]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Gives a file to write, which takes the place of `path` when all is written and on the disk, and never before.
+    """Gives a file to write, which takes the place of `path` when all of it is on the disk, never before.
 
     The temporary file lies beside the target: only within one file system is a rename atomic.
     """
@@ -187,7 +186,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The rename itself reaches the disk with the folder. Some file systems and Windows cannot, and then need not."""
+    """The rename itself reaches the disk with the folder. Where a folder cannot be synced, it need not."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -210,7 +209,7 @@ def _json(content: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in JSON's types: tensors and arrays of one number as that number, nan and infinities as null."""
+    """`value` in JSON's types: tensors and arrays of one number as the number, nan and infinities as null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -222,75 +221,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "item"):
         return _plain(value.item())
     return str(value)
-
-
-def masked(value: Any, name: str = "") -> Any:
-    """`value` without secrets: strings under names such as api_key, and passwords in URLs, become ***."""
-    if isinstance(value, Mapping):
-        return {key: masked(item, str(key)) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [masked(item, name) for item in value]
-    if isinstance(value, str):
-        return "***" if _SECRET.search(name) else _IN_URL.sub("***", value)
-    return value
-
-
-def _masked_argument(argument: str) -> str:
-    name, equals, value = argument.partition("=")
-    return f"{name}={masked(value, name)}" if equals else str(masked(argument))
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "argv": [Path(sys.argv[0]).name, *map(_masked_argument, sys.argv[1:])],
-        "git": _git(),
-        "python": platform.python_version(),
-        "versions": {package: _version(package) for package in _PACKAGES},
-        "platform": platform.platform(),
-        "cpu": _cpu(),
-        "cores": os.cpu_count(),
-        "devices": _devices(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit and state of the checkout the package comes from, else of the working directory's; None without either."""
-    here = Path(__file__).resolve()
-    # a package installed below somebody's checkout is not of that checkout, so ask whether this file is tracked
-    folder = here.parent if _ask_git(here.parent, "ls-files", "--error-unmatch", here.name) is not None else Path.cwd()
-    commit = _ask_git(folder, "rev-parse", "--verify", "HEAD")
-    if commit is None:
-        return None
-    changes = _ask_git(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
-
-
-def _ask_git(folder: Path, *arguments: str) -> str | None:
-    try:
-        answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
-
-
-def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
-
-
-def _devices() -> list[str]:
-    import torch  # here: the search for a run to resume comes before torch is needed
-
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
