@@ -7,11 +7,12 @@ grey levels, T) is handed on here, in code, so that no YAML repeats it and no pa
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from noising.configuration import ConfigError, blaming, make
@@ -27,7 +28,7 @@ from noising.training.module import DiffusionModule
 from noising.training.progress import StepProgress
 from noising.training.run import Run
 
-__all__ = ["build_callbacks", "build_data", "build_denoiser", "build_module", "build_sampler", "build_trainer"]
+__all__ = ["build_callbacks", "build_data", "build_denoiser", "build_module", "build_sampler", "build_trainer", "require_whole"]
 
 
 def build_data(cfg: DictConfig) -> ImageData:
@@ -43,7 +44,8 @@ def build_data(cfg: DictConfig) -> ImageData:
 
 def build_denoiser(cfg: DictConfig, data: ImageData) -> Denoiser:
     """Network + schedule + parameterization + variance + noise label; its first weights are keyed by the seed."""
-    _require_positive(cfg, "timesteps")
+    require_whole(cfg, "timesteps", least=1)
+    require_whole(cfg, "seed", least=0)
     variance = make(cfg.variance, "variance")
     torch.manual_seed(cfg.seed)
     model = make(
@@ -65,8 +67,6 @@ def build_denoiser(cfg: DictConfig, data: ImageData) -> Denoiser:
 
 def build_module(cfg: DictConfig, data: ImageData) -> DiffusionModule:
     """The LightningModule of a config."""
-    if cfg.seed < 0:
-        raise ConfigError(f"seed must not be negative, got {cfg.seed}")
     denoiser = build_denoiser(cfg, data)
     decoder = make(cfg.decoder, "decoder", levels=data.levels)
 
@@ -100,6 +100,7 @@ def build_sampler(cfg: DictConfig) -> Sampler:
 
 def build_callbacks(cfg: DictConfig, run: Run, data: ImageData) -> list[Callback]:
     """The average, the progress bar, the checkpoints, and what the `callbacks` group names."""
+    require_whole(cfg, "checkpoint_every_n_steps", least=1)
     ema: EMA = make(cfg.ema, "ema")
     facts = {
         "run": run,
@@ -114,11 +115,11 @@ def build_callbacks(cfg: DictConfig, run: Run, data: ImageData) -> list[Callback
     return [ema, StepProgress(), *named.values(), *checkpoint_callbacks(run, cfg.checkpoint_every_n_steps)]
 
 
-def build_trainer(cfg: DictConfig, run: Run, callbacks: list[Callback]) -> Trainer:
+def build_trainer(cfg: DictConfig, run: Run, data: ImageData, callbacks: list[Callback]) -> Trainer:
     """The Trainer; everything it counts is an optimizer step, the epoch never ends."""
     options = cfg.trainer
     for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
-        _require_positive(cfg, f"trainer.{name}")
+        require_whole(cfg, f"trainer.{name}", least=1)
     if options.get("max_epochs") is not None:
         raise ConfigError("trainer.max_epochs: training counts optimizer steps; use trainer.max_steps")
     if options.gradient_clip_val is not None and options.gradient_clip_val < 0:
@@ -135,7 +136,14 @@ def build_trainer(cfg: DictConfig, run: Run, callbacks: list[Callback]) -> Train
         "logger": build_loggers(run, _plain(cfg), make(cfg.logger, "logger")),
     }
     node = {**options, "val_check_interval": options.val_check_interval * options.accumulate_grad_batches}
-    return _trainer(node, extra)
+    trainer = _trainer(node, extra)
+    devices, accumulate = trainer.num_devices * trainer.num_nodes, trainer.accumulate_grad_batches
+    if data.batch_size % (devices * accumulate):
+        raise ConfigError(
+            f"data.batch_size={data.batch_size} does not divide among {devices} devices and "
+            f"trainer.accumulate_grad_batches={accumulate}: change it or them"
+        )
+    return trainer
 
 
 def build_evaluation_trainer(cfg: DictConfig, run: Run, callbacks: list[Callback]) -> Trainer:
@@ -155,6 +163,10 @@ def build_evaluation_trainer(cfg: DictConfig, run: Run, callbacks: list[Callback
 
 def _trainer(node: dict[str, Any], facts: dict[str, Any]) -> Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on hardware and checkpoints
+    # true of Lightning's own loops, not of data in memory and an order that is a function of the step
+    for words in ("The '.*dataloader' does not have many workers", "You're resuming from a checkpoint that ended"):
+        warnings.filterwarnings("ignore", words)
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
     try:
         trainer: Trainer = make(node, "trainer", **facts)
     except (MisconfigurationException, RuntimeError) as error:
@@ -167,9 +179,8 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     return cast("dict[str, Any]", resolved)
 
 
-def _require_positive(cfg: DictConfig, option: str) -> None:
-    value: Any = cfg
-    for name in option.split("."):
-        value = value[name]
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{option} must be a whole number from 1, got {value}")
+def require_whole(cfg: DictConfig, option: str, least: int) -> None:
+    """Raise ConfigError unless the option is a whole number from `least`."""
+    value = OmegaConf.select(cfg, option)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{option} must be a whole number from {least}, got {value}")

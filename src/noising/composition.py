@@ -157,7 +157,7 @@ class Composer:
             found: Any = config
             done: list[str] = []
             for part in override.key_or_group.split("."):
-                if isinstance(found, DictConfig) and part not in found:
+                if isinstance(found, DictConfig) and part not in list(found.keys()):  # `in` denies ???
                     key = ".".join([*done, part])
                     siblings = [".".join([*done, name]) for name in map(str, found)]
                     raise ConfigError(

@@ -74,5 +74,5 @@ def seed_global_generators(seed: int, purpose: str, *place: int) -> None:
     """Set torch's own generators (dropout, for one) from a key; CPU and every CUDA device in use."""
     word = int(_sequence(seed, purpose, *place).generate_state(1, np.uint64)[0] >> np.uint64(1))
     torch.default_generator.manual_seed(word)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(word)

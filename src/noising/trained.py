@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from noising.build import build_data, build_denoiser
-from noising.configuration import ConfigError
+from noising.configuration import ConfigError, blaming
 from noising.data.image_data import ImageData
 from noising.diffusion.denoiser import Denoiser
 from noising.training.checkpoints import load_checkpoint
@@ -56,7 +56,8 @@ def load(run: str | Path) -> TrainedRun:
         path = Run(path).last_checkpoint
     if not path.is_file():
         raise ConfigError(f"checkpoint={run}: no run's folder or checkpoint file there (there is no {path})")
-    checkpoint = load_checkpoint(path)
+    with blaming(f"checkpoint={run}"):
+        checkpoint = load_checkpoint(path)
     for key in ("config", "ema"):
         if key not in checkpoint:
             raise ConfigError(f"checkpoint={run}: {path} holds no {key}: it was not written by noising")

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
-from noising.build import build_sampler
+from noising.build import build_sampler, require_whole
 from noising.configuration import ConfigError
 from noising.trained import load
 from noising.training.figures import image_grid, save_animation, save_png
@@ -23,11 +23,8 @@ GRID_IMAGES, PATH_IMAGES = 64, 16
 
 def sample(cfg: DictConfig, run_dir: Path) -> None:
     """Draw cfg.n images: image i depends on (seed, i) alone, whatever the batch size."""
-    for option in ("n", "batch_size"):
-        if cfg[option] < 1:
-            raise ConfigError(f"{option} must be at least 1, got {cfg[option]}")
-    if cfg.seed < 0:
-        raise ConfigError(f"seed must not be negative, got {cfg.seed}")
+    for option, least in (("n", 1), ("batch_size", 1), ("seed", 0)):
+        require_whole(cfg, option, least)
     sampler = build_sampler(cfg)
     trained = load(cfg.checkpoint)
     data, run = trained.data, Run(run_dir)

@@ -9,13 +9,16 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from noising.data.image_data import ImageData
 from noising.training.loggers import close_loggers
+from noising.training.module import DiffusionModule
 from noising.training.run import Run
 
-__all__ = ["print_summary", "recording"]
+__all__ = ["describe", "print_summary", "recording"]
 
 _ROWS = (
     ("test/bound", "bound on -log p(x)"),
@@ -45,6 +48,17 @@ def recording(run: Run, config: Any, trainer: Trainer) -> Iterator[None]:
         close_loggers(trainer.loggers, failed=status != "finished")
         if writes:
             run.finish(status)
+
+
+def describe(module: DiffusionModule, data: ImageData, cfg: DictConfig, run: Run) -> str:
+    """What is about to be trained, and where it goes."""
+    millions = sum(p.numel() for p in module.denoiser.parameters()) / 1e6
+    size = f"{data.resolution}x{data.resolution}x{data.channels}"
+    return (
+        f"{os.path.relpath(run.path)}: {len(data.train.pixels)} images of {data.name} ({size}), "
+        f"{type(module.denoiser.model).__name__} of {millions:.2f}M parameters, "
+        f"{cfg.trainer.max_steps} steps of {data.batch_size} images"
+    )
 
 
 def print_summary(run: Run) -> None:

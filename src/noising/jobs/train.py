@@ -7,7 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from noising.build import build_callbacks, build_data, build_module, build_trainer
-from noising.jobs.summary import print_summary, recording
+from noising.jobs.summary import describe, print_summary, recording
 from noising.training.run import Run
 
 __all__ = ["train"]
@@ -22,10 +22,12 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
 
     data = build_data(cfg)
     module = build_module(cfg, data)
-    trainer = build_trainer(cfg, run, build_callbacks(cfg, run, data))
+    trainer = build_trainer(cfg, run, data, build_callbacks(cfg, run, data))
 
     config = OmegaConf.to_container(cfg, resolve=True)
     checkpoint = run.last_checkpoint if cfg.resume and run.last_checkpoint.exists() else None
+    if trainer.is_global_zero:
+        print(describe(module, data, cfg, run), flush=True)
     with recording(run, config, trainer):
         trainer.fit(module, data, ckpt_path=checkpoint)
         trainer.test(module, data, ckpt_path=run.last_checkpoint, verbose=False)

@@ -85,7 +85,13 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % self.every == 0:
+        # a validation that is due at this step comes first: a run resumed from the file would not repeat it
+        due = trainer.enable_validation and (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
+        if trainer.global_step % self.every == 0 and not due:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and trainer.global_step % self.every == 0:
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,8 +17,8 @@ from typing import Any
 
 __all__ = ["environment", "masked"]
 
-_PACKAGES = ("noising", "torch", "lightning", "hydra-core", "numpy")
-_SECRET = re.compile(r"(^|[_.-])(api_?key|key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
+_PACKAGES = ("noising", "lightning", "hydra-core", "numpy")
+_SECRET = re.compile(r"(^|[_.+-])(api_?key|key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 _IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
@@ -39,15 +39,18 @@ def _masked_argument(argument: str) -> str:
 
 
 def environment() -> dict[str, Any]:
+    """What environment.json holds."""
+    import torch  # here: the search for a run to resume comes before torch is needed
+
     return {
         "argv": [Path(sys.argv[0]).name, *map(_masked_argument, sys.argv[1:])],
         "git": _git(),
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in _PACKAGES},
+        "versions": {package: _version(package) for package in _PACKAGES} | {"torch": torch.__version__},
         "platform": platform.platform(),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "devices": _devices(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
 
 
@@ -89,9 +92,3 @@ def _cpu() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _devices() -> list[str]:
-    import torch  # here: the search for a run to resume comes before torch is needed
-
-    return [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]

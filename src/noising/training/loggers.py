@@ -136,6 +136,7 @@ class WandB(WandbLogger):
                 raise
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             rank_zero_warn(f"W&B cannot be reached ({reason}): the run is recorded offline")
+            wandb.teardown()  # its process still holds the id, waiting for the service
             return wandb.init(**arguments, mode="offline", settings=wandb.Settings(**quiet))
 
     def _stable_id(self) -> str:
@@ -169,7 +170,7 @@ def _wandb_mode() -> Any:
 
 
 def _has_wandb_key() -> bool:
-    """Whether a key lies where W&B looks for one. Its own `wandb.login(prompt=False)` would ask the service."""
+    """Whether a key lies where W&B looks for one. Its own `wandb.login` would ask the service."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     import wandb

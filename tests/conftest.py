@@ -1,0 +1,68 @@
+"""Two cores are enough for one thread each of two processes; nothing here may reach for the network or an account."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", WANDB_MODE="offline", HYDRA_FULL_ERROR="0")
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+# A network and a schedule of work that take a second: for tests of everything around them.
+SMALL = (
+    "model.width=8 model.heads=1 model.groups=4 trainer.max_steps=20 trainer.val_check_interval=10 "
+    "trainer.log_every_n_steps=5 trainer.accelerator=cpu checkpoint_every_n_steps=5 "
+    "callbacks.samples.every_n_steps=10 callbacks.samples.count=9 sampler.steps=4 bound.times=8 "
+    "validation_bound.times=4"
+).split()
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def run_command(name: str, folder: Path, *overrides: str) -> Outcome:
+    """`noising NAME ...` in this process, in a folder."""
+    from noising import commands
+
+    out, err = io.StringIO(), io.StringIO()
+    before, argv = Path.cwd(), sys.argv
+    os.chdir(folder)
+    sys.argv = ["noising", *overrides]
+    code: int | str | None = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            commands.main(name)
+    except SystemExit as end:
+        code = end.code
+    finally:
+        os.chdir(before)
+        sys.argv = argv
+    return Outcome(int(code or 0), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def noising(tmp_path: Path) -> Callable[..., Outcome]:
+    """noising("train", *overrides) in a folder of the test's own."""
+    return lambda name, *overrides: run_command(name, tmp_path, *overrides)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of the small configuration."""
+    folder = tmp_path_factory.mktemp("trained")
+    outcome = run_command("train", folder, *SMALL, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    return folder / "run"

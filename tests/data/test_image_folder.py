@@ -1,0 +1,176 @@
+"""Pictures of every kind read back against pixels known in advance; each mistake answered in one line."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from noising.data.image_folder import ImageFolder
+
+
+def only(path: Path, resolution: int, channels: int = 3, crop: bool = True) -> Tensor:
+    """The one image as the set decodes it: (channels, resolution, resolution)."""
+    data = ImageFolder(1, str(path.parent), resolution, channels, crop)
+    return torch.from_numpy(data._decode(path).copy()).permute(2, 0, 1)
+
+
+def fill(root: Path, count: int, side: int = 4, folders: tuple[str, ...] = (".",)) -> None:
+    """PNGs whose grey says which they are."""
+    for number in range(count):
+        folder = root / folders[number % len(folders)]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (side, side), number).save(folder / f"{number:03}.png")
+
+
+def test_grey_and_colour_become_one_another(tmp_path: Path) -> None:
+    Image.new("L", (4, 4), 77).save(tmp_path / "grey.png")
+    Image.new("RGB", (4, 4), (200, 100, 50)).save(tmp_path / "colour.png")
+    assert torch.equal(only(tmp_path / "grey.png", 4), torch.full((3, 4, 4), 77, dtype=torch.uint8))
+    assert only(tmp_path / "colour.png", 4)[:, 0, 0].tolist() == [200, 100, 50]
+    luma = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
+    assert torch.equal(
+        only(tmp_path / "colour.png", 4, channels=1), torch.full((1, 4, 4), luma, dtype=torch.uint8)
+    )
+
+
+def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (4, 4), (0, 100, 255, 128)).save(tmp_path / "half.png")
+    half = [round(255 + (c - 255) * 128 / 255) for c in (0, 100, 255)]
+    assert (only(tmp_path / "half.png", 4)[:, 0, 0].long() - torch.tensor(half)).abs().max() <= 1
+    Image.new("LA", (4, 4), (0, 0)).save(tmp_path / "clear.png")
+    assert (only(tmp_path / "clear.png", 4) == 255).all()
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([9, 9, 9, 10, 20, 30])
+    palette.putpixel((0, 0), 0)
+    palette.save(tmp_path / "palette.png", transparency=0)
+    assert only(tmp_path / "palette.png", 4)[:, 0, :2].tolist() == [[255, 10], [255, 20], [255, 30]]
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_are_rounded_and_not_clipped(suffix: str, tmp_path: Path) -> None:
+    values = np.array([[0, 257, 257 * 128], [128, 129, 65535], [300, 40000, 65534]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / f"deep.{suffix}")
+    assert only(tmp_path / f"deep.{suffix}", 3, channels=1)[0].tolist() == [
+        [0, 1, 128],
+        [0, 1, 255],
+        [1, 156, 255],
+    ]
+
+
+def test_lossy_formats_keep_the_colour(tmp_path: Path) -> None:
+    for name, options in (
+        ("a.jpg", {"quality": 95}),
+        ("b.webp", {"lossless": True}),
+        ("c.JPEG", {}),
+        ("d.bmp", {}),
+        ("e.gif", {}),
+    ):
+        Image.new("RGB", (16, 16), (180, 90, 40)).save(tmp_path / name, **options)
+        difference = only(tmp_path / name, 8).long() - torch.tensor([180, 90, 40])[:, None, None]
+        assert difference.abs().max() <= 3, name
+
+
+def test_cmyk_is_read_as_colour(tmp_path: Path) -> None:
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "red.tif")
+    assert only(tmp_path / "red.tif", 8)[:, 0, 0].tolist() == [255, 0, 0]
+
+
+def test_the_central_square_is_cut_and_averaged(tmp_path: Path) -> None:
+    wide = np.zeros((8, 16, 3), dtype=np.uint8)
+    wide[:, 4:12] = 200  # exactly the central square
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    assert (only(tmp_path / "wide.png", 4) == 200).all()
+    stripes = np.zeros((32, 32), dtype=np.uint8)
+    stripes[:, ::2] = 255  # finer than the result can show: it must become grey, not stripes
+    Image.fromarray(stripes).save(tmp_path / "stripes.png")
+    assert (only(tmp_path / "stripes.png", 4, channels=1)[:, :, 1:-1].long() - 128).abs().max() <= 3
+    with pytest.raises(ValueError, match=r"^data\.crop=false needs square images, but .*wide\.png is 16x8$"):
+        only(tmp_path / "wide.png", 4, crop=False)
+
+
+def test_a_cameras_rotation_is_obeyed(tmp_path: Path) -> None:
+    image = Image.fromarray(np.array([[10, 20], [30, 40]], dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by a quarter
+    image.save(tmp_path / "turned.png", exif=exif)
+    assert only(tmp_path / "turned.png", 2, channels=1)[0].tolist() == [[30, 10], [40, 20]]
+
+
+def test_the_split_is_a_hash_of_the_path_and_covers_the_folder(tmp_path: Path) -> None:
+    fill(tmp_path, 200, folders=("cats", "dogs/old", "dogs/new"))
+    (tmp_path / "notes.txt").write_text("not an image")
+    (tmp_path / "cats" / "._000.png").write_bytes(b"a system's own")
+    data = ImageFolder(8, str(tmp_path), 4, channels=1, labels=True, val_fraction=0.2, test_fraction=0.2)
+    data.setup()
+    splits = (data.train, data.val, data.test)
+    numbers = [set(split.pixels[:, 0, 0, 0].tolist()) for split in splits]
+    assert sum(len(part) for part in numbers) == 200 == len(set.union(*numbers))
+    for name, folder in ((f"{n:03}.png", ("cats", "dogs/old", "dogs/new")[n % 3]) for n in range(200)):
+        first = int(hashlib.sha256(f"{folder}/{name}".encode()).hexdigest()[:16], 16) / 2**64
+        assert int(name[:3]) in numbers[2 if first < 0.2 else 1 if first < 0.4 else 0]
+    assert data.classes == 2
+    for split in splits:
+        assert split.labels is not None
+        assert torch.equal(split.labels == 0, split.pixels[:, 0, 0, 0] % 3 == 0)
+    assert (data.channels, data.resolution, data.levels) == (1, 4, 256)
+
+    fill(tmp_path, 230, folders=("cats", "dogs/old", "dogs/new"))  # thirty more: nobody moves
+    more = ImageFolder(8, str(tmp_path), 4, channels=1, val_fraction=0.2, test_fraction=0.2)
+    more.setup()
+    for before, split in zip(numbers, (more.train, more.val, more.test), strict=True):
+        assert before == {n for n in split.pixels[:, 0, 0, 0].tolist() if n < 200}
+    assert (more.classes, more.train.labels) == (0, None)
+
+
+def test_every_mistake_is_one_line_that_names_its_cure(tmp_path: Path) -> None:
+    empty, full, broken, loose = (tmp_path / name for name in ("empty", "full", "broken", "loose"))
+    (empty / "inner").mkdir(parents=True)
+    fill(full, 60)
+    fill(broken, 60)
+    fill(loose, 60, folders=("a", "."))
+    cut = (broken / "017.png").read_bytes()[:40]
+    (broken / "017.png").write_bytes(cut)
+    (empty / "inner" / "notes.txt").write_text("not an image")
+    train = sum(
+        int(hashlib.sha256(f"{n:03}.png".encode()).hexdigest()[:16], 16) / 2**64 >= 0.2 for n in range(60)
+    )
+    mistakes: list[tuple[str, dict[str, Any]]] = [
+        (f"data.root={tmp_path / 'none'} does not exist", {"root": tmp_path / "none"}),
+        (f"data.root={full / '000.png'} is not a folder", {"root": full / "000.png"}),
+        (f"data.root={empty} has no image in it or in its sub-folders", {"root": empty}),
+        (f"data.root: cannot read {broken / '017.png'}: ", {"root": broken}),
+        (
+            f"data.labels=true needs sub-folders, but {loose / '001.png'} is in none",
+            {"root": loose, "labels": True},
+        ),
+        (f"data.batch_size=61 is more than the {train} training images: lower it", {"batch_size": 61}),
+        ("data.test_fraction=1e-09 takes none of the 60 images: raise it", {"test_fraction": 1e-9}),
+        ("data.val_fraction=1e-09 takes none of the 60 images: raise it", {"val_fraction": 1e-9}),
+        ("batch_size must be at least 1, got 0", {"batch_size": 0}),
+        ("resolution must be at least 1, got 0", {"resolution": 0}),
+        ("channels must be 1 (grey) or 3 (colour), got 4", {"channels": 4}),
+        ("val_fraction must lie between 0 and 1, got 0.0", {"val_fraction": 0.0}),
+        (
+            "val_fraction + test_fraction must be below 1, got 1.25",
+            {"val_fraction": 0.5, "test_fraction": 0.75},
+        ),
+    ]
+    for message, arguments in mistakes:
+        given: dict[str, Any] = {"batch_size": 4, "root": full, "resolution": 4} | arguments
+        with pytest.raises(ValueError) as caught:
+            ImageFolder(**given).setup()
+        assert str(caught.value).startswith(message), str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_grey_of_unknown_range_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match=r"cannot read .*float\.tif: 32-bit grey has no known range"):
+        only(tmp_path / "float.tif", 4)

@@ -1,0 +1,1 @@
+"""Independent reference implementations, against which the package is compared number by number."""

@@ -1,0 +1,201 @@
+"""The main job from the command line to the run's folder, on a network small enough for a second."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import noising as package
+from noising.configuration import ConfigError
+from noising.training.run import Run
+from noising.training.sampling import draw_images
+from tests.conftest import SMALL, Outcome, run_command
+
+Command = Callable[..., Outcome]
+
+
+def _rows(run: Path) -> list[dict[str, str]]:
+    with open(run / "metrics.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_leaves_what_it_promises(trained: Path) -> None:
+    run = Run(trained)
+    assert run.status == "finished"
+    for path in (run.config_file, run.environment_file, run.last_checkpoint, run.best_checkpoint, run.metrics):
+        assert path.stat().st_size > 0
+    assert run.config["schedule"]["_target_"] == "noising.diffusion.schedules.Cosine"
+    assert sorted(path.name for path in run.samples.iterdir()) == ["step_000010.png", "step_000020.png"]
+    with Image.open(run.samples_image) as grid, Image.open(run.reverse_process) as animation:
+        assert grid.size == (504, 504)  # 3x3 images of 8 pixels, gaps of 1, enlarged 18 times
+        assert animation.n_frames == 4  # the sampler's steps
+    with Image.open(run.bound_by_step_figure) as figure:
+        assert figure.size == (980, 588)
+
+
+def test_summary_holds_the_bound_term_by_term_with_card_and_baselines(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    terms = [summary[f"test/{name}"] for name in ("prior", "steps", "decoder")]
+    assert summary["test/bound"] == pytest.approx(sum(terms))
+    assert 0 < summary["test/bound_mc_se"] < summary["test/bound"]
+    assert summary["test/uniform_baseline"] == pytest.approx(np.log2(17))
+    assert summary["test/histogram_baseline"] == pytest.approx(2.436, abs=1e-3)
+    card = summary["cards"]["test/bound"]
+    assert (card["images"], card["timesteps"], card["evaluations_per_image"]) == (360, 1000, 8)
+    assert (card["step"], card["weights"]) == (20, {"ema_decay": card["weights"]["ema_decay"], "ema_updates": 20})
+
+
+def test_bound_by_step_adds_up_to_the_steps_term(trained: Path) -> None:
+    with open(trained / "bound_by_step.csv") as file:
+        rows = list(csv.DictReader(file))
+    steps = sum(
+        (int(row["last_step"]) - int(row["first_step"]) + 1) * float(row["bits_per_dim_per_step"]) for row in rows
+    )
+    assert steps == pytest.approx(Run(trained).summary["test/steps"])
+
+
+def test_metrics_are_logged_by_optimizer_step(trained: Path) -> None:
+    rows = _rows(trained)
+    assert [int(row["step"]) for row in rows] == [5, 10, 15, 20]
+    assert [row["step"] for row in rows if row["val/bound"]] == ["10", "20"]
+    for row in rows:
+        quartiles = [float(row[f"train/loss_q{quarter}"]) for quarter in (1, 2, 3, 4)]
+        # low-discrepancy times put as many images into each quartile
+        assert float(row["train/loss"]) == pytest.approx(np.mean(quartiles), rel=1e-5)
+
+
+def test_load_gives_the_averaged_weights_that_drew_the_samples(trained: Path) -> None:
+    run = package.load(trained)
+    assert (run.step, run.config.timesteps) == (20, 1000)
+    checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    weights = run.denoiser.state_dict()
+    assert all(torch.equal(weights[name], average) for name, average in checkpoint["ema"]["weights"].items())
+    assert any(
+        not torch.equal(weights[name], checkpoint["state_dict"][f"denoiser.{name}"]) for name in weights
+    )
+    from noising.build import build_sampler
+
+    images = draw_images(run.denoiser, build_sampler(run.config), (1, 8, 8), run.config.seed, range(9))
+    with Image.open(trained / "samples.png") as grid:
+        pixels = np.asarray(grid)[9::18, 9::18]  # the middle of every enlarged pixel
+    first = run.data.to_8bit(run.data.unscale(images[0]))[0].numpy()
+    np.testing.assert_array_equal(pixels[1:9, 1:9], first)
+
+
+def test_load_refuses_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run's folder or checkpoint file there"):
+        package.load(tmp_path / "nothing")
+
+
+def test_killed_and_resumed_is_bitwise_the_run_that_was_not(trained: Path, noising: Command, tmp_path: Path) -> None:
+    """Stopped at step 15 and started again: weights, average, metrics and samples of the whole run, dropout included."""
+    whole = [*SMALL, "model.dropout=0.3", "trainer.accumulate_grad_batches=2"]
+    assert noising("train", *whole, "hydra.run.dir=whole").code == 0
+    assert noising("train", *whole, "hydra.run.dir=part", "trainer.max_steps=15", "+lr_schedule.max_steps=20").code == 0
+    Run(tmp_path / "part").finish("interrupted")
+    resumed = noising("train", *whole, "hydra.run.dir=part", "resume=true")
+    assert resumed.code == 0, resumed.err
+    one, two = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "part")
+    )
+    assert one["state_dict"].keys() == two["state_dict"].keys()
+    assert all(torch.equal(one["state_dict"][name], two["state_dict"][name]) for name in one["state_dict"])
+    assert all(torch.equal(one["ema"]["weights"][name], two["ema"]["weights"][name]) for name in one["ema"]["weights"])
+    assert (tmp_path / "whole" / "samples.png").read_bytes() == (tmp_path / "part" / "samples.png").read_bytes()
+    training = [
+        [{name: value for name, value in row.items() if not name.startswith("test/")} for row in _rows(tmp_path / name)]
+        for name in ("whole", "part")
+    ]
+    assert training[0] == training[1]
+
+
+def test_resume_of_a_finished_run_trains_no_more(trained: Path, noising: Command) -> None:
+    before = (trained / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    outcome = noising("train", f"resume={trained}")
+    assert outcome.code == 0
+    assert "bits/dim" in outcome.out
+    assert (trained / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_sampling_and_validation_do_not_change_training(trained: Path, noising: Command, tmp_path: Path) -> None:
+    quiet = ["callbacks.samples.every_n_steps=0", "trainer.val_check_interval=20", "bound.times=4", "seed=0"]
+    assert noising("train", *SMALL, *quiet, "hydra.run.dir=quiet").code == 0
+    one = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    two = torch.load(tmp_path / "quiet" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_evaluate_measures_again_what_the_run_measured(trained: Path, noising: Command, tmp_path: Path) -> None:
+    outcome = noising("evaluate", f"checkpoint={trained}", "bound.times=8", "hydra.run.dir=again", "trainer.accelerator=cpu")
+    assert outcome.code == 0, outcome.err
+    assert "bound on -log p(x)" in outcome.out
+    before, after = Run(trained).summary, Run(tmp_path / "again").summary
+    for name in ("test/bound", "test/bound_mc_se", "test/prior", "test/decoder"):
+        assert after[name] == before[name]
+    assert after["cards"]["test/bound"]["step"] == 20
+
+
+def test_image_i_is_the_same_image_at_any_batch_size(trained: Path, noising: Command, tmp_path: Path) -> None:
+    common = ("sample", f"checkpoint={trained}", "sampler=ancestral", "sampler.steps=5", "n=5", "device=cpu")
+    for size in (2, 5):
+        assert noising(*common, f"batch_size={size}", f"hydra.run.dir=by{size}").code == 0
+    by_two, by_five = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("by2", "by5"))
+    assert by_two.shape == (5, 8, 8, 1)
+    np.testing.assert_array_equal(by_two, by_five)
+    with Image.open(tmp_path / "by2" / "images" / "000003.png") as single:
+        np.testing.assert_array_equal(np.asarray(single), by_two[3, :, :, 0])
+
+
+def test_colour_images_train_and_sample(noising: Command, tmp_path: Path) -> None:
+    outcome = noising("train", *SMALL, "data=photo_patches", "data.batch_size=8", "trainer.max_steps=10", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    with Image.open(tmp_path / "run" / "samples.png") as grid:
+        assert np.asarray(grid).shape[2] == 3
+    assert Run(tmp_path / "run").summary["test/uniform_baseline"] == 8
+
+
+def test_folder_of_images(noising: Command, tmp_path: Path) -> None:
+    for number in range(40):
+        pixels = np.random.default_rng(number).integers(0, 256, (20, 16, 3), dtype=np.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    options = ("data=image_folder", "data.root=images", "data.resolution=8", "data.batch_size=8", "hydra.run.dir=run")
+    outcome = noising("train", *SMALL, *options, "trainer.max_steps=10")
+    assert outcome.code == 0, outcome.err
+    assert Run(tmp_path / "run").summary["cards"]["test/bound"]["data"] == "image_folder"
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_count_every_image_once(trained: Path, tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    train = Path(__file__).resolve().parents[1] / "train.py"
+    command = [sys.executable, str(train), *SMALL, "trainer.devices=2", "hydra.run.dir=two"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    two = Run(tmp_path / "two")
+    assert two.summary["cards"]["test/bound"]["images"] == 360
+    # the same times and images, other noise: a bound as good, within the noise of so short a training
+    assert two.summary["test/bound"] == pytest.approx(Run(trained).summary["test/bound"], rel=0.05)
+    assert [row["step"] for row in _rows(two.path)] == ["5", "10", "15", "20"]
+
+
+def test_sweep_leaves_a_complete_run_for_each_job(tmp_path: Path) -> None:
+    options = (*SMALL, "trainer.max_steps=5", "trainer.val_check_interval=5", "hydra.sweep.dir=sweep")
+    outcome = run_command("train", tmp_path, "-m", *options, "schedule=linear,cosine")
+    assert outcome.code == 0, outcome.err
+    jobs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert jobs == ["0_schedule=linear", "1_schedule=cosine"]
+    assert {Run(tmp_path / "sweep" / job).status for job in jobs} == {"finished"}
+    with open(tmp_path / "sweep" / "sweep.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["schedule"] for row in rows] == ["linear", "cosine"]
+    assert float(rows[0]["test/bound"]) == Run(tmp_path / "sweep" / jobs[0]).summary["test/bound"]

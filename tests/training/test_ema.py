@@ -1,0 +1,178 @@
+"""The averaged weights against the closed form, in checkpoints, and around validation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from noising.training.ema import EMA
+
+
+class Numbers(Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 1000
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.ones(1)
+
+
+class Denoiser(nn.Module):
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+        self.tied = self.weight
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+
+class Falling(LightningModule):
+    """Loss = sum of the weights under plain SGD: after k steps every weight is -0.5 k."""
+
+    def __init__(self, seen: list[float] | None = None, fail_in_validation: bool = False) -> None:
+        super().__init__()
+        self.denoiser = Denoiser()
+        self.seen = [] if seen is None else seen
+        self.fail = fail_in_validation
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        self.denoiser.count += 1
+        return self.denoiser.weight.sum()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.seen.append(float(self.denoiser.weight[0]))
+        if self.fail:
+            raise RuntimeError("validation fails")
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.5)
+
+
+def trainer(folder: Path, steps: int, ema: EMA, **options: Any) -> Trainer:
+    options = {"num_sanity_val_steps": 0, "limit_val_batches": 1, **options}
+    return Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        devices=1,
+        callbacks=[ema],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **options,
+    )
+
+
+def loader() -> DataLoader[Tensor]:
+    return DataLoader(Numbers(), batch_size=1)
+
+
+def closed_form(steps: int, decay: float) -> float:
+    average = 0.0
+    for n in range(steps):
+        d = min(decay, (1 + n) / (10 + n))
+        average = d * average + (1 - d) * (-0.5 * (n + 1))
+    return average
+
+
+@pytest.mark.parametrize(("accumulate", "decay"), [(1, 0.9999), (2, 0.9999), (2, 0.3), (1, 0.0)])
+def test_average_is_the_closed_form(tmp_path: Path, accumulate: int, decay: float) -> None:
+    ema, module = EMA(decay), Falling()
+    trainer(tmp_path, 12, ema, accumulate_grad_batches=accumulate, limit_val_batches=0).fit(module, loader())
+    assert ema.updates == 12
+    assert module.denoiser.weight[0].item() == -6.0
+    torch.testing.assert_close(ema.weights["weight"], torch.full((3,), closed_form(12, decay)))
+    assert module.denoiser.count == 12 * accumulate  # an integer buffer is left alone
+
+
+def test_validation_sees_the_average_and_training_goes_on_raw(tmp_path: Path) -> None:
+    module = Falling()
+    trainer(tmp_path, 6, EMA(0.9), val_check_interval=3, check_val_every_n_epoch=None).fit(
+        module, loader(), loader()
+    )
+    assert module.seen == pytest.approx([closed_form(3, 0.9), closed_form(6, 0.9)], rel=1e-6)
+    assert module.denoiser.weight[0].item() == -3.0
+
+
+def test_checkpoint_written_amid_validation_holds_raw_weights(tmp_path: Path) -> None:
+    class Saving(Falling):
+        def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+            self.trainer.save_checkpoint(tmp_path / "amid.ckpt")
+            self.trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
+
+    ema = EMA(0.9)
+    trainer(tmp_path, 3, ema, val_check_interval=3, check_val_every_n_epoch=None).fit(
+        Saving(), loader(), loader()
+    )
+    for name in ("amid.ckpt", "weights.ckpt"):
+        state = torch.load(tmp_path / name, weights_only=True)["state_dict"]
+        for key in ("denoiser.weight", "denoiser.tied"):
+            torch.testing.assert_close(state[key], torch.full((3,), -1.5), rtol=0, atol=0)
+    saved = torch.load(tmp_path / "amid.ckpt", weights_only=True)["ema"]
+    assert (saved["decay"], saved["updates"], list(saved["weights"])) == (0.9, 3, ["weight"])
+    torch.testing.assert_close(saved["weights"]["weight"], torch.full((3,), closed_form(3, 0.9)))
+
+
+def test_exceptions_restore_the_raw_weights(tmp_path: Path) -> None:
+    module, ema = Falling(fail_in_validation=True), EMA(0.9)
+    with pytest.raises(RuntimeError, match="validation fails"):
+        trainer(tmp_path, 3, ema, val_check_interval=3, check_val_every_n_epoch=None).fit(
+            module, loader(), loader()
+        )
+    assert module.denoiser.weight[0].item() == -1.5
+
+    def compute_and_fail() -> None:
+        with ema.swapped(module), ema.swapped(module):
+            module.seen.append(module.denoiser.weight[0].item())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        compute_and_fail()
+    assert module.seen[-1] == pytest.approx(closed_form(3, 0.9))
+    assert module.denoiser.weight[0].item() == -1.5
+    assert module.state_dict()["denoiser.weight"][0].item() == -1.5
+
+
+def test_resumed_average_equals_the_uninterrupted_one_bitwise(tmp_path: Path) -> None:
+    whole, first, second = EMA(0.99), EMA(0.99), EMA(0.99)
+    trainer(tmp_path, 8, whole, limit_val_batches=0).fit(Falling(), loader())
+    part = trainer(tmp_path, 5, first, limit_val_batches=0)
+    part.fit(Falling(), loader())
+    part.save_checkpoint(tmp_path / "five.ckpt")
+    trainer(tmp_path, 8, second, limit_val_batches=0).fit(
+        Falling(), loader(), ckpt_path=str(tmp_path / "five.ckpt")
+    )
+    assert second.updates == 8
+    assert torch.equal(second.weights["weight"], whole.weights["weight"])
+
+
+def test_average_of_half_precision_weights_is_kept_in_float32() -> None:
+    module, ema = Falling(), EMA(0.5)
+    module.denoiser.to(torch.bfloat16)
+    ema.attach(module)
+    with torch.no_grad():
+        module.denoiser.weight.fill_(1.0)
+    ema.update(module)
+    assert ema.weights["weight"].dtype == torch.float32
+    torch.testing.assert_close(ema.weights["weight"], torch.full((3,), 0.9))  # 1 - 1/10
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    ema = EMA(0.5)
+    ema.load({"ema": {"decay": 0.5, "updates": 1, "weights": {"weight": torch.zeros(4)}}})
+    with pytest.raises(ValueError, match=r"weight has shape \(4,\) there, \(3,\) here"):
+        ema.attach(Falling())
+
+
+@pytest.mark.parametrize("decay", [1.0, -0.1, 2.0, float("nan")])
+def test_decay_outside_the_unit_interval_is_refused(decay: float) -> None:
+    with pytest.raises(ValueError, match=r"^decay must lie in \[0, 1\), got"):
+        EMA(decay)

@@ -1,0 +1,119 @@
+"""A run's folder: what it says of itself, and which one is found to go on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml  # type: ignore[import-untyped]
+
+from noising.training.run import Run, find_resumable, find_sweep
+
+
+def test_a_run_from_start_to_finish(tmp_path: Path) -> None:
+    run = Run(tmp_path / "a" / "b")
+    assert (run.status, run.summary) == ("none", {})
+    config = {"seed": 1, "model": {"width": 8, "rate": 1e-05}, "tags": ["x"]}
+    run.start(config)
+    assert (run.status, run.config) == ("running", config)
+    run.record({"test/bound": torch.tensor(2.5), "test/fd": float("nan")}, {"test/bound": {"images": 10}})
+    run.record({"test/steps": np.int64(7), "test/prior": float("inf")}, {"test/fd": {"features": "x"}})
+    run.finish("interrupted")
+    run.start(config)
+    run.finish()
+    assert json.loads(run.summary_file.read_text()) == {
+        "status": "finished",
+        "test/bound": 2.5,
+        "test/fd": None,
+        "cards": {"test/bound": {"images": 10}, "test/fd": {"features": "x"}},
+        "test/steps": 7,
+        "test/prior": None,
+    }
+    assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "environment.json", "summary.json"]
+
+
+def test_environment_names_versions_and_hides_secrets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "sesame1")
+    secrets = ["logger.wandb.api_key=sesame2", "+token=sesame3", "data.url=https://me:sesame4@host/x"]
+    monkeypatch.setattr(sys, "argv", ["/somewhere/noising", "train", "seed=3", *secrets])
+    run = Run(tmp_path)
+    run.start({"logger": {"api_key": "sesame5", "keys": "shown"}, "url": "https://sesame6@host"})
+    environment = json.loads(run.environment_file.read_text())
+    assert environment["argv"][:3] == ["noising", "train", "seed=3"]
+    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert "sesame" not in "".join(file.read_text() for file in tmp_path.iterdir())
+    assert run.config["logger"] == {"api_key": "***", "keys": "shown"}
+
+
+def test_crash_while_writing_leaves_the_old_summary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path)
+    run.start({})
+
+    def crash(descriptor: int) -> None:
+        raise OSError("power cut")
+
+    monkeypatch.setattr(os, "fsync", crash)
+    with pytest.raises(OSError, match="power cut"):
+        run.finish()
+    assert run.status == "running"
+
+
+@pytest.mark.parametrize("content", ['{"status": "fin', "", "[]", "\xff"])
+def test_damaged_summary_is_named_in_one_line(tmp_path: Path, content: str) -> None:
+    run = Run(tmp_path)
+    run.summary_file.write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"^\S*summary\.json is damaged[^\n]*$"):
+        _ = run.status
+
+
+def test_reserved_names_and_missing_config_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="must not be named status"):
+        Run(tmp_path).record({"status": 1.0})
+    with pytest.raises(ValueError, match=r"holds no run: there is no config\.yaml"):
+        _ = Run(tmp_path).config
+
+
+def make_run(folder: Path, overrides: list[str], status: str | None, age: int) -> Path:
+    (folder / ".hydra").mkdir(parents=True)
+    file = folder / ".hydra" / "overrides.yaml"
+    file.write_text(yaml.safe_dump(overrides))
+    os.utime(file, (1_000_000 - age, 1_000_000 - age))
+    if status is not None:
+        Run(folder).start({})
+        Run(folder).finish(status)
+    return folder
+
+
+def test_finds_the_newest_unfinished_run_of_the_same_command(tmp_path: Path) -> None:
+    make_run(tmp_path / "day" / "finished", ["seed=1", "model=unet"], "finished", age=1)
+    make_run(tmp_path / "day" / "other", ["seed=2", "model=unet"], "running", age=2)
+    make_run(tmp_path / "too" / "deep" / "to" / "be", ["seed=1", "model=unet"], "running", age=3)
+    assert find_resumable(tmp_path, ["seed=1", "model=unet"]) is None
+    newest = make_run(tmp_path / "day" / "killed", ["model=unet", "seed=1", "resume=true"], "running", age=4)
+    make_run(tmp_path / "x" / "y" / "older", ["seed=1", "model=unet"], "failed", age=5)
+    bare = make_run(tmp_path / "bare", ["seed=7"], None, age=6)
+    assert find_resumable(tmp_path, ["+resume=true", "seed=1", "hydra.verbose=true", "model=unet"]) == newest
+    assert find_resumable(tmp_path, ["seed=7"]) == bare
+    assert find_resumable(tmp_path / "nowhere", ["seed=7"]) is None
+
+
+def test_finds_a_sweep_until_all_its_jobs_have_finished(tmp_path: Path) -> None:
+    sweep, overrides = tmp_path / "day" / "sweep", ["seed=1,2", "model=unet"]
+    sweep.mkdir(parents=True)
+    (sweep / "multirun.yaml").write_text(yaml.safe_dump({"hydra": {"overrides": {"task": overrides}}}))
+    assert find_sweep(tmp_path, ["model=unet", "resume=true", "seed=1,2"]) == sweep
+    make_run(sweep / "0", ["seed=1", "model=unet"], "finished", age=1)
+    assert find_sweep(tmp_path, overrides) == sweep  # the second job has not begun
+    second = make_run(sweep / "1", ["seed=2", "model=unet"], "failed", age=1)
+    assert find_sweep(tmp_path, overrides) == sweep
+    Run(second).finish()
+    assert find_sweep(tmp_path, overrides) is None
+    assert find_sweep(tmp_path, ["seed=1,3", "model=unet"]) is None
