@@ -19,12 +19,21 @@ import torch
 torch.set_num_threads(1)
 
 # A network and a schedule of work that take a second: for tests of everything around them.
-SMALL = (
-    "model.width=8 model.heads=1 model.groups=4 trainer.max_steps=20 trainer.val_check_interval=10 "
-    "trainer.log_every_n_steps=5 trainer.accelerator=cpu checkpoint_every_n_steps=5 "
-    "callbacks.samples.every_n_steps=10 callbacks.samples.count=9 sampler.steps=4 bound.times=8 "
-    "validation_bound.times=4"
-).split()
+SMALL = [
+    "model.width=8",
+    "model.heads=1",
+    "model.groups=4",
+    "trainer.max_steps=20",
+    "trainer.val_check_interval=10",
+    "trainer.log_every_n_steps=5",
+    "trainer.accelerator=cpu",
+    "checkpoint_every_n_steps=5",
+    "callbacks.samples.every_n_steps=10",
+    "callbacks.samples.count=9",
+    "sampler.steps=4",
+    "bound.times=8",
+    "validation_bound.times=4",
+]
 
 
 class Outcome(NamedTuple):

@@ -85,8 +85,12 @@ def test_every_final_class_has_a_yaml(module: str, base: str) -> None:
     final = [
         name
         for name, thing in members.items()
-        if inspect.isclass(thing) and not inspect.isabstract(thing) and not name.startswith("_")
-        and thing.__module__ == module and not thing.__subclasses__() and base in {ancestor.__name__ for ancestor in thing.__mro__}
+        if inspect.isclass(thing)
+        and not inspect.isabstract(thing)
+        and not name.startswith("_")
+        and thing.__module__ == module
+        and not thing.__subclasses__()
+        and base in {ancestor.__name__ for ancestor in thing.__mro__}
     ]
     assert final
     assert {f"{module}.{name}" for name in final} <= set(_targets())

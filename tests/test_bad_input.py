@@ -16,7 +16,10 @@ from tests.conftest import Outcome
     ("override", "message"),
     [
         ("schedul=linear", "schedul: no such option; did you mean schedule?"),
-        ("schedule=linaer", "schedule=linaer: no such choice; did you mean linear? (choices: cosine, linear)"),
+        (
+            "schedule=linaer",
+            "schedule=linaer: no such choice; did you mean linear? (choices: cosine, linear)",
+        ),
         ("trainer.max_step=3", "trainer.max_step: no such option; did you mean trainer.max_steps?"),
         ("model.widht=3", "model.widht: no such option; did you mean model.width?"),
         ("model.width=big", "model.width=big: expected int"),
@@ -35,7 +38,10 @@ from tests.conftest import Outcome
         ("bound.times=7", "bound: times must be an even number from 4, got 7"),
         ("trainer.max_steps=0", "trainer.max_steps must be a whole number from 1, got 0"),
         ("trainer.val_check_interval=0", "trainer.val_check_interval must be a whole number from 1, got 0"),
-        ("+trainer.max_epochs=3", "trainer.max_epochs: training counts optimizer steps; use trainer.max_steps"),
+        (
+            "+trainer.max_epochs=3",
+            "trainer.max_epochs: training counts optimizer steps; use trainer.max_steps",
+        ),
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val must not be negative, got -1"),
         ("trainer.accelerator=abacus", "trainer: "),
         ("checkpoint_every_n_steps=0", "checkpoint_every_n_steps must be a whole number from 1, got 0"),

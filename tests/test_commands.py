@@ -147,8 +147,7 @@ def run(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytes
         ("-m seed=0,1 model.width=4,wide", "model.width=wide: expected int"),
         (
             "-m trainer.devices=2 seed=0,1",
-            "a sweep cannot launch DDP subprocesses: "
-            "add trainer.strategy=ddp_spawn (or run the jobs one by one)",
+            "a sweep cannot launch DDP subprocesses: add trainer.strategy=ddp_spawn (or run the jobs one by one)",
         ),
     ],
 )
@@ -279,9 +278,7 @@ def test_ddp_in_a_sweep(trainer: dict[str, Any], refused: bool) -> None:
         refuse_ddp_sweep(config)
 
 
-def test_other_ranks_use_the_parents_folder(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_ranks_use_the_parents_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lightning's child gets the parent's command line and hydra.run.dir, which holds a run by then."""
     assert run("seed=2")[0] == 0
     (folder,) = (tmp_path / "runs").glob("*/*")
@@ -368,9 +365,7 @@ def test_installed_command_finds_a_users_class_in_the_current_folder(toy: Path, 
 
     def noising(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(script), *words]
-        return subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     done = noising("train", "--config-dir", "mine", "schedule=mine", "hydra.run.dir=out")
     assert (done.returncode, done.stderr) == (0, "")

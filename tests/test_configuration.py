@@ -66,9 +66,7 @@ def test_partial() -> None:
 
 
 def test_mappings_and_lists_of_nodes() -> None:
-    built = make(
-        OmegaConf.create({"a": node("Grid"), "b": [node("Grid", timesteps=2)], "c": 1}), "all", timesteps=9
-    )
+    built = make(OmegaConf.create({"a": node("Grid"), "b": [node("Grid", timesteps=2)], "c": 1}), "all", timesteps=9)
     assert (built["a"].timesteps, built["b"][0].timesteps, built["c"]) == (9, 2, 1)
     assert "all.b.0: timesteps must be" in message([node("Grid", timesteps=0)], "all.b")
 
@@ -115,9 +113,7 @@ def test_misspelt_option_names_the_nearest() -> None:
     line = message(node("Network", widht=3))
     assert line.startswith("model.widht: no such option; did you mean model.width? (Network has: channels, ")
     line = message(node("Network", grid=node("Grid", timestep=3)), channels=1)
-    assert line.startswith(
-        "model.grid.timestep: no such option; did you mean model.grid.timesteps? (Grid has: "
-    )
+    assert line.startswith("model.grid.timestep: no such option; did you mean model.grid.timesteps? (Grid has: ")
 
 
 def test_what_the_constructor_refuses_is_one_line() -> None:

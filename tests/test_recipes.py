@@ -14,7 +14,16 @@ from noising.data.image_data import ImageData
 from noising.diffusion.gaussian import per_image
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-BUILT = ("schedule", "parameterization", "noise_label", "variance", "times", "objective", "weighting", "decoder")
+BUILT = (
+    "schedule",
+    "parameterization",
+    "noise_label",
+    "variance",
+    "times",
+    "objective",
+    "weighting",
+    "decoder",
+)
 BUILT += ("bound", "sampler", "grid", "model", "optimizer", "lr_schedule")
 CHOICES = [(group, path.stem) for group in BUILT for path in sorted((CONF / group).glob("*.yaml"))]
 

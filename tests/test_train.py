@@ -29,7 +29,13 @@ def _rows(run: Path) -> list[dict[str, str]]:
 def test_a_run_leaves_what_it_promises(trained: Path) -> None:
     run = Run(trained)
     assert run.status == "finished"
-    for path in (run.config_file, run.environment_file, run.last_checkpoint, run.best_checkpoint, run.metrics):
+    for path in (
+        run.config_file,
+        run.environment_file,
+        run.last_checkpoint,
+        run.best_checkpoint,
+        run.metrics,
+    ):
         assert path.stat().st_size > 0
     assert run.config["schedule"]["_target_"] == "noising.diffusion.schedules.Cosine"
     assert sorted(path.name for path in run.samples.iterdir()) == ["step_000010.png", "step_000020.png"]
@@ -49,7 +55,10 @@ def test_summary_holds_the_bound_term_by_term_with_card_and_baselines(trained: P
     assert summary["test/histogram_baseline"] == pytest.approx(2.436, abs=1e-3)
     card = summary["cards"]["test/bound"]
     assert (card["images"], card["timesteps"], card["evaluations_per_image"]) == (360, 1000, 8)
-    assert (card["step"], card["weights"]) == (20, {"ema_decay": card["weights"]["ema_decay"], "ema_updates": 20})
+    assert (card["step"], card["weights"]) == (
+        20,
+        {"ema_decay": card["weights"]["ema_decay"], "ema_updates": 20},
+    )
 
 
 def test_bound_by_step_adds_up_to_the_steps_term(trained: Path) -> None:
@@ -77,9 +86,7 @@ def test_load_gives_the_averaged_weights_that_drew_the_samples(trained: Path) ->
     checkpoint = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     weights = run.denoiser.state_dict()
     assert all(torch.equal(weights[name], average) for name, average in checkpoint["ema"]["weights"].items())
-    assert any(
-        not torch.equal(weights[name], checkpoint["state_dict"][f"denoiser.{name}"]) for name in weights
-    )
+    assert any(not torch.equal(weights[name], checkpoint["state_dict"][f"denoiser.{name}"]) for name in weights)
     from noising.build import build_sampler
 
     images = draw_images(run.denoiser, build_sampler(run.config), (1, 8, 8), run.config.seed, range(9))
@@ -95,7 +102,7 @@ def test_load_refuses_what_is_no_run(tmp_path: Path) -> None:
 
 
 def test_killed_and_resumed_is_bitwise_the_run_that_was_not(trained: Path, noising: Command, tmp_path: Path) -> None:
-    """Stopped at step 15 and started again: weights, average, metrics and samples of the whole run, dropout included."""
+    """Stopped at step 15 and started again: weights, average, metrics, samples of the whole, dropout included."""
     whole = [*SMALL, "model.dropout=0.3", "trainer.accumulate_grad_batches=2"]
     assert noising("train", *whole, "hydra.run.dir=whole").code == 0
     assert noising("train", *whole, "hydra.run.dir=part", "trainer.max_steps=15", "+lr_schedule.max_steps=20").code == 0
@@ -133,7 +140,9 @@ def test_sampling_and_validation_do_not_change_training(trained: Path, noising: 
 
 
 def test_evaluate_measures_again_what_the_run_measured(trained: Path, noising: Command, tmp_path: Path) -> None:
-    outcome = noising("evaluate", f"checkpoint={trained}", "bound.times=8", "hydra.run.dir=again", "trainer.accelerator=cpu")
+    outcome = noising(
+        "evaluate", f"checkpoint={trained}", "bound.times=8", "hydra.run.dir=again", "trainer.accelerator=cpu"
+    )
     assert outcome.code == 0, outcome.err
     assert "bound on -log p(x)" in outcome.out
     before, after = Run(trained).summary, Run(tmp_path / "again").summary
@@ -154,7 +163,14 @@ def test_image_i_is_the_same_image_at_any_batch_size(trained: Path, noising: Com
 
 
 def test_colour_images_train_and_sample(noising: Command, tmp_path: Path) -> None:
-    outcome = noising("train", *SMALL, "data=photo_patches", "data.batch_size=8", "trainer.max_steps=10", "hydra.run.dir=run")
+    outcome = noising(
+        "train",
+        *SMALL,
+        "data=photo_patches",
+        "data.batch_size=8",
+        "trainer.max_steps=10",
+        "hydra.run.dir=run",
+    )
     assert outcome.code == 0, outcome.err
     with Image.open(tmp_path / "run" / "samples.png") as grid:
         assert np.asarray(grid).shape[2] == 3
@@ -166,7 +182,13 @@ def test_folder_of_images(noising: Command, tmp_path: Path) -> None:
         pixels = np.random.default_rng(number).integers(0, 256, (20, 16, 3), dtype=np.uint8)
         (tmp_path / "images").mkdir(exist_ok=True)
         Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
-    options = ("data=image_folder", "data.root=images", "data.resolution=8", "data.batch_size=8", "hydra.run.dir=run")
+    options = (
+        "data=image_folder",
+        "data.root=images",
+        "data.resolution=8",
+        "data.batch_size=8",
+        "hydra.run.dir=run",
+    )
     outcome = noising("train", *SMALL, *options, "trainer.max_steps=10")
     assert outcome.code == 0, outcome.err
     assert Run(tmp_path / "run").summary["cards"]["test/bound"]["data"] == "image_folder"

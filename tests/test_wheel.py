@@ -54,7 +54,15 @@ def test_a_users_own_schedule_trains_from_the_wheel(installed: Path, tmp_path: P
     (tmp_path / "conf" / "schedule").mkdir(parents=True)
     (tmp_path / "conf" / "schedule" / "mine.yaml").write_text("{_target_: mine.LinearLogSNR, start: 10, end: -10}")
     script = "import sys; sys.path.remove(''); from noising.commands import cli; cli()"
-    words = ["train", "--config-dir", "conf", "schedule=mine", *SMALL, "trainer.max_steps=10", "hydra.run.dir=run"]
+    words = [
+        "train",
+        "--config-dir",
+        "conf",
+        "schedule=mine",
+        *SMALL,
+        "trainer.max_steps=10",
+        "hydra.run.dir=run",
+    ]
     done = subprocess.run(
         [sys.executable, "-c", script, *words],
         cwd=tmp_path,

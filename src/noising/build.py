@@ -11,8 +11,8 @@ import warnings
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import Callback, Trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from noising.configuration import ConfigError, blaming, make
@@ -28,7 +28,15 @@ from noising.training.module import DiffusionModule
 from noising.training.progress import StepProgress
 from noising.training.run import Run
 
-__all__ = ["build_callbacks", "build_data", "build_denoiser", "build_module", "build_sampler", "build_trainer", "require_whole"]
+__all__ = [
+    "build_callbacks",
+    "build_data",
+    "build_denoiser",
+    "build_module",
+    "build_sampler",
+    "build_trainer",
+    "require_whole",
+]
 
 
 def build_data(cfg: DictConfig) -> ImageData:
@@ -164,7 +172,10 @@ def build_evaluation_trainer(cfg: DictConfig, run: Run, callbacks: list[Callback
 def _trainer(node: dict[str, Any], facts: dict[str, Any]) -> Trainer:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on hardware and checkpoints
     # true of Lightning's own loops, not of data in memory and an order that is a function of the step
-    for words in ("The '.*dataloader' does not have many workers", "You're resuming from a checkpoint that ended"):
+    for words in (
+        "The '.*dataloader' does not have many workers",
+        "You're resuming from a checkpoint that ended",
+    ):
         warnings.filterwarnings("ignore", words)
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
     try:

@@ -67,9 +67,7 @@ class Composer:
 
     def _compose(self, overrides: Sequence[str], multirun: bool = False) -> DictConfig:
         mode = RunMode.MULTIRUN if multirun else RunMode.RUN
-        return self._hydra.compose_config(
-            self._config_name, list(overrides), mode, validate_sweep_overrides=False
-        )
+        return self._hydra.compose_config(self._config_name, list(overrides), mode, validate_sweep_overrides=False)
 
     def check(self, config: DictConfig, overrides: Sequence[str]) -> None:
         """Refuses what composes but no code reads, values of the wrong type, and `???` left unset.
@@ -101,19 +99,11 @@ class Composer:
         open.
         """
         key = override.key_or_group
-        if (
-            not (override.is_add() or override.is_force_add())
-            or self.options(key)
-            or override.is_hydra_override()
-        ):
+        if not (override.is_add() or override.is_force_add()) or self.options(key) or override.is_hydra_override():
             return
         parent, _, name = key.rpartition(".")
         struct = OmegaConf.select(config, parent) if parent else None
-        if (
-            not isinstance(struct, DictConfig)
-            or "_target_" in struct
-            or isinstance(struct.get(name), DictConfig)
-        ):
+        if not isinstance(struct, DictConfig) or "_target_" in struct or isinstance(struct.get(name), DictConfig):
             return
         rest = [text for text in config.hydra.overrides.task if text != override.input_line]
         others = OmegaConf.select(self._compose(rest), parent)
@@ -140,8 +130,7 @@ class Composer:
                         right = nearest(name, options)
                         hint = f"; did you mean {right}?" if right else ""
                         raise ConfigError(
-                            f"{override.key_or_group}={name}: no such choice{hint} "
-                            f"(choices: {', '.join(options)})"
+                            f"{override.key_or_group}={name}: no such choice{hint} (choices: {', '.join(options)})"
                         )
 
     def _check_keys(self, parsed: Sequence[Override], multirun: bool) -> None:
@@ -160,9 +149,7 @@ class Composer:
                 if isinstance(found, DictConfig) and part not in list(found.keys()):  # `in` denies ???
                     key = ".".join([*done, part])
                     siblings = [".".join([*done, name]) for name in map(str, found)]
-                    raise ConfigError(
-                        self._unknown(key, config, siblings + (self.groups() if not done else []))
-                    )
+                    raise ConfigError(self._unknown(key, config, siblings + (self.groups() if not done else [])))
                 found = found._get_node(part) if isinstance(found, DictConfig) else None
                 done.append(part)
 
@@ -176,9 +163,7 @@ class Composer:
             right = f"{parent}.{sibling}" if parent else sibling
         if not right and (last := nearest(name, last_names.values())):
             right = next(path for path in paths if last_names[path] == last)
-        return f"{key}: no such option; " + (
-            f"did you mean {right}?" if right else "see --cfg job for all options"
-        )
+        return f"{key}: no such option; " + (f"did you mean {right}?" if right else "see --cfg job for all options")
 
 
 @contextmanager
@@ -208,8 +193,7 @@ def _refuse_several_values(parsed: Sequence[Override]) -> None:
     for override in parsed:
         if override.is_sweep_override():
             raise ConfigError(
-                f"{override.input_line}: several values; add -m to sweep over them, "
-                "or write a list as key=[1,2]"
+                f"{override.input_line}: several values; add -m to sweep over them, or write a list as key=[1,2]"
             )
 
 
@@ -229,9 +213,7 @@ def _missing(node: Any, path: str = "") -> Iterator[str]:
     """Paths of the values left `???`."""
     if node == "???":
         yield path
-    for name, value in (
-        node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else [])
-    ):
+    for name, value in node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else []):
         yield from _missing(value, f"{path}.{name}" if path else str(name))
 
 

@@ -186,8 +186,7 @@ def _options(target: Callable[..., Any], given: Mapping[str, Any], path: str) ->
             right = nearest(name, names)
             hint = f"; did you mean {_join(path, right)}?" if right else ""
             raise ConfigError(
-                f"{_join(path, name)}: no such option{hint} "
-                f"({_name(target)} has: {', '.join(names) or 'no options'})"
+                f"{_join(path, name)}: no such option{hint} ({_name(target)} has: {', '.join(names) or 'no options'})"
             )
         implicit = value is None and name in names and names[name].default is None  # def f(x: int = None)
         try:

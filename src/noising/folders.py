@@ -116,9 +116,7 @@ def _recorded(folder: Path, multirun: bool) -> list[str]:
         raise ConfigError(f"resume={folder}: this is a sweep's folder; add -m")
     else:
         sign = "multirun.yaml" if multirun else ".hydra/overrides.yaml"
-        raise ConfigError(
-            f"resume={folder}: no {'sweep' if multirun else 'run'} there (there is no {folder / sign})"
-        )
+        raise ConfigError(f"resume={folder}: no {'sweep' if multirun else 'run'} there (there is no {folder / sign})")
     return _without([str(value) for value in values or []], "resume")
 
 
@@ -143,9 +141,7 @@ def claim(config: DictConfig, overrides: list[str], multirun: bool) -> tuple[lis
         summary = Path(chosen) / "summary.json"
         first = _rank() == "0" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
         if not multirun and first and summary.exists() and not config.get("resume"):
-            raise ConfigError(
-                f"hydra.run.dir={chosen} already holds a run: choose another, or add resume=true"
-            )
+            raise ConfigError(f"hydra.run.dir={chosen} already holds a run: choose another, or add resume=true")
         fresh = not multirun and not _launched() and not Path(chosen).exists()
         return overrides, Path(chosen) if fresh else None
     if _launched():
@@ -175,9 +171,7 @@ def _agreed_name() -> str:
     if name != "none":
         return f"torchrun-{_file_name(name)}"
     if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
-        raise UsageError(
-            "torchrun on several nodes: add --rdzv-id=NAME or hydra.run.dir=FOLDER, for all to agree"
-        )
+        raise UsageError("torchrun on several nodes: add --rdzv-id=NAME or hydra.run.dir=FOLDER, for all to agree")
     agent = os.getppid()
     try:  # ticks from boot to the agent's start; the command's name, in brackets, may hold spaces
         start = Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[19]

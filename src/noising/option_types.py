@@ -86,6 +86,4 @@ def _words(hint: Any) -> str:
         return " or ".join(_words(member) for member in get_args(hint))
     if hint in (str, Path):
         return {str: "text", Path: "a path"}[hint]
-    return (
-        hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")
-    )
+    return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")

@@ -29,9 +29,7 @@ def generator(seed: int, purpose: str, *place: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(_sequence(seed, purpose, *place)))
 
 
-def normal(
-    shape: Sequence[int], seed: int, purpose: str, *place: int, device: torch.device | str = "cpu"
-) -> Tensor:
+def normal(shape: Sequence[int], seed: int, purpose: str, *place: int, device: torch.device | str = "cpu") -> Tensor:
     """Standard normal float32 numbers of one key, drawn where they are needed.
 
     On CUDA the draw is made by the device's own counter-based generator, whose seed has 64 bits; elsewhere on the host.
@@ -51,9 +49,7 @@ class Streams:
     Drawn on the host, so that the images do not depend on the device either.
     """
 
-    def __init__(
-        self, seed: int, purpose: str, indices: Iterable[int], device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, seed: int, purpose: str, indices: Iterable[int], device: torch.device | str = "cpu") -> None:
         self._generators = [generator(seed, purpose, int(index)) for index in indices]
         self._device = torch.device(device)
 

@@ -69,9 +69,7 @@ def _summary(path: Path) -> dict[str, Any]:
 def _columns(table: list[Row]) -> list[str]:
     """Every key once: overrides, status, numbers, folder, each kind in the order in which it first comes."""
     names = dict.fromkeys(name for row in table for name in row)
-    before = [
-        n for n in names if any(n in row and list(row).index(n) < list(row).index("status") for row in table)
-    ]
+    before = [n for n in names if any(n in row and list(row).index(n) < list(row).index("status") for row in table)]
     after = [name for name in names if name not in before and name not in ("status", "folder")]
     return [*before, "status", *after, "folder"]
 

@@ -28,9 +28,7 @@ class Numbered(ImageData):
         pixels = torch.full((40, 1, 2, 2), 100, dtype=torch.uint8)
         pixels[..., 0] = torch.arange(40, dtype=torch.uint8)[:, None, None]
         labels = torch.arange(40) % 3
-        return Splits(
-            Images(pixels, labels), Images(pixels[:7], labels[:7]), Images(pixels[:5], labels[:5]), 256, 3
-        )
+        return Splits(Images(pixels, labels), Images(pixels[:7], labels[:7]), Images(pixels[:5], labels[:5]), 256, 3)
 
 
 def with_trainer(
@@ -69,16 +67,10 @@ def test_scaling_is_exact_on_every_level(levels: int) -> None:
     x = data.scale(pixels)
     assert x.dtype == torch.float32
     assert (x[0].item(), x[-1].item()) == (-1.0, 1.0)
-    torch.testing.assert_close(
-        x.double(), torch.linspace(-1, 1, levels, dtype=torch.float64), atol=1e-7, rtol=0
-    )
+    torch.testing.assert_close(x.double(), torch.linspace(-1, 1, levels, dtype=torch.float64), atol=1e-7, rtol=0)
     assert torch.equal(data.unscale(x), pixels)
-    assert torch.equal(
-        data.unscale(x + 0.98 / (levels - 1)), pixels.clamp(max=levels - 1)
-    )  # just under half a level
-    assert torch.equal(
-        data.unscale(torch.tensor([-3.0, 3.0])), torch.tensor([0, levels - 1], dtype=torch.uint8)
-    )
+    assert torch.equal(data.unscale(x + 0.98 / (levels - 1)), pixels.clamp(max=levels - 1))  # just under half a level
+    assert torch.equal(data.unscale(torch.tensor([-3.0, 3.0])), torch.tensor([0, levels - 1], dtype=torch.uint8))
 
 
 def test_to_8bit_spreads_the_levels() -> None:
@@ -115,10 +107,7 @@ def test_half_the_images_are_flipped_and_the_same_ones_again() -> None:
 
 def test_flips_and_order_do_not_depend_on_devices_or_on_where_a_run_was_resumed() -> None:
     one = training_batches(with_trainer(Numbered(8, flip=True)), 4)
-    parts = [
-        training_batches(with_trainer(Numbered(8, flip=True), rank=r, world=2, accumulate=2), 8)
-        for r in (0, 1)
-    ]
+    parts = [training_batches(with_trainer(Numbered(8, flip=True), rank=r, world=2, accumulate=2), 8) for r in (0, 1)]
     for step in range(4):
         joined = [parts[rank][2 * step + micro]["image"] for micro in (0, 1) for rank in (0, 1)]
         assert torch.equal(torch.cat(joined), one[step]["image"])
@@ -146,9 +135,7 @@ def test_memory_is_pinned_for_cuda_alone() -> None:
 def test_errors_of_the_batch_size() -> None:
     with pytest.raises(ValueError, match=r"^batch_size must be at least 1, got 0$"):
         Numbered(0)
-    with pytest.raises(
-        ValueError, match=r"^data\.batch_size=41 is more than the 40 training images: lower it$"
-    ):
+    with pytest.raises(ValueError, match=r"^data\.batch_size=41 is more than the 40 training images: lower it$"):
         Numbered(41).setup()
     with pytest.raises(ValueError, match=r"^data\.batch_size=8 must be a multiple of 3 "):
         with_trainer(Numbered(8), world=3)
@@ -220,8 +207,7 @@ def test_digits_are_split_for_good() -> None:
     splits = (data.train, data.val, data.test)
     assert [len(s.pixels) for s in splits] == [1309, 128, 360]
     assert all(
-        torch.equal(a.pixels, b.pixels)
-        for a, b in zip(splits, (again.train, again.val, again.test), strict=True)
+        torch.equal(a.pixels, b.pixels) for a, b in zip(splits, (again.train, again.val, again.test), strict=True)
     )
     everything = torch.cat([s.pixels for s in splits]).flatten(1)
     labels = torch.cat([cast(Tensor, s.labels) for s in splits])
@@ -242,9 +228,7 @@ def test_photo_patches_share_no_pixel_between_splits(monkeypatch: pytest.MonkeyP
     for split in (data.train, data.val, data.test):
         p = split.pixels.long()
         places.append(p[:, 0] + 256 * p[:, 1])  # the column that each pixel came from
-        assert torch.equal(
-            places[-1][:, :, 1:] - places[-1][:, :, :-1], torch.ones(len(p), 32, 31, dtype=torch.long)
-        )
+        assert torch.equal(places[-1][:, :, 1:] - places[-1][:, :, :-1], torch.ones(len(p), 32, 31, dtype=torch.long))
         assert torch.equal((p[:, 2, 1:] - p[:, 2, :-1]) % 256, torch.ones(len(p), 31, 32, dtype=torch.long))
     train, val, test = (set(place.flatten().tolist()) for place in places)
     assert not (train & val or train & test or val & test)

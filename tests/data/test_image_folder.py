@@ -35,9 +35,7 @@ def test_grey_and_colour_become_one_another(tmp_path: Path) -> None:
     assert torch.equal(only(tmp_path / "grey.png", 4), torch.full((3, 4, 4), 77, dtype=torch.uint8))
     assert only(tmp_path / "colour.png", 4)[:, 0, 0].tolist() == [200, 100, 50]
     luma = round(0.299 * 200 + 0.587 * 100 + 0.114 * 50)
-    assert torch.equal(
-        only(tmp_path / "colour.png", 4, channels=1), torch.full((1, 4, 4), luma, dtype=torch.uint8)
-    )
+    assert torch.equal(only(tmp_path / "colour.png", 4, channels=1), torch.full((1, 4, 4), luma, dtype=torch.uint8))
 
 
 def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
@@ -138,9 +136,7 @@ def test_every_mistake_is_one_line_that_names_its_cure(tmp_path: Path) -> None:
     cut = (broken / "017.png").read_bytes()[:40]
     (broken / "017.png").write_bytes(cut)
     (empty / "inner" / "notes.txt").write_text("not an image")
-    train = sum(
-        int(hashlib.sha256(f"{n:03}.png".encode()).hexdigest()[:16], 16) / 2**64 >= 0.2 for n in range(60)
-    )
+    train = sum(int(hashlib.sha256(f"{n:03}.png".encode()).hexdigest()[:16], 16) / 2**64 >= 0.2 for n in range(60))
     mistakes: list[tuple[str, dict[str, Any]]] = [
         (f"data.root={tmp_path / 'none'} does not exist", {"root": tmp_path / "none"}),
         (f"data.root={full / '000.png'} is not a folder", {"root": full / "000.png"}),

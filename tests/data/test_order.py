@@ -23,9 +23,7 @@ def test_every_epoch_shows_each_image_once_even_where_batches_reach_over_its_end
 
 
 def test_the_order_depends_on_the_seed_alone() -> None:
-    first, again, other = (
-        torch.cat([p.indices for p in take(StepOrder(50, 10, seed), 5)]) for seed in (1, 1, 2)
-    )
+    first, again, other = (torch.cat([p.indices for p in take(StepOrder(50, 10, seed), 5)]) for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
@@ -34,9 +32,7 @@ def test_the_order_depends_on_the_seed_alone() -> None:
 @pytest.mark.parametrize("step", [0, 1, 3, 9])
 def test_a_restart_at_a_step_gives_exactly_the_tail(step: int, accumulate: int) -> None:
     whole = take(StepOrder(13, 4, seed=3, accumulate=accumulate), 12 * accumulate)
-    tail = take(
-        StepOrder(13, 4, seed=3, accumulate=accumulate, start_step=lambda: step), (12 - step) * accumulate
-    )
+    tail = take(StepOrder(13, 4, seed=3, accumulate=accumulate, start_step=lambda: step), (12 - step) * accumulate)
     for expected, found in zip(whole[step * accumulate :], tail, strict=True):
         assert (expected.step, expected.first) == (found.step, found.first)
         assert torch.equal(expected.indices, found.indices)
@@ -72,6 +68,4 @@ def test_evaluation_sees_every_image_once_over_the_ranks(images: int, world: int
     seen = [int(i) for batches in ranks for batch in batches for i in batch]
     assert sorted(seen) == list(range(images))
     assert all(0 < len(batch) <= max(1, 6 // world) for batches in ranks for batch in batches)
-    assert all(
-        int(i) % world == rank for rank, batches in enumerate(ranks) for batch in batches for i in batch
-    )
+    assert all(int(i) % world == rank for rank, batches in enumerate(ranks) for batch in batches for i in batch)

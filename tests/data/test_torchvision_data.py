@@ -66,9 +66,7 @@ def test_cifar10_is_read_channels_first(tmp_path: Path, monkeypatch: pytest.Monk
     (folder / "meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "train_list", [["data_batch_1", None]])
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "test_list", [["test_batch", None]])
-    monkeypatch.setattr(
-        torchvision.datasets.CIFAR10, "meta", {"filename": "meta", "key": "label_names", "md5": None}
-    )
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "meta", {"filename": "meta", "key": "label_names", "md5": None})
     data = CIFAR10(batch_size=4, root=str(tmp_path), flip=True, val_images=2)
     data.prepare_data()
     data.setup()

@@ -116,9 +116,7 @@ def test_attention_is_softmax_of_queries_and_keys_over_values() -> None:
 
 
 @pytest.mark.parametrize(("attention", "count"), [([], 1), ([4], 4), ([8, 4], 7), ([5], 1)])
-def test_attention_stands_at_the_asked_resolutions_and_in_the_middle(
-    attention: list[int], count: int
-) -> None:
+def test_attention_stands_at_the_asked_resolutions_and_in_the_middle(attention: list[int], count: int) -> None:
     model = small(attention=attention)
     assert sum(isinstance(block, Attention) for block in model.modules()) == count
 
@@ -129,7 +127,8 @@ def test_gradients_reach_every_parameter(classes: int) -> None:
     x, noise_label = batch()
     model(x, noise_label, torch.tensor([0, 1, 2, 3]) if classes else None).square().sum().backward()
     for name, weight in model.named_parameters():
-        assert weight.grad is not None and weight.grad.abs().max() > 0, name
+        assert weight.grad is not None, name
+        assert weight.grad.abs().max() > 0, name
 
 
 def test_bfloat16_stays_near_float32() -> None:

@@ -108,9 +108,7 @@ def test_fixed_variances_patch_the_first_step_only() -> None:
     assert np.exp(chain.fixed_small[1:]) == pytest.approx(
         np.append(chain.posterior_variance[2], chain.posterior_variance[2:]), rel=1e-13
     )
-    assert np.exp(chain.fixed_large[1:]) == pytest.approx(
-        np.append(chain.posterior_variance[2], chain.beta[2:])
-    )
+    assert np.exp(chain.fixed_large[1:]) == pytest.approx(np.append(chain.posterior_variance[2], chain.beta[2:]))
     ends = chain.learned_range(np.array([-1.0, 1.0]), 1)
     assert ends == pytest.approx(np.log([chain.posterior_variance[2], chain.beta[1]]), rel=1e-14)
 
@@ -140,9 +138,7 @@ def test_reverse_mean_of_eps_and_of_x0_agree_and_clipping_acts() -> None:
     x_t, eps = np.random.default_rng(1).standard_normal((2, 3, 5))
     for t in (1, 2, 400, 1000):
         x0 = chain.x0_from_eps(x_t, t, eps)
-        assert chain.reverse_mean(x_t, t, eps) == pytest.approx(
-            chain.reverse_mean_from_x0(x_t, t, x0), rel=1e-8
-        )
+        assert chain.reverse_mean(x_t, t, eps) == pytest.approx(chain.reverse_mean_from_x0(x_t, t, x0), rel=1e-8)
         clipped = chain.posterior(np.clip(x0, -1, 1), x_t, t)[0]
         assert np.array_equal(chain.reverse_mean(x_t, t, eps, clip=True), clipped)
         assert np.abs(x0).max() > 1
@@ -183,9 +179,7 @@ def test_decoder_is_a_distribution_over_grey_levels(levels: int, std: float) -> 
 def test_decoder_holds_far_from_the_mean() -> None:
     """Symmetric, and by Mills' ratio log Phi(-z) = -z^2/2 - log(z sqrt(2 pi)) - 1/z^2 + O(z^-4)."""
     log_variance = np.log(np.array(1e-6))  # white drawn as black: 2000 standard deviations
-    left, right = (
-        ddpm.discretized_gaussian()(np.full((1, 1), g), np.array(-g), log_variance).item() for g in (-1, 1)
-    )
+    left, right = (ddpm.discretized_gaussian()(np.full((1, 1), g), np.array(-g), log_variance).item() for g in (-1, 1))
     z = (2 - 1 / 255) * 1e3
     assert left == pytest.approx(right, rel=1e-14)
     assert left == pytest.approx(-(z**2) / 2 - math.log(z * math.sqrt(2 * math.pi)) - 1 / z**2, rel=1e-12)

@@ -79,9 +79,7 @@ class StepsOfLast(Callback):
             self.held[trainer.global_step] = load_checkpoint(self.run.last_checkpoint)["global_step"]
 
 
-def fit(
-    run: Run, module: Linear, steps: int, *callbacks: Callback, every: int = 3, **options: Any
-) -> Trainer:
+def fit(run: Run, module: Linear, steps: int, *callbacks: Callback, every: int = 3, **options: Any) -> Trainer:
     options = {"limit_val_batches": 0 if not module.bounds else 1, **options}
     trainer = Trainer(
         max_steps=steps,

@@ -95,9 +95,7 @@ def test_average_is_the_closed_form(tmp_path: Path, accumulate: int, decay: floa
 
 def test_validation_sees_the_average_and_training_goes_on_raw(tmp_path: Path) -> None:
     module = Falling()
-    trainer(tmp_path, 6, EMA(0.9), val_check_interval=3, check_val_every_n_epoch=None).fit(
-        module, loader(), loader()
-    )
+    trainer(tmp_path, 6, EMA(0.9), val_check_interval=3, check_val_every_n_epoch=None).fit(module, loader(), loader())
     assert module.seen == pytest.approx([closed_form(3, 0.9), closed_form(6, 0.9)], rel=1e-6)
     assert module.denoiser.weight[0].item() == -3.0
 
@@ -109,9 +107,7 @@ def test_checkpoint_written_amid_validation_holds_raw_weights(tmp_path: Path) ->
             self.trainer.save_checkpoint(tmp_path / "weights.ckpt", weights_only=True)
 
     ema = EMA(0.9)
-    trainer(tmp_path, 3, ema, val_check_interval=3, check_val_every_n_epoch=None).fit(
-        Saving(), loader(), loader()
-    )
+    trainer(tmp_path, 3, ema, val_check_interval=3, check_val_every_n_epoch=None).fit(Saving(), loader(), loader())
     for name in ("amid.ckpt", "weights.ckpt"):
         state = torch.load(tmp_path / name, weights_only=True)["state_dict"]
         for key in ("denoiser.weight", "denoiser.tied"):
@@ -124,9 +120,7 @@ def test_checkpoint_written_amid_validation_holds_raw_weights(tmp_path: Path) ->
 def test_exceptions_restore_the_raw_weights(tmp_path: Path) -> None:
     module, ema = Falling(fail_in_validation=True), EMA(0.9)
     with pytest.raises(RuntimeError, match="validation fails"):
-        trainer(tmp_path, 3, ema, val_check_interval=3, check_val_every_n_epoch=None).fit(
-            module, loader(), loader()
-        )
+        trainer(tmp_path, 3, ema, val_check_interval=3, check_val_every_n_epoch=None).fit(module, loader(), loader())
     assert module.denoiser.weight[0].item() == -1.5
 
     def compute_and_fail() -> None:
@@ -147,9 +141,7 @@ def test_resumed_average_equals_the_uninterrupted_one_bitwise(tmp_path: Path) ->
     part = trainer(tmp_path, 5, first, limit_val_batches=0)
     part.fit(Falling(), loader())
     part.save_checkpoint(tmp_path / "five.ckpt")
-    trainer(tmp_path, 8, second, limit_val_batches=0).fit(
-        Falling(), loader(), ckpt_path=str(tmp_path / "five.ckpt")
-    )
+    trainer(tmp_path, 8, second, limit_val_batches=0).fit(Falling(), loader(), ckpt_path=str(tmp_path / "five.ckpt"))
     assert second.updates == 8
     assert torch.equal(second.weights["weight"], whole.weights["weight"])
 

@@ -63,9 +63,7 @@ def log(csv: CSVMetrics, first: int, last: int) -> None:
 
 @pytest.mark.parametrize("resumed", [6, 8])  # without and with a validation at the checkpoint
 @pytest.mark.parametrize("torn", ["", "11,0.090"])
-def test_resumed_table_equals_the_uninterrupted_one_byte_for_byte(
-    tmp_path: Path, resumed: int, torn: str
-) -> None:
+def test_resumed_table_equals_the_uninterrupted_one_byte_for_byte(tmp_path: Path, resumed: int, torn: str) -> None:
     whole, broken = Run(tmp_path / "whole"), Run(tmp_path / "broken")
     whole.path.mkdir()
     broken.path.mkdir()
@@ -79,9 +77,7 @@ def test_resumed_table_equals_the_uninterrupted_one_byte_for_byte(
     csv.resume_from(resumed)
     kept = text(whole).splitlines(keepends=True)[: resumed + 1]
     assert text(broken) == "".join(kept)
-    csv.log_metrics(
-        {"train/loss": 1 / resumed}, step=resumed
-    )  # what the step itself logs again is no second row
+    csv.log_metrics({"train/loss": 1 / resumed}, step=resumed)  # what the step itself logs again is no second row
     log(csv, resumed + 1, 14)
     csv.finalize("success")
     assert text(broken) == text(whole)
@@ -166,9 +162,7 @@ def records(folder: Path) -> list[Any]:
     return found
 
 
-def test_wandb_without_a_key_records_offline_in_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wandb_without_a_key_records_offline_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     from noising.training.loggers import WandB
 

@@ -119,9 +119,7 @@ def test_terminal_shows_a_bar_that_stays(tmp_path: Path) -> None:
     assert bar._display is None
 
 
-def test_loss_is_read_only_when_the_display_is_redrawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loss_is_read_only_when_the_display_is_redrawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
     clock = Clock()
     bar = StepProgress(Console(file=io.StringIO(), force_terminal=False), clock)

@@ -37,9 +37,7 @@ def test_a_run_from_start_to_finish(tmp_path: Path) -> None:
     assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "environment.json", "summary.json"]
 
 
-def test_environment_names_versions_and_hides_secrets(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_environment_names_versions_and_hides_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "sesame1")
     secrets = ["logger.wandb.api_key=sesame2", "+token=sesame3", "data.url=https://me:sesame4@host/x"]
     monkeypatch.setattr(sys, "argv", ["/somewhere/noising", "train", "seed=3", *secrets])

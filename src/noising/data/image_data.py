@@ -120,8 +120,7 @@ class ImageData(LightningDataModule, ABC):
         """Raise ValueError if one step needs more images than there are."""
         if self.batch_size > training_images:
             raise ValueError(
-                f"data.batch_size={self.batch_size} is more than the {training_images} training images:"
-                " lower it"
+                f"data.batch_size={self.batch_size} is more than the {training_images} training images: lower it"
             )
 
     # Pixels 0..levels-1 <-> [-1, 1]
@@ -156,9 +155,7 @@ class ImageData(LightningDataModule, ABC):
 
     def _loader(self, images: _EvaluationSet, batches: Any) -> DataLoader[dict[str, Tensor]]:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(
-            images, batch_sampler=batches, collate_fn=_as_it_is, num_workers=0, pin_memory=on_cuda
-        )
+        return DataLoader(images, batch_sampler=batches, collate_fn=_as_it_is, num_workers=0, pin_memory=on_cuda)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
         """Infinite; the key is the ``seed`` of the trainer's module."""

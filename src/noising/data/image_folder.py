@@ -91,9 +91,7 @@ class ImageFolder(ImageData):
             (test, "test_fraction", self.test_fraction),
         ):
             if not part:
-                raise ValueError(
-                    f"data.{argument}={fraction} takes none of the {len(paths)} images: raise it"
-                )
+                raise ValueError(f"data.{argument}={fraction} takes none of the {len(paths)} images: raise it")
         self.check_batch_size(len(train))  # before minutes of decoding
         return Splits(
             self._read(train, classes),

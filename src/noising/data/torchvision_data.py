@@ -26,9 +26,7 @@ class _TorchvisionData(ImageData):
 
     files: str  # what must lie in root, for who has no network
 
-    def __init__(
-        self, batch_size: int, root: str = "data", flip: bool = False, val_images: int = 1000
-    ) -> None:
+    def __init__(self, batch_size: int, root: str = "data", flip: bool = False, val_images: int = 1000) -> None:
         super().__init__(batch_size, flip)
         if val_images < 1:
             raise ValueError(f"val_images must be at least 1, got {val_images}")

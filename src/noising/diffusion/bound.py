@@ -104,9 +104,6 @@ def variational_bound(
     """
     draw = noise or (lambda: torch.randn_like(x))
     last = decoder_term(denoiser, chain, x, draw(), decoder, clip, class_label)
-    steps = [
-        posterior_term(denoiser, chain, x, step, draw(), clip, class_label)
-        for step in range(2, len(chain) + 1)
-    ]
+    steps = [posterior_term(denoiser, chain, x, step, draw(), clip, class_label) for step in range(2, len(chain) + 1)]
     stacked = torch.stack(steps, dim=1) if steps else x.new_zeros(len(x), 0)
     return Bound(prior_term(chain, x), stacked, last, x[0].numel())

@@ -67,9 +67,7 @@ class Sampler(ABC):
             x_t = self.step(denoiser, transition, x_t, prediction, noise)
             yield PathPoint(x_t, prediction.x)
 
-    def __call__(
-        self, denoiser: Denoiser, noise: Callable[[], Tensor], class_label: Tensor | None = None
-    ) -> Tensor:
+    def __call__(self, denoiser: Denoiser, noise: Callable[[], Tensor], class_label: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W), about [−1, 1]."""
         for point in self.path(denoiser, noise, class_label):
             image = point.x_t
@@ -101,9 +99,7 @@ class DDIM(Sampler):
     https://arxiv.org/abs/2010.02502
     """
 
-    def __init__(
-        self, steps: int, grid: Callable[[int], Tensor], clip: float | None = 1.0, eta: float = 0.0
-    ) -> None:
+    def __init__(self, steps: int, grid: Callable[[int], Tensor], clip: float | None = 1.0, eta: float = 0.0) -> None:
         super().__init__(steps, grid, clip)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be between 0 and 1, got {eta}")

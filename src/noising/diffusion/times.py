@@ -24,13 +24,13 @@ class Draw(NamedTuple):
 
     generator: np.random.Generator
     """Keyed by the step alone."""
-    offset: int
-    count: int
+    start: int
+    size: int
     total: int
 
     def own(self, values: NDArray[np.float64]) -> Tensor:
-        """This micro-batch's slice of one value per image of the global batch: (count,) float64."""
-        return torch.from_numpy(values[self.offset : self.offset + self.count])
+        """This micro-batch's slice of one value per image of the global batch: (size,) float64."""
+        return torch.from_numpy(values[self.start : self.start + self.size])
 
 
 class TimeSampler(ABC):
@@ -38,9 +38,9 @@ class TimeSampler(ABC):
 
     @abstractmethod
     def sample(self, draw: Draw, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        """(t in (0, 1], importance weight), each (draw.count,) float64 on the host."""
+        """(t in (0, 1], importance weight), each (draw.size,) float64 on the host."""
 
-    def observe(self, t: Tensor, loss: Tensor) -> None:
+    def observe(self, t: Tensor, loss: Tensor) -> None:  # noqa: B027
         """Learn from the unweighted losses (B,) that times t (B,) gave. Most samplers do not."""
 
 

@@ -98,8 +98,8 @@ class Chain:
     def _second_step_log_variance(self) -> Tensor:
         log_snr, sigma = self._levels.log_snr, self._levels.sigma
         if len(self) == 1:  # no second step: the forward variance of the only one
-            return (sigma[1] ** 2).log()
-        return (-torch.expm1(log_snr[2] - log_snr[1]) * sigma[1] ** 2).log()
+            return torch.log(sigma[1] ** 2)
+        return torch.log(-torch.expm1(log_snr[2] - log_snr[1]) * sigma[1] ** 2)
 
     def __len__(self) -> int:
         return len(self.times) - 1

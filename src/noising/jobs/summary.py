@@ -84,7 +84,13 @@ def print_summary(run: Run) -> None:
     if "train/images_per_second" in summary:
         console.print(f"trained at {summary['train/images_per_second']:.0f} images/s")
     console.print()
-    for path in (run.samples_image, run.reverse_process, run.bound_by_step_figure, run.last_checkpoint, run.summary_file):
+    for path in (
+        run.samples_image,
+        run.reverse_process,
+        run.bound_by_step_figure,
+        run.last_checkpoint,
+        run.summary_file,
+    ):
         if path.exists():
             console.print(os.path.relpath(path), highlight=False)
 

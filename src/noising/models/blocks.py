@@ -38,9 +38,7 @@ class NoiseEmbedding(nn.Module):
         half = waves // 2
         frequencies = torch.exp(-math.log(10_000.0) * torch.arange(half, dtype=torch.float32) / half)
         self.register_buffer("frequencies", frequencies, persistent=False)
-        self.layers = nn.Sequential(
-            nn.Linear(2 * half, embedding), nn.SiLU(), nn.Linear(embedding, embedding)
-        )
+        self.layers = nn.Sequential(nn.Linear(2 * half, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
 
     def forward(self, noise_label: Tensor) -> Tensor:
         angles = noise_label.float()[:, None] * self.frequencies  # (B, waves / 2)

@@ -117,7 +117,8 @@ class UNet(nn.Module):
             h = layer(h, embedded)  # (B, C, h, w), the smallest
         for layer in self.up:
             if isinstance(layer, Stage):
-                h = layer(torch.cat([h, skips.pop()], dim=1), embedded)  # (B, C, h, w)
+                h = torch.cat([h, skips.pop()], dim=1)  # (B, C + skipped, h, w)
+                h = layer(h, embedded)  # (B, C, h, w)
             else:
                 h = layer(h)  # (B, C, 2h, 2w)
         out: Tensor = self.last(F.silu(self.last_norm(h)))  # (B, out_channels, H, W)

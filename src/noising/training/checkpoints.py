@@ -55,9 +55,7 @@ class AtomicCheckpointIO(CheckpointIO):
         with replacing(Path(path)) as file:
             torch.save(checkpoint, file)
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any = None, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         # Lightning gives a function that keeps the storage on the device it came from: always the CPU here
         return load_checkpoint(path)
 
@@ -102,9 +100,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1:
             self._save(trainer)
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Counts the batches of whole steps only: an exception amid an accumulation throws away its part."""
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress")
         if progress is not None:

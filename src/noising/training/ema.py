@@ -55,17 +55,13 @@ class EMA(Callback):
         self._denoiser = None
         state = checkpoint.get("ema")
         self.updates = 0 if state is None else int(state["updates"])
-        self._shadows = (
-            {} if state is None else {name: w.float().clone() for name, w in state["weights"].items()}
-        )
+        self._shadows = {} if state is None else {name: w.float().clone() for name, w in state["weights"].items()}
 
     def attach(self, pl_module: LightningModule) -> None:
         """Binds the averages to the module's denoiser, on its device; without any, they are its weights."""
         denoiser = _denoiser(pl_module)
         parameters = _averaged(denoiser)
-        if (
-            self._denoiser is not None and self._denoiser is not denoiser
-        ):  # another module: nothing to carry over
+        if self._denoiser is not None and self._denoiser is not denoiser:  # another module: nothing to carry over
             self._shadows, self.updates = {}, 0
         if not self._shadows:
             self._shadows = {name: p.detach().float().clone() for name, p in parameters.items()}
@@ -75,18 +71,14 @@ class EMA(Callback):
             self._shadows = {name: self._shadows[name] for name in parameters}
         self._denoiser = denoiser
         for name, parameter in parameters.items():
-            if (
-                self._shadows[name].device != parameter.device
-            ):  # callback state is restored before the module moves
+            if self._shadows[name].device != parameter.device:  # callback state is restored before the module moves
                 self._shadows[name] = self._shadows[name].to(parameter.device)
 
     @torch.no_grad()
     def update(self, pl_module: LightningModule) -> None:
         """One step of the average."""
         self.attach(pl_module)
-        parameters = [
-            p.detach().float() for p in _averaged(_denoiser(pl_module)).values()
-        ]  # float32: no copy
+        parameters = [p.detach().float() for p in _averaged(_denoiser(pl_module)).values()]  # float32: no copy
         torch._foreach_lerp_(list(self._shadows.values()), parameters, 1 - self.momentum())
         self.updates += 1
 
@@ -133,9 +125,7 @@ class EMA(Callback):
         self._hook.remove()
         self._raw, self._hook = None, None
 
-    def _raw_state_dict(
-        self, denoiser: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any
-    ) -> None:
+    def _raw_state_dict(self, denoiser: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
         """Puts the raw weights back into a state dict made while the averages are in, by all their names."""
         assert self._raw is not None
         raw = {id(p): self._raw[name] for name, p in _averaged(denoiser).items()}
@@ -175,15 +165,11 @@ class EMA(Callback):
         self._depth = min(self._depth, 1)
         self._swap_out()
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.attach(pl_module)
         checkpoint["ema"] = {"decay": self.decay, "updates": self.updates, "weights": dict(self._shadows)}
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.load(checkpoint)
 
 

@@ -40,10 +40,8 @@ class BoundEvaluation:
         self._chain = None
 
     @torch.no_grad()
-    def update(
-        self, denoiser: Denoiser, x: Tensor, index: Tensor, class_label: Tensor | None = None
-    ) -> None:
-        """Add images x (B, C, H, W) in [−1, 1], of global indices (B,); in float32, whatever the Trainer's precision."""
+    def update(self, denoiser: Denoiser, x: Tensor, index: Tensor, class_label: Tensor | None = None) -> None:
+        """Add images x (B, C, H, W) in [−1, 1], of global indices (B,); in float32 always."""
         if self._chain is None:
             self._chain = Chain.uniform(denoiser.schedule, self.timesteps)
         with torch.autocast(x.device.type, enabled=False):

@@ -77,9 +77,7 @@ class TensorBoard(TensorBoardLogger):
         try:
             super().__init__(save_dir=run.path, name="tensorboard", version="")
         except ModuleNotFoundError:
-            raise ValueError(
-                "logger=tensorboard needs the package tensorboard: pip install tensorboard"
-            ) from None
+            raise ValueError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from None
 
     @rank_zero_only
     def record_image(self, key: str, image: np.ndarray, step: int) -> None:
@@ -123,9 +121,7 @@ class WandB(WandbLogger):
     def _begin(self, mode: Any) -> Any:
         import wandb
 
-        self._folder.mkdir(
-            parents=True, exist_ok=True
-        )  # wandb falls back to a temporary folder if it cannot write
+        self._folder.mkdir(parents=True, exist_ok=True)  # wandb falls back to a temporary folder if it cannot write
         arguments = {**self._wandb_init, **self._settings, "id": self._stable_id(), "resume": "allow"}
         quiet: dict[str, Any] = {"console": "off", "silent": True, "init_timeout": 30.0, "login_timeout": 5.0}
         arguments.pop("anonymous", None)

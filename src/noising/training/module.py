@@ -65,12 +65,16 @@ class DiffusionModule(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One micro-batch: draw t and ε by their keys, and return the loss."""
         x = batch["image"]
-        rank, world, accumulate = self.global_rank, self.trainer.world_size, self.trainer.accumulate_grad_batches
+        rank, world, accumulate = (
+            self.global_rank,
+            self.trainer.world_size,
+            self.trainer.accumulate_grad_batches,
+        )
         step, micro = self.global_step, batch_idx % accumulate
         draw = Draw(
             generator(self.seed, "times", step),
-            offset=(micro * world + rank) * len(x),
-            count=len(x),
+            start=(micro * world + rank) * len(x),
+            size=len(x),
             total=len(x) * world * accumulate,
         )
         t, weight = self.times.sample(draw, self.denoiser.schedule)

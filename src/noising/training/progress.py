@@ -182,9 +182,7 @@ class StepProgress(ProgressBar):
 
     def _begin_evaluation(self, description: str, batches: Any) -> None:
         self._was_running = self._pause()
-        self._evaluation = self._open(
-            description, int(sum(batches) if isinstance(batches, list) else batches)
-        )
+        self._evaluation = self._open(description, int(sum(batches) if isinstance(batches, list) else batches))
 
     def _end_evaluation(self) -> None:
         if self._evaluation is not None:

@@ -34,9 +34,7 @@ class Record(Callback):
         self.run, self.data, self.ema = run, data, ema
         self.config, self.source = config, source
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The resolved config, so that a checkpoint alone is enough to go on with."""
         checkpoint["config"] = self.config
 

@@ -54,9 +54,7 @@ class Run:
         _write(self.environment_file, _json(environment()))
         _write(self.summary_file, _json({**summary, "status": "running"}))
 
-    def record(
-        self, metrics: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]] | None = None
-    ) -> None:
+    def record(self, metrics: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Merges metrics ("split/name": number) into the summary, and cards saying how they were measured."""
         summary = self.summary
         reserved = sorted({"status", "cards"} & set(metrics))
@@ -89,9 +87,7 @@ class Run:
         except ValueError:  # not JSON, not UTF-8
             content = None
         if not isinstance(content, dict):
-            raise ValueError(
-                f"{self.summary_file} is damaged: delete it and start the run again with resume=true"
-            )
+            raise ValueError(f"{self.summary_file} is damaged: delete it and start the run again with resume=true")
         return content
 
     @property

@@ -1,0 +1,82 @@
+"""Chains, denoisers and images that the tests of the mathematics share; float64 wherever equality is claimed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.noise_labels import LogSNR
+from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
+from noising.diffusion.schedules import Cosine, LinearBeta, Schedule
+from noising.diffusion.variances import FixedSmall, ReverseVariance
+
+SCHEDULES: dict[str, Callable[[int], Schedule]] = {"linear": LinearBeta, "cosine": Cosine}
+PARAMETERIZATIONS = (Epsilon, CleanImage, Velocity)
+
+
+class Crooked(nn.Module):
+    """A network that is nobody's optimum: smooth in x and in the level, so that every term of a bound is at work."""
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        level = noise_label.reshape(-1, 1, 1, 1).to(x)
+        return torch.tanh(0.7 * x + 0.2 * x.flip(-1)) + 0.1 * torch.cos(level / 3)
+
+
+class GaussianOracle(nn.Module):
+    """The optimal prediction for data N(0, s²): E[x | x_t] = α s²/(α² s² + σ²) x_t, in a parameterization's terms."""
+
+    def __init__(self, std: float, schedule: Schedule, parameterization: Parameterization) -> None:
+        super().__init__()
+        self.variance, self.schedule, self.parameterization = std**2, schedule, parameterization
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        log_snr = noise_label.double().reshape(-1, 1, 1, 1)
+        alpha, sigma = self.schedule.scales(log_snr)
+        clean = alpha * self.variance / (alpha**2 * self.variance + sigma**2) * x.double()
+        noise = (x.double() - alpha * clean) / sigma
+        level = self.schedule(torch.ones(1)).__class__(log_snr, log_snr, alpha, sigma)
+        return self.parameterization.target(clean, noise, level).to(x)
+
+
+def denoiser_of(
+    model: nn.Module,
+    schedule: Schedule,
+    parameterization: Parameterization | None = None,
+    variance: ReverseVariance | None = None,
+) -> Denoiser:
+    return Denoiser(model, schedule, parameterization or Epsilon(), variance or FixedSmall(), LogSNR())
+
+
+def gaussian_denoiser(
+    std: float,
+    schedule: Schedule,
+    parameterization: Parameterization | None = None,
+    variance: ReverseVariance | None = None,
+) -> Denoiser:
+    parameterization = parameterization or Epsilon()
+    return denoiser_of(GaussianOracle(std, schedule, parameterization), schedule, parameterization, variance)
+
+
+def images(count: int, levels: int = 17, side: int = 3, seed: int = 0) -> Tensor:
+    """(count, 1, side, side) float64 on the grid of grey levels."""
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.randint(0, levels, (count, 1, side, side), generator=generator).double() / (levels - 1) - 1
+
+
+def normals(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def in_turn(noises: Tensor) -> Callable[[], Tensor]:
+    """A source of noise that gives noises[0], noises[1], ..."""
+    given: Iterator[Tensor] = iter(noises)
+    return lambda: next(given)
+
+
+@pytest.fixture(params=SCHEDULES, ids=str)
+def schedule(request: pytest.FixtureRequest) -> Schedule:
+    return SCHEDULES[request.param](1000)

@@ -1,0 +1,162 @@
+"""Every term of the bound against the float64 reference, and the bound of Gaussian data against its closed form."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from noising.diffusion.bound import prior_term, variational_bound
+from noising.diffusion.decoders import Decoder, DiscretizedGaussian
+from noising.diffusion.gaussian import Gaussian
+from noising.diffusion.parameterizations import Epsilon, Parameterization
+from noising.diffusion.variances import FixedLarge, FixedSmall, ReverseVariance
+from tests.diffusion.conftest import (
+    PARAMETERIZATIONS,
+    Crooked,
+    denoiser_of,
+    gaussian_denoiser,
+    images,
+    in_turn,
+    normals,
+)
+from tests.diffusion.test_transition import pair
+from tests.reference import ddpm
+
+VARIANCES = [FixedSmall(), FixedLarge()]
+
+
+class PlainGaussian(Decoder):
+    """Real-valued data: the last step's own density."""
+
+    def log_prob(self, x: Tensor, reverse: Gaussian) -> Tensor:
+        return reverse.log_prob(x)
+
+
+def epsilon_of(model: torch.nn.Module, parameterization: Parameterization, chain, clip: bool):  # type: ignore[no-untyped-def]
+    """The network's ε̂ as the reference asks for it: (x_t, t) -> array."""
+
+    def predict(x_t: np.ndarray, t: int) -> np.ndarray:
+        level = chain.level(t)
+        tensor = torch.from_numpy(x_t)
+        output = model(tensor, level.log_snr.expand(len(tensor)))
+        return parameterization.solve(output, tensor, level)[1].numpy()
+
+    return predict
+
+
+CASES = [
+    *itertools.product([("linear", 1000), ("cosine", 1000)], VARIANCES, [False, True], PARAMETERIZATIONS),
+    (("cosine", 4000), FixedSmall(), False, Epsilon),
+]
+
+
+@pytest.mark.parametrize(
+    ("chain_of", "variance", "clip", "kind"),
+    CASES,
+    ids=lambda case: (
+        getattr(case, "__name__", None) or (type(case).__name__ if isinstance(case, ReverseVariance) else str(case))
+    ),
+)
+def test_every_term_is_the_references(
+    chain_of: tuple[str, int], variance: ReverseVariance, clip: bool, kind: type[Parameterization]
+) -> None:
+    """To 1e-6 bits/dim and better."""
+    chain, reference = pair(*chain_of)
+    x, noise = images(2), normals(len(chain), 2, 1, 3, 3)
+    model = Crooked()
+    denoiser = denoiser_of(model, chain.schedule, kind(), variance)
+    ours = variational_bound(denoiser, chain, x, DiscretizedGaussian(17), in_turn(noise), 1.0 if clip else None)
+    log_variance = reference.fixed_small if isinstance(variance, FixedSmall) else reference.fixed_large
+    reverse = ddpm.Reverse(
+        epsilon_of(model, kind(), chain, clip), log_variance, ddpm.discretized_gaussian(17), clip=clip
+    )
+    theirs = reference.bound(x.numpy(), noise.transpose(0, 1).numpy(), reverse)
+    nats = 9 * math.log(2)
+    for mine, other in (
+        (ours.prior, theirs.prior),
+        (ours.steps, theirs.steps),
+        (ours.decoder, theirs.decoder),
+    ):
+        torch.testing.assert_close(mine / nats, torch.from_numpy(other) / nats, rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(ours.bits_per_dim.total, torch.from_numpy(theirs.total) / nats, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "timesteps", "std", "small", "large"),
+    [
+        ("linear", 1000, 0.5, (-4.43312, 6.30244, 1.86932), 1.21253),
+        ("linear", 1000, 1.0, (-4.43272, 7.31452, 2.88183), 2.21113),
+        ("cosine", 1000, 0.5, (-5.05070, 6.86241, 1.81171), 1.23230),
+        ("cosine", 4000, 0.5, (-6.05685, 7.78749, 1.73064), 1.25795),
+    ],
+)
+def test_gaussian_data_has_the_closed_form(
+    name: str, timesteps: int, std: float, small: tuple[float, float, float], large: float
+) -> None:
+    """L_0, Σ L_t and the total for the fixed variances, to five digits, by quadrature over the noise.
+
+    Each term is a quadratic in (x, ε), so that four points stand for its average exactly: x and ε at ± their standard
+    deviations.
+    """
+    chain, reference = pair(name, timesteps)
+    x = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64).reshape(4, 1, 1, 1) * std
+    noise = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).reshape(4, 1, 1, 1)
+    for variance, expected in ((FixedSmall(), small), (FixedLarge(), (None, None, large))):
+        denoiser = gaussian_denoiser(std, chain.schedule, variance=variance)
+        bound = variational_bound(denoiser, chain, x, PlainGaussian(), lambda: noise).bits_per_dim
+        measured = (bound.decoder.mean(), bound.steps.sum(1).mean(), bound.total.mean())
+        for value, published in zip(measured, expected, strict=True):
+            assert published is None or value.item() == pytest.approx(published, abs=6e-6)
+    closed = ddpm.GaussianData(reference, std).bound(reference.fixed_large)
+    assert bound.total.mean().item() == pytest.approx(float(closed.total) / math.log(2), abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", PARAMETERIZATIONS)
+def test_gaussian_bound_does_not_depend_on_the_parameterization(kind: type[Parameterization]) -> None:
+    chain, _ = pair("cosine", 1000)
+    x, noise = 0.5 * normals(8, 1, 1, 1), normals(8, 1, 1, 1, seed=1)
+    bounds = [
+        variational_bound(gaussian_denoiser(0.5, chain.schedule, p), chain, x, PlainGaussian(), lambda: noise)
+        for p in (Epsilon(), kind())
+    ]
+    torch.testing.assert_close(bounds[1].total, bounds[0].total, rtol=1e-8, atol=1e-8)
+
+
+def test_no_perturbation_of_the_optimum_does_better() -> None:
+    """The optimal denoiser minimizes the average of every L_t: moving x̂ either way raises it."""
+    chain, _ = pair("linear", 1000)
+    x = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64).reshape(4, 1, 1, 1) * 0.5
+    noise = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).reshape(4, 1, 1, 1)
+
+    def steps(factor: float) -> Tensor:
+        denoiser = gaussian_denoiser(0.5, chain.schedule)
+        original = denoiser.model.forward
+        denoiser.model.forward = lambda *a, **k: factor * original(*a, **k)  # type: ignore[method-assign]
+        return variational_bound(denoiser, chain, x, PlainGaussian(), lambda: noise).steps.mean(0)
+
+    optimum = steps(1.0)
+    assert bool((steps(1.01) > optimum).all())
+    assert bool((steps(0.99) > optimum).all())
+
+
+@pytest.mark.parametrize(
+    ("name", "timesteps", "bits"),
+    [("linear", 1000, 7.28e-6), ("linear", 4000, 7.66e-6), ("cosine", 1000, 4.4e-10)],
+)
+def test_prior_term_is_the_published_number(name: str, timesteps: int, bits: float) -> None:
+    chain, _ = pair(name, timesteps)
+    x = torch.full((1, 1, 3, 3), 0.5, dtype=torch.float64)
+    assert prior_term(chain, x).item() / (9 * math.log(2)) == pytest.approx(bits, rel=7e-3)
+
+
+def test_chain_of_one_step_has_a_bound() -> None:
+    chain, _ = pair("linear", 1000)
+    single = type(chain).uniform(chain.schedule, 1)
+    bound = variational_bound(denoiser_of(Crooked(), chain.schedule), single, images(2), DiscretizedGaussian(17))
+    assert bound.steps.shape == (2, 0)
+    torch.testing.assert_close(bound.total, bound.prior + bound.decoder)

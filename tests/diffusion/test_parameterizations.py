@@ -1,0 +1,72 @@
+"""Every parameterization: prediction and (x, ε) are one another's image; weights mean the same in each."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
+from noising.diffusion.schedules import Schedule
+from noising.diffusion.weightings import min_snr, snr, uniform
+from tests.diffusion.conftest import PARAMETERIZATIONS, normals
+
+LEVELS = torch.linspace(0.02, 0.98, 7, dtype=torch.float64)
+
+
+def test_every_final_class_is_tested() -> None:
+    assert set(Parameterization.__subclasses__()) == set(PARAMETERIZATIONS)
+
+
+@pytest.mark.parametrize("parameterization", [kind() for kind in PARAMETERIZATIONS], ids=lambda p: type(p).__name__)
+def test_solving_the_target_gives_image_and_noise(parameterization: Parameterization, schedule: Schedule) -> None:
+    x, noise = normals(7, 1, 2, 2), normals(7, 1, 2, 2, seed=1)
+    level = schedule(LEVELS)
+    target = parameterization.target(x, noise, level)
+    solved = parameterization.solve(target, level.perturb(x, noise), level)
+    torch.testing.assert_close(solved[0], x, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(solved[1], noise, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("parameterization", [kind() for kind in PARAMETERIZATIONS], ids=lambda p: type(p).__name__)
+def test_gain_is_how_the_output_moves_with_the_image(parameterization: Parameterization, schedule: Schedule) -> None:
+    level = schedule(LEVELS)
+    x_t, output, error = (normals(7, 1, 2, 2, seed=seed) for seed in range(3))
+    moved = parameterization.solve(output + error, x_t, level)[0] - parameterization.solve(output, x_t, level)[0]
+    torch.testing.assert_close(parameterization.gain(level) * moved.abs(), error.abs(), rtol=1e-8, atol=0)
+
+
+def test_mixes_are_the_papers(schedule: Schedule) -> None:
+    x, noise = normals(7, 1, 2, 2), normals(7, 1, 2, 2, seed=1)
+    level = schedule(LEVELS)
+    assert torch.equal(Epsilon().target(x, noise, level), noise)
+    assert torch.equal(CleanImage().target(x, noise, level), x)
+    torch.testing.assert_close(Velocity().target(x, noise, level), level.alpha * noise - level.sigma * x)
+
+
+def test_min_snr_weights_are_the_papers(schedule: Schedule) -> None:
+    """Hang et al. (2023), section 3.4: min(snr, 5)/snr on ε, min(snr, 5) on x, min(snr, 5)/(snr + 1) on v."""
+    level = schedule(LEVELS)
+    ratio = level.log_snr.exp()
+    least = ratio.clamp(max=5)
+    for parameterization, expected in (
+        (Epsilon(), least / ratio),
+        (CleanImage(), least),
+        (Velocity(), least / (ratio + 1)),
+    ):
+        torch.testing.assert_close(min_snr(level, parameterization.gain(level)), expected, rtol=1e-9, atol=0)
+
+
+def test_snr_weight_makes_every_output_epsilon(schedule: Schedule) -> None:
+    level = schedule(LEVELS)
+    x, noise, guess = (normals(7, 1, 2, 2, seed=seed) for seed in range(3))
+    x_t = level.perturb(x, noise)
+    for parameterization in (kind() for kind in PARAMETERIZATIONS):
+        error = (parameterization.target(x, noise, level) - guess) ** 2
+        weighted = snr(level, parameterization.gain(level)) * error
+        _, predicted = parameterization.solve(guess, x_t, level)
+        torch.testing.assert_close(weighted, (noise - predicted) ** 2, rtol=1e-7, atol=1e-10)
+
+
+def test_uniform_weight_is_one(schedule: Schedule) -> None:
+    level = schedule(LEVELS)
+    assert torch.equal(uniform(level, Velocity().gain(level)), torch.ones(7, 1, 1, 1, dtype=torch.float64))

@@ -1,0 +1,142 @@
+"""Samplers: each step is the papers', the identities between them hold, and on Gaussian data they converge."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from noising.diffusion.grids import quadratic, uniform
+from noising.diffusion.parameterizations import Velocity
+from noising.diffusion.samplers import DDIM, Ancestral
+from noising.diffusion.schedules import Cosine, Schedule
+from noising.diffusion.transition import Chain
+from noising.diffusion.variances import FixedLarge, FixedSmall
+from tests.diffusion.conftest import Crooked, denoiser_of, gaussian_denoiser, in_turn, normals
+from tests.diffusion.test_bound import epsilon_of
+from tests.diffusion.test_transition import close, pair
+from tests.reference import ddpm
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_single_steps_are_the_references(name: str, clip: float | None) -> None:
+    chain, reference = pair(name, 1000)
+    x_t, z = normals(3, 1, 3, 3), normals(3, 1, 3, 3, seed=1)
+    for variance, table in ((FixedSmall(), reference.fixed_small), (FixedLarge(), reference.fixed_large)):
+        denoiser = denoiser_of(Crooked(), chain.schedule, variance=variance)
+        predict = epsilon_of(Crooked(), denoiser.parameterization, chain, False)
+        reverse = ddpm.Reverse(predict, table, ddpm.discretized_gaussian(17), clip=clip is not None)
+        for t in (1, 2, 500, 1000):
+            prediction = denoiser.at(x_t, chain.level(t), clip)
+            ours = Ancestral(1000, uniform, clip).step(denoiser, chain[t], x_t, prediction, lambda: z)
+            close(ours, reference.ancestral_step(x_t.numpy(), t, z.numpy(), reverse), rtol=1e-7, atol=1e-9)
+            for eta in (0.0, 0.4, 1.0):
+                ours = DDIM(1000, uniform, clip, eta).step(denoiser, chain[t], x_t, prediction, lambda: z)
+                theirs = reference.ddim_step(x_t.numpy(), t, t - 1, z.numpy(), reverse, eta)
+                close(ours, theirs, rtol=1e-7, atol=1e-9)
+
+
+def test_long_ddim_steps_are_the_references() -> None:
+    chain, reference = pair("cosine", 1000)
+    denoiser = denoiser_of(Crooked(), chain.schedule)
+    coarse = DDIM(10, uniform, 1.0, 0.3).chain(chain.schedule)
+    predict = epsilon_of(Crooked(), denoiser.parameterization, chain, False)
+    reverse = ddpm.Reverse(predict, reference.fixed_small, ddpm.discretized_gaussian(17), clip=True)
+    x_t, z = normals(3, 1, 3, 3), normals(3, 1, 3, 3, seed=1)
+    for step in (1, 4, 10):
+        prediction = denoiser.at(x_t, coarse.level(step), 1.0)
+        ours = DDIM(10, uniform, 1.0, 0.3).step(denoiser, coarse[step], x_t, prediction, lambda: z)
+        theirs = reference.ddim_step(x_t.numpy(), 100 * step, 100 * (step - 1), z.numpy(), reverse, 0.3)
+        close(ours, theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("clip", [None, 0.8])
+def test_ddim_with_eta_one_is_ancestral_with_the_posteriors_variance(schedule: Schedule, clip: float | None) -> None:
+    denoiser = denoiser_of(Crooked(), schedule, variance=FixedSmall())
+    noises = normals(26, 2, 1, 3, 3)
+    one = DDIM(25, uniform, clip, eta=1.0)(denoiser, in_turn(noises))
+    two = Ancestral(25, uniform, clip)(denoiser, in_turn(noises))
+    torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
+
+
+def test_ddim_with_eta_zero_is_eulers_method(schedule: Schedule) -> None:
+    """d(x/α)/d(σ/α) = ε̂, stepped by hand."""
+    denoiser = denoiser_of(Crooked(), schedule, Velocity())
+    start = normals(2, 1, 3, 3)
+    ours = [point.x_t for point in DDIM(20, uniform, None).path(denoiser, lambda: start)]
+    chain = Chain(schedule, uniform(20))
+    x_t = start
+    for step in range(20, 0, -1):
+        t, s = chain.level(step), chain.level(step - 1)
+        noise = denoiser.at(x_t, t).noise
+        x_t = s.alpha * (x_t / t.alpha + (s.sigma / s.alpha - t.sigma / t.alpha) * noise)
+        torch.testing.assert_close(ours[20 - step], x_t, rtol=1e-8, atol=1e-8)
+
+
+def _std_error(steps: int, std: float = 0.5) -> float:
+    """How far DDIM's image of x_T's standard deviation, in units of it, is from the data's. The map is linear."""
+    denoiser = gaussian_denoiser(std, Cosine(1000))
+    one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    return abs(DDIM(steps, uniform, None)(denoiser, lambda: one).item() - std)
+
+
+def test_ddim_converges_with_order_one() -> None:
+    errors = [_std_error(steps) for steps in (100, 200)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(1, abs=0.1)
+    assert errors[1] < 0.02
+
+
+def test_ancestral_sampling_draws_the_data() -> None:
+    """The variance of what is drawn, summed exactly over the linear chain, tends to the data's as T grows."""
+    found = []
+    for steps in (50, 1000):
+        denoiser = gaussian_denoiser(0.5, Cosine(1000))
+        sampler = Ancestral(steps, uniform, None)
+        chain = sampler.chain(denoiser.schedule)
+        one, variance = torch.ones(1, 1, 1, 1, dtype=torch.float64), 1.0
+        for step in range(steps, 0, -1):
+            reverse = denoiser.reverse(chain[step], one, denoiser.at(one, chain.level(step)))
+            added = reverse.log_variance.exp().item() if step > 1 else 0.0
+            variance = variance * reverse.mean.item() ** 2 + added
+        found.append(variance)
+    assert abs(found[1] - 0.25) < 0.02
+    assert abs(found[1] - 0.25) < abs(found[0] - 0.25) / 10
+
+
+def test_last_step_adds_no_noise(schedule: Schedule) -> None:
+    denoiser = denoiser_of(Crooked(), schedule, variance=FixedLarge())
+    for sampler in (Ancestral(5, uniform), DDIM(5, uniform, eta=1.0)):
+        noises = normals(5, 2, 1, 3, 3)  # x_T's and four more: a sixth draw would fail
+        sampler(denoiser, in_turn(noises))
+
+
+def test_path_ends_in_the_image_and_keeps_its_type(schedule: Schedule) -> None:
+    denoiser = denoiser_of(Crooked(), schedule)
+    for dtype in (torch.float32, torch.float64):
+        noises = normals(9, 2, 1, 3, 3).to(dtype)
+        points = list(DDIM(8, quadratic).path(denoiser, in_turn(noises)))
+        image = DDIM(8, quadratic)(denoiser, in_turn(noises))
+        assert len(points) == 8
+        assert image.dtype == dtype
+        assert torch.equal(points[-1].x_t, image)
+        assert torch.equal(points[-1].clean, image)  # σ = 0: nothing but x̂
+
+
+def test_grids_end_at_one() -> None:
+    assert uniform(4).tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert quadratic(4).tolist() == [0.0625, 0.25, 0.5625, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"clip": -1.0}, "clip must be positive"),
+        ({"eta": 1.5}, "eta must be between"),
+    ],
+)
+def test_bad_options_are_named(options: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DDIM(**{"steps": 5, "grid": uniform, **options})  # type: ignore[arg-type]

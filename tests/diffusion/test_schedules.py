@@ -1,0 +1,113 @@
+"""λ falls, its inverse and its rate are those of the curve, the geometry keeps its promise, the table is exact."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from noising.diffusion.schedules import Cosine, LinearBeta, Schedule, TabulatedBeta
+from tests.diffusion.conftest import normals
+from tests.reference import ddpm
+
+TIMES = torch.linspace(1e-4, 1, 997, dtype=torch.float64)
+
+
+def test_log_snr_falls_strictly(schedule: Schedule) -> None:
+    assert bool((schedule.log_snr(TIMES).diff() < 0).all())
+    assert schedule.log_snr(torch.zeros(1, dtype=torch.float64)).item() == torch.inf
+
+
+def test_scales_are_variance_preserving_and_hold_the_ratio(schedule: Schedule) -> None:
+    level = schedule(TIMES)
+    torch.testing.assert_close(level.alpha**2 + level.sigma**2, torch.ones_like(level.alpha), rtol=1e-14, atol=0)
+    torch.testing.assert_close((level.alpha / level.sigma) ** 2, level.log_snr.exp(), rtol=1e-12, atol=0)
+
+
+def test_clean_level_is_exactly_clean(schedule: Schedule) -> None:
+    level = schedule(torch.zeros(1))
+    assert (level.alpha.item(), level.sigma.item()) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(("name", "timesteps"), [("linear", 1000), ("cosine", 1000), ("linear", 4000), ("cosine", 50)])
+def test_table_is_exact_at_its_steps(name: str, timesteps: int) -> None:
+    ours = {"linear": LinearBeta, "cosine": Cosine}[name](timesteps)
+    theirs = {"linear": ddpm.linear_beta, "cosine": ddpm.cosine_beta}[name](timesteps)
+    t = torch.arange(1, timesteps + 1, dtype=torch.float64) / timesteps
+    expected = torch.from_numpy((1 - theirs).cumprod())
+    torch.testing.assert_close(torch.sigmoid(ours.log_snr(t)), expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "last"),
+    [
+        (LinearBeta(1000), 4.03583e-5),
+        (LinearBeta(4000), 4.24665e-5),
+        (Cosine(1000), 2.42877e-9),
+        (Cosine(4000), 1.51798e-10),
+    ],
+    ids=["linear-1000", "linear-4000", "cosine-1000", "cosine-4000"],
+)
+def test_published_end_of_the_chain(schedule: Schedule, last: float) -> None:
+    end = torch.sigmoid(schedule.log_snr(torch.ones(1, dtype=torch.float64))).item()
+    assert end == pytest.approx(last, rel=2e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.floats(1e-3, 1), st.sampled_from([LinearBeta(1000), Cosine(1000), LinearBeta(37), Cosine(37)]))
+def test_time_is_the_inverse(t: float, schedule: Schedule) -> None:
+    time = torch.tensor([t], dtype=torch.float64)
+    log_snr = schedule.log_snr(time)
+    assert schedule.time(log_snr).item() == pytest.approx(t, rel=1e-9)
+    assert Schedule.time(schedule, log_snr).item() == pytest.approx(t, rel=1e-9)
+
+
+def test_rate_is_the_derivative(schedule: Schedule) -> None:
+    t = torch.linspace(0.0123456, 0.9786543, 41, dtype=torch.float64)  # off the kinks at i/T
+    step = 1e-6
+    finite = (schedule.log_snr(t + step) - schedule.log_snr(t - step)) / (2 * step)
+    torch.testing.assert_close(schedule.log_snr_rate(t), finite, rtol=1e-6, atol=0)
+    torch.testing.assert_close(Schedule.log_snr_rate(schedule, t), schedule.log_snr_rate(t), rtol=1e-9, atol=0)
+
+
+def test_moving_or_halving_the_module_leaves_the_table_alone(schedule: Schedule) -> None:
+    before = schedule.log_snr(TIMES)
+    halved = copy.deepcopy(schedule).half().to(torch.bfloat16)
+    assert torch.equal(halved.log_snr(TIMES), before)
+
+
+def test_perturb_keeps_the_images_type(schedule: Schedule) -> None:
+    x, noise = normals(2, 1, 3, 3), normals(2, 1, 3, 3, seed=1)
+    level = schedule(torch.tensor([0.2, 0.7]))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        assert level.perturb(x.to(dtype), noise.to(dtype)).dtype == dtype
+    one = schedule(torch.tensor(0.7))
+    assert one.perturb(x.float(), noise.float()).dtype == torch.float32
+    torch.testing.assert_close(one.perturb(x, noise)[1], level.perturb(x, noise)[1])
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LinearBeta(0), "timesteps must be at least 1"),
+        (lambda: Cosine(0), "timesteps must be at least 1"),
+        (lambda: LinearBeta(1000, beta_start=0.0), "beta_start must be in"),
+        (lambda: LinearBeta(1000, beta_start=0.3, beta_end=0.2), "beta_start must be in"),
+        (lambda: LinearBeta(20), "raise timesteps above 20"),
+        (lambda: Cosine(offset=-1.0), "offset must not be negative"),
+        (lambda: Cosine(max_beta=1.0), "max_beta must be between 0 and 1"),
+    ],
+)
+def test_bad_options_are_named(make: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()  # type: ignore[operator]
+
+
+def test_cosine_keeps_beta_below_its_limit() -> None:
+    chain_end: TabulatedBeta = Cosine(1000, max_beta=0.5)
+    log_alpha_bar = torch.nn.functional.logsigmoid(chain_end.log_snr(TIMES[-200:]))
+    per_step = log_alpha_bar.diff() / (TIMES.diff()[-1] * 1000)
+    assert per_step.min().item() >= torch.log(torch.tensor(0.5)).item() - 1e-9
