@@ -34,7 +34,7 @@ from tests.conftest import Outcome
         ("ema.decay=1", "ema: decay must lie in [0, 1), got 1"),
         ("lr_schedule.warmup=-5", "lr_schedule: warmup must not be negative, got -5"),
         ("sampler.steps=0", "sampler: steps must be at least 1, got 0"),
-        ("sampler.eta=2", "sampler: eta must be between 0 and 1, got 2"),
+        ("sampler.clip=-1", "sampler: clip must be positive or null, got -1"),
         ("bound.times=7", "bound: times must be an even number from 4, got 7"),
         ("trainer.max_steps=0", "trainer.max_steps must be a whole number from 1, got 0"),
         ("trainer.val_check_interval=0", "trainer.val_check_interval must be a whole number from 1, got 0"),

@@ -231,7 +231,7 @@ def test_photo_patches_share_no_pixel_between_splits(monkeypatch: pytest.MonkeyP
         assert torch.equal(places[-1][:, :, 1:] - places[-1][:, :, :-1], torch.ones(len(p), 32, 31, dtype=torch.long))
         assert torch.equal((p[:, 2, 1:] - p[:, 2, :-1]) % 256, torch.ones(len(p), 31, 32, dtype=torch.long))
     train, val, test = (set(place.flatten().tolist()) for place in places)
-    assert not (train & val or train & test or val & test)
+    assert not (train & val) | (train & test) | (val & test)
     assert [len(s.pixels) for s in (data.train, data.val, data.test)] == [2450, 39, 52]
 
 
