@@ -55,6 +55,8 @@ def test_summary_holds_the_bound_term_by_term_with_card_and_baselines(trained: P
     assert summary["test/histogram_baseline"] == pytest.approx(2.436, abs=1e-3)
     card = summary["cards"]["test/bound"]
     assert (card["images"], card["timesteps"], card["evaluations_per_image"]) == (360, 1000, 8)
+    with Image.open(trained / "figures" / "learning_curves.png") as figure:
+        assert figure.size == (1400, 588)
     assert (card["step"], card["weights"]) == (
         20,
         {"ema_decay": card["weights"]["ema_decay"], "ema_updates": 20},

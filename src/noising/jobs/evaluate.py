@@ -25,7 +25,7 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> None:
     assert isinstance(config, DictConfig)
     module = build_module(config, trained.data)
     module.load_state_dict(trained.checkpoint["state_dict"])
-    ema = EMA()
+    ema = EMA(trained.weights["decay"])
     ema.load(trained.checkpoint)
     record = Record(run, trained.data, ema, source={"checkpoint": str(trained.path), "step": trained.step})
     trainer = build_evaluation_trainer(cfg, run, [ema, StepProgress(), record])

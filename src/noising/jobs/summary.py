@@ -88,6 +88,7 @@ def print_summary(run: Run) -> None:
         run.samples_image,
         run.reverse_process,
         run.bound_by_step_figure,
+        run.learning_curves,
         run.last_checkpoint,
         run.summary_file,
     ):

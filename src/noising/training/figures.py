@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["bound_by_step", "image_grid", "save_animation", "save_png"]
+__all__ = ["bound_by_step", "image_grid", "learning_curves", "save_animation", "save_png"]
 
 Pixels = NDArray[np.uint8]
 
@@ -52,7 +52,6 @@ def save_animation(path: Path, pictures: list[Pixels], seconds: float = 4.0) -> 
 def bound_by_step(path: Path, edges: Tensor, bits: Tensor, title: str) -> None:
     """Plot L_t against t: edges (K + 1,) steps, bits (K,) mean bits/dim of a step within each stratum."""
     figure = Figure(figsize=(7, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.stairs(bits.numpy(), edges.numpy(), baseline=None, linewidth=1.8, color="tab:blue", label="$L_t$")
     axes.set(xscale="log", yscale="log", xlabel="step t (1 is next to clean)", ylabel="$L_t$  [bits/dim per step]")
@@ -63,5 +62,35 @@ def bound_by_step(path: Path, edges: Tensor, bits: Tensor, title: str) -> None:
     cumulative.plot(edges.numpy(), total, color="tab:orange", linewidth=1.4)
     cumulative.set_ylabel("sum of $L_t$ up to t  [bits/dim]", color="tab:orange")
     cumulative.set_ylim(bottom=0)
+    _save(figure, path)
+
+
+def learning_curves(path: Path, rows: Sequence[Mapping[str, str]], baselines: Mapping[str, float]) -> None:
+    """Plot the loss by quartile of t, and the validation bound with its baselines (bits/dim), by optimizer step.
+
+    rows: those of metrics.csv, by column.
+    """
+
+    def curve(column: str) -> tuple[list[int], list[float]]:
+        logged = [row for row in rows if row.get(column)]
+        return [int(row["step"]) for row in logged], [float(row[column]) for row in logged]
+
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    loss, bound = figure.subplots(1, 2)
+    for quarter in range(1, 5):
+        label = f"t in ({(quarter - 1) / 4:g}, {quarter / 4:g}]"
+        loss.plot(*curve(f"train/loss_q{quarter}"), linewidth=0.8, alpha=0.9, label=label)
+    loss.set(yscale="log", xlabel="optimizer step", ylabel="training loss")
+    bound.plot(*curve("val/bound"), marker="o", color="tab:blue", label="validation, EMA weights")
+    for (name, bits), style in zip(baselines.items(), ("--", ":"), strict=False):
+        bound.axhline(bits, color="0.4", linestyle=style, label=name)
+    bound.set(xlabel="optimizer step", ylabel="bound  [bits/dim]")
+    for axes in (loss, bound):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from noising.data.baselines import histogram_bits, uniform_bits
 from noising.data.image_data import ImageData
 from noising.training.ema import EMA
-from noising.training.figures import bound_by_step
+from noising.training.figures import bound_by_step, learning_curves
 from noising.training.loggers import CSVMetrics, log_image
 from noising.training.module import DiffusionModule
 from noising.training.run import Run, replacing
@@ -20,7 +20,7 @@ __all__ = ["Record"]
 
 
 class Record(Callback):
-    """After the test: summary.json, figures/bound_by_step.png and .csv."""
+    """After the test: summary.json, bound_by_step.csv, and the figures of the bound and of the training."""
 
     def __init__(
         self,
@@ -77,6 +77,17 @@ class Record(Callback):
         table.writerows(zip(edges[:-1].tolist(), (edges[1:] - 1).tolist(), bits.tolist(), strict=True))
         with replacing(self.run.bound_by_step) as file:
             file.write(text.getvalue().encode())
+        self._plot_curves(trainer, numbers)
         title = f"Bound on {self.data.name}, test: {numbers['test/bound']:.3f} bits/dim"
         bound_by_step(self.run.bound_by_step_figure, edges, bits, title)
         log_image(trainer.loggers, "bound_by_step", self.run.bound_by_step_figure, trainer.global_step)
+
+    def _plot_curves(self, trainer: Trainer, numbers: dict[str, float]) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        with open(self.run.metrics, newline="") as file:
+            rows = list(csv.DictReader(file))
+        if any(row.get("train/loss") for row in rows):  # an evaluation alone has none
+            names = {"uniform over the levels": "uniform", "histogram of each pixel": "histogram"}
+            baselines = {name: numbers[f"test/{key}_baseline"] for name, key in names.items()}
+            learning_curves(self.run.learning_curves, rows, baselines)

@@ -39,6 +39,7 @@ class Run:
         self.reverse_process = self.path / "reverse_process.gif"
         self.figures = self.path / "figures"
         self.bound_by_step_figure = self.figures / "bound_by_step.png"
+        self.learning_curves = self.figures / "learning_curves.png"
         self.bound_by_step = self.path / "bound_by_step.csv"
 
     def samples_at(self, step: int) -> Path:

@@ -1,0 +1,63 @@
+"""README.md speaks of what is there: its links, its tree, its commands, and CI's."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from noising.commands import conf_dir
+from noising.composition import composer
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("#")[0].strip() for line in TEXT.splitlines() if line.startswith(("python train.py", "python scripts"))
+]
+
+
+def test_links_lead_somewhere() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith("http")]
+    assert len(links) > 10
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_code_beside_an_equation_is_in_the_file_it_links_to() -> None:
+    found = re.findall(r"\[((?:`[\w.]+`(?:, )?)+)\]\((src/[^)]+)\)", TEXT)
+    assert len(found) >= 7
+    for names, path in found:
+        source = (ROOT / path).read_text()
+        for name in re.findall(r"`([\w.]+)`", names):
+            for part in name.split("."):
+                assert re.search(rf"(def|class) {part}\b", source), f"{part} is not in {path}"
+
+
+def test_tree_is_the_real_one() -> None:
+    tree = TEXT.split("## The tree")[1].split("```")[1]
+    for line in tree.splitlines():
+        if match := re.match(r"(  )?([\w.]+/?)  ", line):
+            folder = ROOT / "src" / "noising" if match[1] else ROOT
+            assert (folder / match[2]).exists(), line
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_compose(command: str) -> None:
+    _, script, *overrides = shlex.split(command)
+    assert (ROOT / script).is_file()
+    if overrides == ["--help"]:
+        return
+    sweeps = "-m" in overrides
+    options = [option for option in overrides if option != "-m" and not option.startswith("resume")]
+    with composer(Path(script).stem, str(conf_dir()), None) as composing:
+        config = composing.compose(options, multirun=sweeps)
+        if not sweeps:
+            composing.check(config, options)
+
+
+def test_ci_runs_the_test_command_of_this_page() -> None:
+    (command,) = re.findall(r"^python3 -m venv .*pytest\b", TEXT, re.MULTILINE)
+    assert command.endswith('pip install -e ".[test]" && pytest')
+    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+    assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
