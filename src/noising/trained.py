@@ -40,7 +40,9 @@ class TrainedRun:
     def denoiser(self) -> Denoiser:
         """The denoiser with the averaged weights, on the CPU, in evaluation mode."""
         denoiser = build_denoiser(self.config, self.data)
-        denoiser.load_state_dict(self.checkpoint["ema"]["weights"])
+        raw = self.checkpoint["state_dict"].items()  # for the buffers, of which there is no average
+        weights = {name.removeprefix("denoiser."): value for name, value in raw if name.startswith("denoiser.")}
+        denoiser.load_state_dict(weights | self.checkpoint["ema"]["weights"])
         return denoiser.eval()
 
     @property

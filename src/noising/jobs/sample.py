@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from rich.progress import track
 
 from noising.build import build_sampler, require_whole
 from noising.configuration import ConfigError
+from noising.jobs.summary import recording
 from noising.trained import load
 from noising.training.figures import image_grid, save_animation, save_png
 from noising.training.run import Run, replacing
@@ -30,19 +32,6 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
     data, run = trained.data, Run(run_dir)
     denoiser = trained.denoiser.to(_device(cfg.device))
     shape = (data.channels, data.resolution, data.resolution)
-    run.start(OmegaConf.to_container(cfg, resolve=True))  # type: ignore[arg-type]
-
-    batches = [range(first, min(first + cfg.batch_size, cfg.n)) for first in range(0, cfg.n, cfg.batch_size)]
-    drawn = [draw_images(denoiser, sampler, shape, cfg.seed, batch).cpu() for batch in track(batches, "sampling")]
-    images = data.to_8bit(data.unscale(torch.cat(drawn)))
-    for number, image in enumerate(images):
-        save_png(run.path / "images" / f"{number:06d}.png", image_grid(image[None], gap=0, enlarge=False))
-    with replacing(run.path / "samples.npz") as file:
-        np.savez_compressed(file, images.permute(0, 2, 3, 1).numpy())
-    save_png(run.samples_image, image_grid(images[:GRID_IMAGES]))
-    path = draw_path(denoiser, sampler, shape, cfg.seed, range(min(cfg.n, PATH_IMAGES)))
-    save_animation(run.reverse_process, [image_grid(data.to_8bit(data.unscale(x_t))) for x_t in path.cpu()])
-
     card = {
         "checkpoint": str(trained.path),
         "step": trained.step,
@@ -51,9 +40,19 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
         "grid": OmegaConf.to_container(cfg.grid),
         "seed": cfg.seed,
     }
-    run.record({"sample/images": cfg.n}, {"sample/images": card})
-    run.finish("finished")
-    print(f"{cfg.n} images: {run.path}/images, samples.npz, samples.png, reverse_process.gif")
+    batches = [range(first, min(first + cfg.batch_size, cfg.n)) for first in range(0, cfg.n, cfg.batch_size)]
+    with recording(run, OmegaConf.to_container(cfg, resolve=True)):
+        drawn = [draw_images(denoiser, sampler, shape, cfg.seed, batch).cpu() for batch in track(batches, "sampling")]
+        images = data.to_8bit(data.unscale(torch.cat(drawn)))
+        for number, image in enumerate(images):
+            save_png(run.path / "images" / f"{number:06d}.png", image_grid(image[None], gap=0, enlarge=False))
+        with replacing(run.path / "samples.npz") as file:
+            np.savez_compressed(file, images.permute(0, 2, 3, 1).numpy())
+        save_png(run.samples_image, image_grid(images[:GRID_IMAGES]))
+        path = draw_path(denoiser, sampler, shape, cfg.seed, range(min(cfg.n, PATH_IMAGES)))
+        save_animation(run.reverse_process, [image_grid(data.to_8bit(data.unscale(x_t))) for x_t in path.cpu()])
+        run.record({"sample/images": cfg.n}, {"sample/images": card})
+    print(f"{cfg.n} images in {os.path.relpath(run.path)}: images/, samples.npz, samples.png, reverse_process.gif")
 
 
 def _device(name: str) -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,6 +21,8 @@ from noising.training.run import Run
 
 __all__ = ["describe", "print_summary", "recording"]
 
+_INTERRUPTED, _TERMINATED = 130, 143  # the shell's 128 + number of the signal
+
 _ROWS = (
     ("test/bound", "bound on -log p(x)"),
     ("test/prior", "  prior L_T"),
@@ -31,23 +34,24 @@ _ROWS = (
 
 
 @contextmanager
-def recording(run: Run, config: Any, trainer: Trainer) -> Iterator[None]:
-    """Within it the run is "running"; afterwards finished, interrupted or failed. Rank 0 writes."""
-    writes = trainer.is_global_zero
+def recording(run: Run, config: Any, trainer: Trainer | None = None) -> Iterator[None]:
+    """Within it the run is "running"; afterwards finished, interrupted (Ctrl-C, SIGTERM) or failed. Rank 0 writes."""
+    writes = trainer is None or trainer.is_global_zero
     if writes:
         run.start(config)
     status = "failed"
     try:
         yield
-        # Lightning ends a fit after Ctrl-C without raising
-        status = "interrupted" if trainer.interrupted else "finished"
-    except (KeyboardInterrupt, SIGTERMException):
+        status = "finished"
+    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into exit 1, SIGTERM into exit 0
         status = "interrupted"
-        raise
+        raise SystemExit(_TERMINATED if isinstance(stop, SIGTERMException) else _INTERRUPTED) from None
     finally:
-        close_loggers(trainer.loggers, failed=status != "finished")
+        close_loggers(trainer.loggers if trainer is not None else (), failed=status != "finished")
         if writes:
             run.finish(status)
+            if status != "finished":
+                print(f"{status}: {os.path.relpath(run.path)}", file=sys.stderr, flush=True)
 
 
 def describe(module: DiffusionModule, data: ImageData, cfg: DictConfig, run: Run) -> str:
