@@ -52,7 +52,7 @@ def build_data(cfg: DictConfig) -> ImageData:
 
 def build_denoiser(cfg: DictConfig, data: ImageData) -> Denoiser:
     """Network + schedule + parameterization + variance + noise label; its first weights are keyed by the seed."""
-    require_whole(cfg, "timesteps", least=1)
+    require_whole(cfg, "timesteps", least=1, most=1_000_000)
     require_whole(cfg, "seed", least=0)
     variance = make(cfg.variance, "variance")
     torch.manual_seed(cfg.seed)
@@ -132,6 +132,10 @@ def build_trainer(cfg: DictConfig, run: Run, data: ImageData, callbacks: list[Ca
         raise ConfigError("trainer.max_epochs: training counts optimizer steps; use trainer.max_steps")
     if options.gradient_clip_val is not None and options.gradient_clip_val < 0:
         raise ConfigError(f"trainer.gradient_clip_val must not be negative, got {options.gradient_clip_val}")
+    if str(options.precision).startswith("16") and options.gradient_clip_val and cfg.optimizer.get("fused"):
+        raise ConfigError(
+            f"trainer.precision={options.precision} cannot clip with optimizer.fused=true: set it to false"
+        )
     extra: dict[str, Any] = {
         "max_epochs": -1,
         "check_val_every_n_epoch": None,
@@ -175,6 +179,7 @@ def _trainer(node: dict[str, Any], facts: dict[str, Any]) -> Trainer:
     for words in (
         "The '.*dataloader' does not have many workers",
         "You're resuming from a checkpoint that ended",
+        "torch.distributed.nn.functional.all_gather is deprecated",
     ):
         warnings.filterwarnings("ignore", words)
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
@@ -190,8 +195,9 @@ def _plain(cfg: DictConfig) -> dict[str, Any]:
     return cast("dict[str, Any]", resolved)
 
 
-def require_whole(cfg: DictConfig, option: str, least: int) -> None:
-    """Raise ConfigError unless the option is a whole number from `least`."""
+def require_whole(cfg: DictConfig, option: str, least: int, most: int | None = None) -> None:
+    """Raise ConfigError unless the option is a whole number from `least` (to `most`)."""
     value = OmegaConf.select(cfg, option)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{option} must be a whole number from {least}, got {value}")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most and value > most):
+        limits = f"from {least}" + (f" to {most}" if most else "")
+        raise ConfigError(f"{option} must be a whole number {limits}, got {value}")

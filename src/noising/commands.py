@@ -76,7 +76,7 @@ def main(config_name: str, job: str | None = None, *, skip: int = 0, conf: Path 
     """
     task = Task(config_name, job or COMMANDS[config_name][0])
     parser = get_args_parser()
-    arguments = parser.parse_args(sys.argv[1 + skip :])
+    arguments = parser.parse_intermixed_args(sys.argv[1 + skip :])  # flags between the overrides too
     if arguments.config_path and not arguments.config_path.startswith("pkg://"):
         arguments.config_path = str(Path(arguments.config_path).absolute())
     place = arguments.config_path or str(conf or conf_dir())

@@ -143,11 +143,12 @@ def claim(config: DictConfig, overrides: list[str], multirun: bool) -> tuple[lis
         if not multirun and first and summary.exists() and not config.get("resume"):
             raise ConfigError(f"hydra.run.dir={chosen} already holds a run: choose another, or add resume=true")
         fresh = not multirun and not _launched() and not Path(chosen).exists()
+        _make(Path(chosen), key)
         return overrides, Path(chosen) if fresh else None
     if _launched():
         return [*overrides, _quoted(key, root(config, multirun) / _agreed_name())], None
     wanted = Path(str(OmegaConf.select(config, key)))
-    wanted.parent.mkdir(parents=True, exist_ok=True)
+    _make(wanted.parent, key)
     folder, count = wanted, 1
     while True:
         try:
@@ -157,6 +158,15 @@ def claim(config: DictConfig, overrides: list[str], multirun: bool) -> tuple[lis
             folder = wanted.with_name(f"{wanted.name}-{count}")
         else:
             return [*overrides, _quoted(key, folder)], folder
+
+
+def _make(folder: Path, key: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{key}={folder}: cannot make this folder ({error.strerror})") from error
+    if not os.access(folder, os.W_OK):
+        raise ConfigError(f"{key}={folder}: cannot write in this folder")
 
 
 def _rank() -> str:

@@ -86,4 +86,6 @@ def _words(hint: Any) -> str:
         return " or ".join(_words(member) for member in get_args(hint))
     if hint in (str, Path):
         return {str: "text", Path: "a path"}[hint]
+    if get_origin(hint) in (list, tuple, Sequence, Iterable):
+        return f"a list of {_words(get_args(hint)[0])}" if get_args(hint) else "a list"
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).replace("typing.", "")

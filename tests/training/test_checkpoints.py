@@ -7,15 +7,17 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from noising.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks, load_checkpoint
+from noising.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, checkpoint_callbacks, load_checkpoint
 from noising.training.ema import EMA
 from noising.training.run import Run
 
@@ -212,3 +214,26 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     torch.save({"code": nn.Linear(1, 1)}, tmp_path / "code.ckpt")
     with pytest.raises(ValueError, match=r"^.*code\.ckpt cannot be read as a checkpoint"):
         load_checkpoint(tmp_path / "code.ckpt")
+
+
+def test_a_validation_that_is_due_comes_before_the_checkpoint(tmp_path: Path) -> None:
+    """A run resumed from the file would not repeat it."""
+    saved: list[str] = []
+    trainer: Any = SimpleNamespace(
+        global_step=10,
+        enable_validation=True,
+        val_check_batch=20,
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+        sanity_checking=False,
+        loggers=[],
+        save_checkpoint=lambda path: saved.append(f"step {trainer.global_step}"),
+    )
+    module: Any = None
+    last = LastCheckpoint(tmp_path / "last.ckpt", every=5)
+    last.on_train_batch_end(trainer, module, None, None, batch_idx=19)
+    assert saved == []
+    last.on_validation_end(trainer, module)
+    assert saved == ["step 10"]
+    trainer.global_step = 15
+    last.on_train_batch_end(trainer, module, None, None, batch_idx=29)
+    assert saved == ["step 10", "step 15"]

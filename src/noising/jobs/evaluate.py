@@ -25,9 +25,10 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> None:
     assert isinstance(config, DictConfig)
     module = build_module(config, trained.data)
     module.load_state_dict(trained.checkpoint["state_dict"])
+    module.restored_step = trained.step
     ema = EMA(trained.weights["decay"])
     ema.load(trained.checkpoint)
-    record = Record(run, trained.data, ema, source={"checkpoint": str(trained.path), "step": trained.step})
+    record = Record(run, trained.data, ema, source={"checkpoint": str(trained.path)})
     trainer = build_evaluation_trainer(cfg, run, [ema, StepProgress(), record])
     with recording(run, OmegaConf.to_container(cfg, resolve=True), trainer):
         trainer.test(module, trained.data, verbose=False)

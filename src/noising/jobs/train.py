@@ -30,6 +30,8 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         print(describe(module, data, cfg, run), flush=True)
     with recording(run, config, trainer):
         trainer.fit(module, data, ckpt_path=checkpoint)
-        trainer.test(module, data, ckpt_path=run.last_checkpoint, verbose=False)
+        # from the file, since processes that were spawned for the fit took their average with them
+        written = run.last_checkpoint if run.last_checkpoint.exists() else None
+        trainer.test(module, data, ckpt_path=written, verbose=False)
     if trainer.is_global_zero:
         print_summary(run)

@@ -54,7 +54,8 @@ def bound_by_step(path: Path, edges: Tensor, bits: Tensor, title: str) -> None:
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.stairs(bits.numpy(), edges.numpy(), baseline=None, linewidth=1.8, color="tab:blue", label="$L_t$")
-    axes.set(xscale="log", yscale="log", xlabel="step t (1 is next to clean)", ylabel="$L_t$  [bits/dim per step]")
+    scale = "log" if bool((bits > 0).any()) else "linear"  # a chain of one step has no L_t
+    axes.set(xscale="log", yscale=scale, xlabel="step t (1 is next to clean)", ylabel="$L_t$  [bits/dim per step]")
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3, which="both")
     cumulative = axes.twinx()

@@ -51,9 +51,18 @@ class DiffusionModule(LightningModule):
         self.validation = validation
         self.test = test
         self.seed = seed
+        self.restored_step = 0
         # Loss sums and counts by quartile of t since they were last logged. Kept on the device, so that no step waits
         # for a number; no buffer, since DDP would overwrite each rank's with rank 0's.
         self._sums = torch.zeros(2, QUARTILES)
+
+    @property
+    def trained_steps(self) -> int:
+        """Optimizer steps behind the weights; `global_step` is 0 where a checkpoint is only tested."""
+        return max(self.global_step, self.restored_step)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.restored_step = int(checkpoint["global_step"])
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the denoiser's and the objective's parameters, its rate set anew every step."""
@@ -61,6 +70,16 @@ class DiffusionModule(LightningModule):
         optimizer = self.optimizer(parameters)
         scheduler = LambdaLR(optimizer, self.lr_schedule)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """As Lightning does, which refuses fused optimizers under any autocast; only a scaled loss (fp16) needs it."""
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if gradient_clip_val and not scaled and gradient_clip_algorithm in (None, "norm"):
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One micro-batch: draw t and ε by their keys, and return the loss."""
@@ -104,7 +123,7 @@ class DiffusionModule(LightningModule):
     def write(self, numbers: dict[str, float]) -> None:
         """Hand numbers to every logger, under the count of optimizer steps taken; `self.log` would be one behind."""
         for logger in self.trainer.loggers:
-            logger.log_metrics(numbers, step=self.global_step)
+            logger.log_metrics(numbers, step=self.trained_steps)
 
     def mean_losses(self) -> dict[str, Tensor]:
         """train/loss and train/loss_q1..q4 (by quartile of t, clean first) over all ranks since the last call."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class StepProgress(ProgressBar):
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self._console = console or Console(stderr=True)
+        self._given_console = console
         self._clock = clock
         self._enabled = True
         self._display: _Display | None = None
@@ -40,6 +41,11 @@ class StepProgress(ProgressBar):
         self._images = 0  # seen since the clock of the throughput started
         self._seconds = 0.0
         self._running_since: float | None = None
+
+    @cached_property
+    def _console(self) -> Console:
+        """Made when first needed: it holds a lock, which cannot go to the processes that ddp_spawn starts."""
+        return self._given_console or Console(stderr=True)
 
     @property
     def images_per_second(self) -> float:

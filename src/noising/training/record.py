@@ -66,7 +66,7 @@ class Record(Callback):
             "data": self.data.name,
             "grey_levels": self.data.levels,
             "weights": {"ema_decay": self.ema.decay, "ema_updates": self.ema.updates},
-            "step": trainer.global_step,
+            "step": pl_module.trained_steps,
             **(self.source or {}),
         }
         self.run.record(numbers, {"test/bound": card})
@@ -80,11 +80,13 @@ class Record(Callback):
         self._plot_curves(trainer, numbers)
         title = f"Bound on {self.data.name}, test: {numbers['test/bound']:.3f} bits/dim"
         bound_by_step(self.run.bound_by_step_figure, edges, bits, title)
-        log_image(trainer.loggers, "bound_by_step", self.run.bound_by_step_figure, trainer.global_step)
+        log_image(trainer.loggers, "bound_by_step", self.run.bound_by_step_figure, pl_module.trained_steps)
 
     def _plot_curves(self, trainer: Trainer, numbers: dict[str, float]) -> None:
         for logger in trainer.loggers:
             logger.save()
+        if not self.run.metrics.exists():  # fast_dev_run logs nothing
+            return
         with open(self.run.metrics, newline="") as file:
             rows = list(csv.DictReader(file))
         if any(row.get("train/loss") for row in rows):  # an evaluation alone has none

@@ -1,0 +1,96 @@
+"""A training step's draws are functions of its place, and of nothing else."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from noising.build import build_data, build_module
+from noising.data.image_data import ImageData
+from noising.diffusion.objectives import Objective
+from noising.training.module import DiffusionModule
+from tests.test_recipes import composed
+
+
+class Listening(Objective):
+    """Keeps what it is given."""
+
+    def forward(self, denoiser: Any, x: Tensor, t: Tensor, noise: Tensor, **condition: Any) -> dict[str, Tensor]:
+        self.t, self.noise = t, noise
+        self.dropped = torch.nn.functional.dropout(torch.ones(64), 0.5)
+        return {"loss": t.float()}
+
+
+@pytest.fixture(scope="module")
+def data() -> ImageData:
+    return build_data(composed())
+
+
+def drawn(
+    data: ImageData, seed: int = 0, step: int = 0, micro: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1
+) -> Listening:
+    """What the objective of one micro-batch of the global batch of 24 is given."""
+    module: DiffusionModule = build_module(composed(f"seed={seed}"), data)
+    module.objective = listening = Listening()
+    trainer = SimpleNamespace(
+        global_step=step, global_rank=rank, world_size=world, accumulate_grad_batches=accumulate, optimizers=[]
+    )
+    module.trainer = trainer  # type: ignore[assignment]
+    size = 24 // (world * accumulate)
+    # batches are counted from the start of the training
+    loss = module.training_step({"image": torch.zeros(size, 1, 8, 8)}, batch_idx=step * accumulate + micro)
+    torch.testing.assert_close(loss, listening.t.float().mean())
+    return listening
+
+
+def test_equal_places_draw_equally(data: ImageData) -> None:
+    one, two = drawn(data, step=5, micro=1, accumulate=2), drawn(data, step=5, micro=1, accumulate=2)
+    assert torch.equal(one.t, two.t)
+    assert torch.equal(one.noise, two.noise)
+    assert torch.equal(one.dropped, two.dropped)
+
+
+def test_no_two_places_draw_the_same(data: ImageData) -> None:
+    places: list[dict[str, int]] = [{}, {"seed": 1}, {"step": 1}, {"micro": 1}, {"rank": 1}, {"micro": 1, "rank": 1}]
+    found = [drawn(data, **place, world=2, accumulate=2) for place in places]
+    for draw in ("t", "noise", "dropped"):
+        values = [getattr(listening, draw) for listening in found]
+        assert all(not torch.equal(a, b) for i, a in enumerate(values) for b in values[:i]), draw
+
+
+def test_times_of_a_step_do_not_depend_on_how_it_is_shared_out(data: ImageData) -> None:
+    whole = drawn(data, step=3).t
+    parts = [drawn(data, step=3, micro=m, rank=r, world=2, accumulate=3).t for m in range(3) for r in range(2)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def test_loss_by_quartile(data: ImageData) -> None:
+    module = build_module(composed(), data)
+    trainer = SimpleNamespace(global_step=0)
+    module.trainer = trainer  # type: ignore[assignment]
+    module.all_gather = lambda sums: sums  # type: ignore[method-assign, assignment, return-value]
+    t = torch.tensor([0.25, 0.250001, 0.5, 0.75, 0.9, 1.0], dtype=torch.float64)
+    module._note(t, torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]))
+    losses = {name: value.item() for name, value in module.mean_losses().items()}
+    quartiles = {f"train/loss_q{i}": value for i, value in zip((1, 2, 3, 4), (1.0, 3.0, 8.0, 24.0), strict=True)}
+    assert losses == {"train/loss": 63 / 6, **quartiles}
+    assert not module._sums.any()  # a mean since the last log
+
+
+def test_importance_weights_reach_the_loss(data: ImageData) -> None:
+    class Weighted(type(build_module(composed(), data).times)):  # type: ignore[misc]
+        def sample(self, draw: Any, schedule: Any) -> tuple[Tensor, Tensor]:
+            t, _ = super().sample(draw, schedule)
+            return t, 2 * t
+
+    module = build_module(composed(), data)
+    module.times, module.objective = Weighted(), Listening()
+    trainer = SimpleNamespace(global_step=0, global_rank=0, world_size=1, accumulate_grad_batches=1, optimizers=[])
+    module.trainer = trainer  # type: ignore[assignment]
+    loss = module.training_step({"image": torch.zeros(8, 1, 8, 8)}, batch_idx=0)
+    t = module.objective.t
+    torch.testing.assert_close(loss, (2 * t * t).float().mean())
