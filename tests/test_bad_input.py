@@ -30,6 +30,7 @@ from tests.conftest import Outcome
         ("model.multipliers=3", "model.multipliers=3: expected a list of int"),
         ("hydra.run.dir=/proc/x", "hydra.run.dir=/proc/x: cannot make this folder"),
         ("trainer.precision=16-mixed", "trainer.precision=16-mixed cannot clip with optimizer.fused=true"),
+        ("optimizer.lr=fast", "optimizer.lr=fast: expected float"),
         ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
         ("data.batch_size=0", "data: batch_size must be at least 1, got 0"),
         ("data.batch_size=2000", "data.batch_size=2000 is more than the 1309 training images: lower it"),

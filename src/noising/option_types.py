@@ -58,12 +58,19 @@ def convert(value: Any, hint: Any) -> Any:
 def _convert_union(value: Any, members: Sequence[Any]) -> Any:
     for exact in (member for member in members if isinstance(member, type) and type(value) is member):
         return convert(value, exact)
+    simple = any(member in _SCALARS for member in members)
     for member in members:
+        if simple and isinstance(value, (str, int, float)) and _is_class_of_objects(member):
+            continue  # float | Tensor: a YAML scalar is no Tensor
         try:
             return convert(value, member)
         except MismatchError:
             continue
     raise MismatchError(" or ".join(_words(member) for member in members))
+
+
+def _is_class_of_objects(hint: Any) -> bool:
+    return isinstance(hint, type) and hint not in _SCALARS and hint not in (type(None), object, list, tuple)
 
 
 def _number(value: Any) -> bool:

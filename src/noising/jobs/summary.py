@@ -100,5 +100,7 @@ def print_summary(run: Run) -> None:
             console.print(os.path.relpath(path), highlight=False)
 
 
-def _number(value: float) -> str:
+def _number(value: float | None) -> str:
+    if value is None:  # not finite
+        return "nan"
     return f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"
