@@ -7,6 +7,7 @@ every step would make the host wait for the device.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -217,19 +218,19 @@ class _Task:
             self._key = None
 
 
-class _Display:
+class _Display(ABC):
     """A place to show tasks by key."""
 
-    def add(self, description: str, total: int, done: int) -> TaskID:
-        raise NotImplementedError
+    @abstractmethod
+    def add(self, description: str, total: int, done: int) -> TaskID: ...
 
-    def draw(self, key: TaskID, done: int, text: str) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def draw(self, key: TaskID, done: int, text: str) -> None: ...
 
-    def remove(self, key: TaskID, done: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def remove(self, key: TaskID, done: int) -> None: ...
 
-    def stop(self) -> None:
+    def stop(self) -> None:  # noqa: B027
         """Nothing is shown any more."""
 
 
