@@ -49,6 +49,12 @@ def test_an_images_stream_does_not_know_its_neighbours() -> None:
     assert len(together) == 3
 
 
+def test_a_short_draw_is_the_beginning_of_a_long_one() -> None:
+    pieces, whole = Streams(3, "sample", [5, 17]), Streams(3, "sample", [5, 17])
+    drawn = torch.cat([pieces.normal((length,)) for length in (1, 2, 4, 9)], dim=1)
+    assert torch.equal(drawn, whole.normal((16,)))
+
+
 def test_dropout_is_keyed() -> None:
     x = torch.ones(1000)
 

@@ -10,15 +10,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.diffusion.bound import prior_term, variational_bound
+from noising.diffusion.bound import posterior_term, prior_term, variational_bound
 from noising.diffusion.decoders import Decoder, DiscretizedGaussian
 from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.parameterizations import Epsilon, Parameterization
+from noising.diffusion.transition import Transition
 from noising.diffusion.variances import FixedLarge, FixedSmall, ReverseVariance
 from tests.diffusion.conftest import (
     PARAMETERIZATIONS,
     Crooked,
     denoiser_of,
+    final_classes,
     gaussian_denoiser,
     images,
     in_turn,
@@ -35,6 +37,18 @@ class PlainGaussian(Decoder):
 
     def log_prob(self, x: Tensor, reverse: Gaussian) -> Tensor:
         return reverse.log_prob(x)
+
+
+class Optimal(ReverseVariance):
+    """The variance best for the bound of data N(0, s²): c σ_s² + (α_s c)² E(x − x̂)²."""
+
+    def __init__(self, std: float) -> None:
+        self.variance = std**2
+
+    def log_variance(self, step: Transition, raw: Tensor | None) -> Tensor:
+        alpha, sigma = step.later.alpha, step.later.sigma
+        uncertain = self.variance * sigma**2 / (alpha**2 * self.variance + sigma**2)
+        return (step.posterior_variance + (step.earlier.alpha * step.c) ** 2 * uncertain).log()
 
 
 def epsilon_of(model: torch.nn.Module, parameterization: Parameterization, chain, clip: bool):  # type: ignore[no-untyped-def]
@@ -114,6 +128,37 @@ def test_gaussian_data_has_the_closed_form(
             assert published is None or value.item() == pytest.approx(published, abs=6e-6)
     closed = ddpm.GaussianData(reference, std).bound(reference.fixed_large)
     assert bound.total.mean().item() == pytest.approx(float(closed.total) / math.log(2), abs=1e-9)
+
+
+@pytest.mark.parametrize(("name", "std"), [("linear", 0.5), ("linear", 1.0), ("cosine", 0.5)])
+def test_best_variance_leaves_only_the_entropy_and_the_start(name: str, std: float) -> None:
+    """With the optimal denoiser and variance the reverse chain is exact: L_VLB = H + KL(q(x_T) ‖ N(0, 1))."""
+    chain, reference = pair(name, 1000)
+    x = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64).reshape(4, 1, 1, 1) * std
+    noise = torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64).reshape(4, 1, 1, 1)
+    denoiser = gaussian_denoiser(std, chain.schedule, variance=Optimal(std))
+    bound = variational_bound(denoiser, chain, x, PlainGaussian(), lambda: noise)
+    end = reference.alpha_bar[-1] * std**2 + 1 - reference.alpha_bar[-1]
+    floor = math.log(2 * math.pi * math.e * std**2) / 2 + (end - 1 - math.log(end)) / 2
+    assert bound.total.mean().item() == pytest.approx(floor, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_steps_are_the_fall_of_snr_times_the_images_error(name: str) -> None:
+    """L_t = (snr_(t−1) − snr_t)/2 ‖x − x̂‖² with the posterior's own variance: Kingma et al. (2021), equation 13."""
+    chain, _ = pair(name, 1000)
+    x, noise = images(2), normals(2, 1, 3, 3)
+    denoiser = denoiser_of(Crooked(), chain.schedule)
+    for step in (2, 3, 500, 1000):
+        later, earlier = chain.level(step), chain.level(step - 1)
+        error = ((denoiser.at(later.perturb(x, noise), later).x - x) ** 2).sum((1, 2, 3))
+        expected = (earlier.log_snr.exp() - later.log_snr.exp()) / 2 * error
+        torch.testing.assert_close(posterior_term(denoiser, chain, x, step, noise), expected, rtol=1e-6, atol=0)
+
+
+def test_every_final_variance_and_decoder_is_tested() -> None:
+    assert final_classes(ReverseVariance) == {type(variance) for variance in VARIANCES}
+    assert final_classes(Decoder) == {DiscretizedGaussian}
 
 
 @pytest.mark.parametrize("kind", PARAMETERIZATIONS)

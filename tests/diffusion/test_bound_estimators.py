@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noising.diffusion.bound import variational_bound
-from noising.diffusion.bound_estimators import BoundMeter, Exact, Stratified
+from noising.diffusion.bound_estimators import BoundEstimator, BoundMeter, Exact, Stratified
 from noising.diffusion.decoders import DiscretizedGaussian
 from noising.diffusion.schedules import Cosine
 from noising.diffusion.transition import Chain
 from noising.randomness import Streams
-from tests.diffusion.conftest import Crooked, denoiser_of, images
+from tests.diffusion.conftest import Crooked, denoiser_of, final_classes, images
 
 DECODER = DiscretizedGaussian(17)
 
@@ -36,11 +36,15 @@ def test_strata_part_the_steps(half: int, timesteps: int) -> None:
     assert torch.equal(Exact().edges(timesteps), torch.arange(2, timesteps + 2))
 
 
+def test_every_final_class_is_tested() -> None:
+    assert final_classes(BoundEstimator) == {Exact, Stratified}
+
+
 def test_exact_is_the_sum_of_all_terms() -> None:
     denoiser, chain = setup(30)
     x = images(3)
     meter = BoundMeter()
-    meter.update(Exact().__call__(denoiser, chain, x, DECODER, Streams(0, "bound", range(3))))
+    meter.update(Exact()(denoiser, chain, x, DECODER, Streams(0, "bound", range(3))))
     streams = Streams(0, "bound", range(3))
     streams.uniform((1, 29))
     bound = variational_bound(denoiser, chain, x, DECODER, lambda: streams.normal(x.shape[1:]).to(x), clip=1.0)

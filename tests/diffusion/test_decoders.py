@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
+from scipy import integrate
 
 from noising.diffusion.decoders import DiscretizedGaussian
 from noising.diffusion.gaussian import Gaussian
@@ -29,6 +33,36 @@ def test_is_the_reference_into_the_tails(levels: int) -> None:
         ours = DiscretizedGaussian(levels).log_prob(x, Gaussian(mean, torch.tensor(log_variance, dtype=torch.float64)))
         theirs = ddpm.discretized_gaussian(levels)(x.numpy(), mean.numpy(), np.asarray(log_variance))
         torch.testing.assert_close(ours, torch.from_numpy(theirs), rtol=1e-9, atol=1e-9)
+
+
+def _density_over_that_at(edge: float, z: float) -> float:
+    return math.exp((edge - z) * (edge + z) / 2)
+
+
+@pytest.mark.parametrize("levels", [17, 256])
+@pytest.mark.parametrize("log_variance", [-10.0, -6.0, -2.0])
+def test_is_the_integral_of_the_density(levels: int, log_variance: float) -> None:
+    """The mass of the bin by quadrature, the density at its nearer edge taken out so that no tail underflows.
+
+    The means lie up to hundreds of standard deviations away, on both sides; an outer bin ends 60 of them out.
+    """
+    rate, half_bin = math.exp(-log_variance / 2), 1 / (levels - 1)
+    for level in (0, 1, levels // 2, levels - 2, levels - 1):
+        x = 2 * level / (levels - 1) - 1
+        for mean in (-1.0, -0.31, 0.04, 0.9):
+            lower = (x - half_bin - mean) * rate if level > 0 else min(-60.0, (x + half_bin - mean) * rate - 60)
+            upper = (x + half_bin - mean) * rate if level < levels - 1 else max(60.0, (x - half_bin - mean) * rate + 60)
+            edge = 0.0 if lower < 0 < upper else min(lower, upper, key=abs)
+            # the density falls by e^(-40) over 40/|edge|, or over ten standard deviations
+            reach = min(10.0, 40 / abs(edge)) if edge else 10.0
+            start, end = (max(lower, edge - reach), min(upper, edge + reach))
+            scaled = partial(_density_over_that_at, edge)
+            mass, _ = integrate.quad(scaled, start, end, epsabs=0, epsrel=1e-12, limit=200)
+            expected = math.log(mass) - edge**2 / 2 - math.log(2 * math.pi) / 2
+            pixel, at = torch.tensor([x, mean], dtype=torch.float64).reshape(2, 1, 1, 1, 1)
+            reverse = Gaussian(at, torch.tensor(log_variance, dtype=torch.float64))
+            ours = DiscretizedGaussian(levels).log_prob(pixel, reverse)
+            assert ours.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
 def test_float32_images_lose_only_their_own_rounding() -> None:

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import torch
 
+from noising.diffusion.bound import variational_bound
+from noising.diffusion.bound_estimators import Exact, Stratified
+from noising.diffusion.decoders import DiscretizedGaussian
 from noising.diffusion.denoiser import Denoiser
-from noising.diffusion.noise_labels import DiscreteStep, LogSNR, ScaledTime
+from noising.diffusion.grids import uniform as uniform_grid
+from noising.diffusion.noise_labels import DiscreteStep, LogSNR, NoiseLabel, ScaledTime
+from noising.diffusion.objectives import Regression
 from noising.diffusion.parameterizations import Epsilon, Velocity
-from noising.diffusion.schedules import Schedule
+from noising.diffusion.samplers import DDIM, Ancestral
+from noising.diffusion.schedules import Cosine, Schedule
+from noising.diffusion.transition import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall
-from tests.diffusion.conftest import Crooked, denoiser_of, normals
+from noising.diffusion.weightings import uniform
+from noising.randomness import Streams
+from tests.diffusion.conftest import Classed, Crooked, denoiser_of, final_classes, images, in_turn, normals
 from tests.diffusion.test_transition import close, pair
 
 
@@ -31,7 +40,37 @@ def test_prediction_explains_x_t_clipped_or_not(schedule: Schedule) -> None:
         assert (prediction.x.abs().max() <= 0.5) == (clip is not None)
 
 
+def _everything(denoiser: Denoiser, label: torch.Tensor | None) -> list[torch.Tensor]:
+    """What the package makes of a denoiser, with a class for each of three images."""
+    x, noise = images(3), normals(9, 3, 1, 3, 3)
+    chain, decoder = Chain.uniform(denoiser.schedule, 8), DiscretizedGaussian(17)
+    t = torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    made = [
+        denoiser(x, t, class_label=label).x,
+        Regression(uniform)(denoiser, x, t, noise[0], class_label=label)["loss"],
+        variational_bound(denoiser, chain, x, decoder, in_turn(noise), class_label=label).total,
+    ]
+    for sampler in (Ancestral(8, uniform_grid), DDIM(8, uniform_grid)):
+        made.append(sampler(denoiser, in_turn(noise), class_label=label))
+    for estimator in (Exact(), Stratified(4)):
+        draws = estimator(denoiser, chain, x, decoder, Streams(0, "bound", range(3)), label)
+        made += [draws.decoder, draws.steps]
+    return made
+
+
+def test_class_reaches_the_network_everywhere() -> None:
+    schedule, label = Cosine(8), torch.tensor([0, 2, 5])
+    given = _everything(denoiser_of(Classed(), schedule), label)
+    built_in = _everything(denoiser_of(Classed(label), schedule), None)
+    unclassed = _everything(denoiser_of(Crooked(), schedule), None)
+    for one, other, without in zip(given, built_in, unclassed, strict=True):
+        assert torch.equal(one, other)
+        assert torch.equal(one[0], without[0])
+        assert not torch.equal(one[1:], without[1:])
+
+
 def test_network_is_told_its_label() -> None:
+    assert final_classes(NoiseLabel) == {ScaledTime, DiscreteStep, LogSNR}
     told = []
 
     class Listening(Crooked):

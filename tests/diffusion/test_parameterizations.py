@@ -8,13 +8,13 @@ import torch
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.weightings import min_snr, snr, uniform
-from tests.diffusion.conftest import PARAMETERIZATIONS, normals
+from tests.diffusion.conftest import PARAMETERIZATIONS, final_classes, normals
 
 LEVELS = torch.linspace(0.02, 0.98, 7, dtype=torch.float64)
 
 
 def test_every_final_class_is_tested() -> None:
-    assert set(Parameterization.__subclasses__()) == set(PARAMETERIZATIONS)
+    assert final_classes(Parameterization) == set(PARAMETERIZATIONS)
 
 
 @pytest.mark.parametrize("parameterization", [kind() for kind in PARAMETERIZATIONS], ids=lambda p: type(p).__name__)

@@ -9,14 +9,18 @@ import torch
 
 from noising.diffusion.grids import quadratic, uniform
 from noising.diffusion.parameterizations import Velocity
-from noising.diffusion.samplers import DDIM, Ancestral
+from noising.diffusion.samplers import DDIM, Ancestral, Sampler
 from noising.diffusion.schedules import Cosine, Schedule
 from noising.diffusion.transition import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall
-from tests.diffusion.conftest import Crooked, denoiser_of, gaussian_denoiser, in_turn, normals
+from tests.diffusion.conftest import Crooked, denoiser_of, final_classes, gaussian_denoiser, in_turn, normals
 from tests.diffusion.test_bound import epsilon_of
 from tests.diffusion.test_transition import close, pair
 from tests.reference import ddpm
+
+
+def test_every_final_class_is_tested() -> None:
+    assert final_classes(Sampler) == {Ancestral, DDIM}
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
@@ -50,6 +54,29 @@ def test_long_ddim_steps_are_the_references() -> None:
         ours = DDIM(10, uniform, 1.0, 0.3).step(denoiser, coarse[step], x_t, prediction, lambda: z)
         theirs = reference.ddim_step(x_t.numpy(), 100 * step, 100 * (step - 1), z.numpy(), reverse, 0.3)
         close(ours, theirs, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("clip", [None, 1.0])
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_whole_paths_are_the_references(name: str, clip: float | None) -> None:
+    """Every point from the same x_T by the same noise: Ho et al., algorithm 2; Song et al., equation 12."""
+    chain, reference = pair(name, 50)
+    denoiser = denoiser_of(Crooked(), chain.schedule, variance=FixedLarge())
+    predict = epsilon_of(Crooked(), denoiser.parameterization, chain, False)
+    reverse = ddpm.Reverse(predict, reference.fixed_large, ddpm.discretized_gaussian(17), clip=clip is not None)
+    noises = normals(51, 3, 1, 3, 3)
+    for eta in (None, 0.0, 0.6):
+        sampler = Ancestral(50, uniform, clip) if eta is None else DDIM(50, uniform, clip, eta)
+        x_t = noises[0].numpy()
+        for t, point in zip(range(50, 0, -1), sampler.path(denoiser, in_turn(noises)), strict=True):
+            z = noises[51 - t].numpy()
+            clean = reference.x0_from_eps(x_t, t, predict(x_t, t), reverse.clip)
+            if eta is None:
+                x_t = reference.ancestral_step(x_t, t, z, reverse)
+            else:
+                x_t = reference.ddim_step(x_t, t, t - 1, z, reverse, eta)
+            close(point.clean, clean, rtol=1e-6, atol=1e-8)
+            close(point.x_t, x_t, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("clip", [None, 0.8])

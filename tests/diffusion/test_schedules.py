@@ -10,10 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noising.diffusion.schedules import Cosine, LinearBeta, Schedule, TabulatedBeta
-from tests.diffusion.conftest import normals
+from tests.diffusion.conftest import SCHEDULES, final_classes, normals
 from tests.reference import ddpm
 
 TIMES = torch.linspace(1e-4, 1, 997, dtype=torch.float64)
+
+
+def test_every_final_class_is_tested() -> None:
+    assert final_classes(Schedule) == set(SCHEDULES.values())
 
 
 def test_log_snr_falls_strictly(schedule: Schedule) -> None:

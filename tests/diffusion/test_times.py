@@ -8,6 +8,7 @@ import torch
 from noising.diffusion.schedules import Cosine
 from noising.diffusion.times import Draw, Grid, LowDiscrepancy, TimeSampler, Uniform
 from noising.randomness import generator
+from tests.diffusion.conftest import final_classes
 
 SAMPLERS: list[TimeSampler] = [Grid(1000), Uniform(), LowDiscrepancy()]
 SCHEDULE = Cosine(1000)
@@ -15,6 +16,10 @@ SCHEDULE = Cosine(1000)
 
 def draw(step: int, start: int, size: int, total: int) -> Draw:
     return Draw(generator(0, "times", step), start, size, total)
+
+
+def test_every_final_class_is_tested() -> None:
+    assert final_classes(TimeSampler) == {type(sampler) for sampler in SAMPLERS}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
