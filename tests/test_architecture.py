@@ -64,11 +64,17 @@ def _locate(target: str) -> object:
 # Floors whose public classes and functions are all choices of a group: what has no YAML cannot be chosen.
 CHOICES = {
     "noising.diffusion.schedules": "Schedule",
+    "noising.diffusion.tabulated_schedules": "Schedule",
+    "noising.diffusion.learned_schedules": "Schedule",
+    "noising.diffusion.schedule_wrappers": "Schedule",
     "noising.diffusion.parameterizations": "Parameterization",
     "noising.diffusion.noise_labels": "NoiseLabel",
     "noising.diffusion.variances": "ReverseVariance",
+    "noising.diffusion.optimal_variance": "ReverseVariance",
     "noising.diffusion.times": "TimeSampler",
+    "noising.diffusion.loss_aware": "TimeSampler",
     "noising.diffusion.objectives": "Objective",
+    "noising.diffusion.bound_objectives": "Objective",
     "noising.diffusion.decoders": "Decoder",
     "noising.diffusion.bound_estimators": "BoundEstimator",
     "noising.diffusion.samplers": "Sampler",

@@ -9,7 +9,52 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import Outcome
+from tests.conftest import SMALL, Outcome
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("schedule=rectified_flow", "parameterization: Epsilon says nothing of the clean image at t = 1"),
+        (
+            "schedule=zero_terminal_snr parameterization=score",
+            "parameterization: Score says nothing of the clean image at t = 1",
+        ),
+        (
+            "schedule=rectified_flow parameterization=flow noise_label=log_snr",
+            "noise_label: LogSNR is infinite at t = 1, where RectifiedFlow leaves no signal",
+        ),
+        ("variance=learned_range", "variance: LearnedRange is learned, and objective Regression never trains it"),
+        ("objective=hybrid", "objective: Hybrid adds a bound that trains the variance alone"),
+        ("schedule=learned_log_snr", "schedule: LearnedLogSNR is learned, and objective Regression is no measure"),
+        (
+            "variance=optimal objective=variational_bound",
+            "variance: Optimal is fitted to a trained network, and objective VariationalBound needs",
+        ),
+        (
+            "times=log_normal objective=continuous_bound",
+            "times: LogNormal weighs the levels anew, and objective ContinuousBound is a bound over uniform times only",
+        ),
+        (
+            "schedule=zero_terminal_snr schedule@schedule.schedule=log_linear_sigma",
+            "schedule: a variance-exploding schedule cannot end without signal",
+        ),
+    ],
+)
+def test_parts_that_cannot_work_together_are_refused_with_the_reason(
+    overrides: str, message: str, noising: Callable[..., Outcome], tmp_path: Path
+) -> None:
+    outcome = noising("train", *overrides.split(), "data.batch_size=0")  # refused before the data is looked at
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {message}"), outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_velocity_with_min_snr_is_fine_without_terminal_signal(noising: Callable[..., Outcome]) -> None:
+    parts = ("schedule=zero_terminal_snr", "parameterization=velocity", "weighting=min_snr")
+    outcome = noising("train", *SMALL, *parts, "trainer.max_steps=2")
+    assert outcome.code == 0, outcome.err
 
 
 @pytest.mark.parametrize(
@@ -18,7 +63,7 @@ from tests.conftest import Outcome
         ("schedul=linear", "schedul: no such option; did you mean schedule?"),
         (
             "schedule=linaer",
-            "schedule=linaer: no such choice; did you mean linear? (choices: cosine, linear)",
+            "schedule=linaer: no such choice; did you mean linear? (choices: cosine, learned_log_snr, linear, ",
         ),
         ("trainer.max_step=3", "trainer.max_step: no such option; did you mean trainer.max_steps?"),
         ("model.widht=3", "model.widht: no such option; did you mean model.width?"),

@@ -37,7 +37,7 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
         run.metrics,
     ):
         assert path.stat().st_size > 0
-    assert run.config["schedule"]["_target_"] == "noising.diffusion.schedules.Cosine"
+    assert run.config["schedule"]["_target_"] == "noising.diffusion.tabulated_schedules.Cosine"
     assert sorted(path.name for path in run.samples.iterdir()) == ["step_000010.png", "step_000020.png"]
     with Image.open(run.samples_image) as grid, Image.open(run.reverse_process) as animation:
         assert grid.size == (504, 504)  # 3x3 images of 8 pixels, gaps of 1, enlarged 18 times

@@ -15,11 +15,12 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from noising.configuration import ConfigError, blaming, make
+from noising.configuration import ConfigError, blaming, make, require_whole
 from noising.data.image_data import ImageData
 from noising.diffusion.bound_estimators import BoundEstimator
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.samplers import Sampler
+from noising.recipe import Recipe, build_recipe
 from noising.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
 from noising.training.ema import EMA
 from noising.training.evaluation import BoundEvaluation
@@ -27,15 +28,16 @@ from noising.training.loggers import build_loggers
 from noising.training.module import DiffusionModule
 from noising.training.progress import StepProgress
 from noising.training.run import Run
+from noising.training.variance_fit import VarianceFit
 
 __all__ = [
     "build_callbacks",
     "build_data",
     "build_denoiser",
+    "build_model",
     "build_module",
     "build_sampler",
     "build_trainer",
-    "require_whole",
 ]
 
 
@@ -50,37 +52,34 @@ def build_data(cfg: DictConfig) -> ImageData:
     return data
 
 
-def build_denoiser(cfg: DictConfig, data: ImageData) -> Denoiser:
-    """Network + schedule + parameterization + variance + noise label; its first weights are keyed by the seed."""
-    require_whole(cfg, "timesteps", least=1, most=1_000_000)
+def build_model(cfg: DictConfig, data: ImageData, recipe: Recipe) -> torch.nn.Module:
+    """The network; its first weights are keyed by the seed."""
     require_whole(cfg, "seed", least=0)
-    variance = make(cfg.variance, "variance")
     torch.manual_seed(cfg.seed)
-    model = make(
+    model: torch.nn.Module = make(
         cfg.model,
         "model",
         channels=data.channels,
-        out_channels=data.channels * variance.outputs,
+        out_channels=data.channels * recipe.variance.outputs,
         resolution=data.resolution,
         classes=0,
     )
-    return Denoiser(
-        model,
-        make(cfg.schedule, "schedule", timesteps=cfg.timesteps),
-        make(cfg.parameterization, "parameterization"),
-        variance,
-        make(cfg.noise_label, "noise_label", timesteps=cfg.timesteps),
-    )
+    return model
+
+
+def build_denoiser(cfg: DictConfig, data: ImageData) -> Denoiser:
+    """Network + schedule + parameterization + variance + noise label."""
+    recipe = build_recipe(cfg, data.resolution, data.levels)
+    return recipe.denoiser(build_model(cfg, data, recipe))
 
 
 def build_module(cfg: DictConfig, data: ImageData) -> DiffusionModule:
     """The LightningModule of a config."""
-    denoiser = build_denoiser(cfg, data)
-    decoder = make(cfg.decoder, "decoder", levels=data.levels)
+    recipe = build_recipe(cfg, data.resolution, data.levels)
 
     def evaluation(group: str, split: str) -> BoundEvaluation:
         estimator: BoundEstimator = make(cfg[group], group)
-        return BoundEvaluation(estimator, decoder, cfg.timesteps, split)
+        return BoundEvaluation(estimator, recipe.decoder, cfg.timesteps, split)
 
     optimizer = make(cfg.optimizer, "optimizer")
     lr_schedule = make(cfg.lr_schedule, "lr_schedule", max_steps=cfg.trainer.max_steps)
@@ -89,11 +88,11 @@ def build_module(cfg: DictConfig, data: ImageData) -> DiffusionModule:
     with blaming("lr_schedule"):
         lr_schedule(0)
     return DiffusionModule(
-        denoiser,
-        objective=make(cfg.objective, "objective", weighting=make(cfg.weighting, "weighting")),
-        times=make(cfg.times, "times", timesteps=cfg.timesteps),
-        optimizer=optimizer,
-        lr_schedule=lr_schedule,
+        recipe.denoiser(build_model(cfg, data, recipe)),
+        recipe.objective,
+        recipe.times,
+        optimizer,
+        lr_schedule,
         validation=evaluation("validation_bound", "val"),
         test=evaluation("bound", "test"),
         seed=cfg.seed,
@@ -120,7 +119,13 @@ def build_callbacks(cfg: DictConfig, run: Run, data: ImageData) -> list[Callback
     }
     named = make(cfg.callbacks, "callbacks", **facts)
     # the average first: it is swapped in before, and out after, whatever the others do with the weights
-    return [ema, StepProgress(), *named.values(), *checkpoint_callbacks(run, cfg.checkpoint_every_n_steps)]
+    return [
+        ema,
+        VarianceFit(data, ema),
+        StepProgress(),
+        *named.values(),
+        *checkpoint_callbacks(run, cfg.checkpoint_every_n_steps),
+    ]
 
 
 def build_trainer(cfg: DictConfig, run: Run, data: ImageData, callbacks: list[Callback]) -> Trainer:
@@ -193,11 +198,3 @@ def _trainer(node: dict[str, Any], facts: dict[str, Any]) -> Trainer:
 def _plain(cfg: DictConfig) -> dict[str, Any]:
     resolved: Any = OmegaConf.to_container(cfg, resolve=True)
     return cast("dict[str, Any]", resolved)
-
-
-def require_whole(cfg: DictConfig, option: str, least: int, most: int | None = None) -> None:
-    """Raise ConfigError unless the option is a whole number from `least` (to `most`)."""
-    value = OmegaConf.select(cfg, option)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most and value > most):
-        limits = f"from {least}" + (f" to {most}" if most else "")
-        raise ConfigError(f"{option} must be a whole number {limits}, got {value}")

@@ -29,6 +29,8 @@ COMMANDS = {  # name of the command and of its config: the job, what it does
     "train": ("noising.jobs.train:train", "train a diffusion model"),
     "evaluate": ("noising.jobs.evaluate:evaluate", "measure a trained model: bound, Fréchet distance, ..."),
     "sample": ("noising.jobs.sample:sample", "draw images from a trained model"),
+    "verify": ("noising.jobs.verify:verify", "hold the theory's identities against a config"),
+    "weightings": ("noising.jobs.weightings:weightings", "draw what losses weigh: w(λ) and p(λ) on one axis"),
 }
 
 Job = Callable[[DictConfig, Path], None]
@@ -44,6 +46,14 @@ def evaluate() -> None:
 
 def sample() -> None:
     main("sample")
+
+
+def verify() -> None:
+    main("verify")
+
+
+def weightings() -> None:
+    main("weightings")
 
 
 def cli() -> None:
@@ -146,7 +156,7 @@ class Task:
         except UsageError as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 traceback.print_exc()
-            self._fail(f"error: {_which(hydra) if sweeping else ''}{error}", 2, sweeping, error)
+            self._fail(f"error: {_which(hydra) if sweeping else ''}{error}", error.exit_code, sweeping, error)
         except Exception as error:
             if not (sweeping and os.getpid() == self._process):
                 raise

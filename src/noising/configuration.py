@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from noising.option_types import BUILT, MismatchError, convert
 
@@ -26,6 +26,8 @@ _DIRECTIVES = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
 class UsageError(ValueError):
     """What the user asked for cannot be done; the message is one line and is shown without a traceback."""
+
+    exit_code = 2
 
 
 class ConfigError(UsageError):
@@ -63,6 +65,14 @@ def make(node: Any, path: str, /, **facts: Any) -> Any:
 def check(node: Any, path: str) -> None:
     """Raises the ConfigError that `make` would for names and types anywhere in the tree; builds nothing."""
     _check(_plain(node), path)
+
+
+def require_whole(cfg: DictConfig, option: str, least: int, most: int | None = None) -> None:
+    """Raise ConfigError unless the option is a whole number from `least` (to `most`)."""
+    value = OmegaConf.select(cfg, option)
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most and value > most):
+        limits = f"from {least}" + (f" to {most}" if most else "")
+        raise ConfigError(f"{option} must be a whole number {limits}, got {value}")
 
 
 def _plain(node: Any) -> Any:

@@ -14,13 +14,36 @@ from torch import Tensor, nn
 
 import noising.diffusion
 from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.learned_schedules import LearnedLogSNR
+from noising.diffusion.levels import Straight, VarianceExploding
 from noising.diffusion.noise_labels import LogSNR
-from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
-from noising.diffusion.schedules import Cosine, LinearBeta, Schedule
+from noising.diffusion.parameterizations import CleanImage, Epsilon, Flow, Karras, Parameterization, Score, Velocity
+from noising.diffusion.schedule_wrappers import ResolutionShift, ZeroTerminalSNR
+from noising.diffusion.schedules import LinearLogSNR, LogLinearSigma, RectifiedFlow, Schedule, SigmoidAlphaBar
+from noising.diffusion.tabulated_schedules import Cosine, LinearBeta, ScaledLinearBeta, SigmoidBeta, TabulatedBeta
 from noising.diffusion.variances import FixedSmall, ReverseVariance
+from noising.oracles.oracle import oracle_denoiser
+from noising.oracles.pixels import gaussian
 
-SCHEDULES: dict[str, Callable[[int], Schedule]] = {"linear": LinearBeta, "cosine": Cosine}
-PARAMETERIZATIONS = (Epsilon, CleanImage, Velocity)
+TABULATED: dict[str, Callable[[int], TabulatedBeta]] = {
+    "linear": LinearBeta,
+    "cosine": Cosine,
+    "scaled_linear": ScaledLinearBeta,
+    "sigmoid_beta": SigmoidBeta,
+}
+SCHEDULES: dict[str, Schedule] = {
+    **{name: make(1000) for name, make in TABULATED.items()},
+    "cosine_exploding": Cosine(1000, geometry=VarianceExploding()),
+    "linear_straight": LinearBeta(1000, geometry=Straight()),
+    "sigmoid_alpha_bar": SigmoidAlphaBar(),
+    "linear_log_snr": LinearLogSNR(),
+    "log_linear_sigma": LogLinearSigma(),
+    "rectified_flow": RectifiedFlow(),
+    "learned": LearnedLogSNR(),
+    "zero_terminal": ZeroTerminalSNR(LinearBeta(1000)),
+    "shifted": ResolutionShift(Cosine(1000), 32),
+}
+PARAMETERIZATIONS = (Epsilon, CleanImage, Velocity, Score, Flow, Karras)
 
 
 class Crooked(nn.Module):
@@ -44,22 +67,6 @@ class Classed(Crooked):
         return super().forward(x, noise_label) + 0.3 * label.reshape(-1, 1, 1, 1).to(x)
 
 
-class GaussianOracle(nn.Module):
-    """The optimal prediction for data N(0, s²): E[x | x_t] = α s²/(α² s² + σ²) x_t, in a parameterization's terms."""
-
-    def __init__(self, std: float, schedule: Schedule, parameterization: Parameterization) -> None:
-        super().__init__()
-        self.variance, self.schedule, self.parameterization = std**2, schedule, parameterization
-
-    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
-        log_snr = noise_label.double().reshape(-1, 1, 1, 1)
-        alpha, sigma = self.schedule.scales(log_snr)
-        clean = alpha * self.variance / (alpha**2 * self.variance + sigma**2) * x.double()
-        noise = (x.double() - alpha * clean) / sigma
-        level = self.schedule(torch.ones(1)).__class__(log_snr, log_snr, alpha, sigma)
-        return self.parameterization.target(clean, noise, level).to(x)
-
-
 def denoiser_of(
     model: nn.Module,
     schedule: Schedule,
@@ -75,8 +82,7 @@ def gaussian_denoiser(
     parameterization: Parameterization | None = None,
     variance: ReverseVariance | None = None,
 ) -> Denoiser:
-    parameterization = parameterization or Epsilon()
-    return denoiser_of(GaussianOracle(std, schedule, parameterization), schedule, parameterization, variance)
+    return oracle_denoiser(gaussian(std), schedule, parameterization or Epsilon(), variance or FixedSmall())
 
 
 def final_classes(base: type) -> set[type]:
@@ -109,6 +115,12 @@ def in_turn(noises: Tensor) -> Callable[[], Tensor]:
     return lambda: next(given)
 
 
+@pytest.fixture(params=["linear", "cosine", "sigmoid_alpha_bar", "linear_log_snr", "shifted"], ids=str)
+def preserving(request: pytest.FixtureRequest) -> Schedule:
+    """Schedules of preserved variance that end with some signal, as the papers' formulas of before 2022 assume."""
+    return SCHEDULES[request.param]
+
+
 @pytest.fixture(params=SCHEDULES, ids=str)
 def schedule(request: pytest.FixtureRequest) -> Schedule:
-    return SCHEDULES[request.param](1000)
+    return SCHEDULES[request.param]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from noising.diffusion.bound import variational_bound
 from noising.diffusion.bound_estimators import BoundEstimator, BoundMeter, Exact, Stratified
 from noising.diffusion.decoders import DiscretizedGaussian
-from noising.diffusion.schedules import Cosine
+from noising.diffusion.tabulated_schedules import Cosine
 from noising.diffusion.transition import Chain
 from noising.randomness import Streams
 from tests.diffusion.conftest import Crooked, denoiser_of, final_classes, images

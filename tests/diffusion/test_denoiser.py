@@ -9,11 +9,12 @@ from noising.diffusion.bound_estimators import Exact, Stratified
 from noising.diffusion.decoders import DiscretizedGaussian
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.grids import uniform as uniform_grid
-from noising.diffusion.noise_labels import DiscreteStep, LogSNR, NoiseLabel, ScaledTime
+from noising.diffusion.noise_labels import DiscreteStep, LogSNR, NoiseLabel, QuarterLogSigma, ScaledLogSNR, ScaledTime
 from noising.diffusion.objectives import Regression
 from noising.diffusion.parameterizations import Epsilon, Velocity
 from noising.diffusion.samplers import DDIM, Ancestral
-from noising.diffusion.schedules import Cosine, Schedule
+from noising.diffusion.schedules import Schedule
+from noising.diffusion.tabulated_schedules import Cosine
 from noising.diffusion.transition import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall
 from noising.diffusion.weightings import uniform
@@ -70,7 +71,7 @@ def test_class_reaches_the_network_everywhere() -> None:
 
 
 def test_network_is_told_its_label() -> None:
-    assert final_classes(NoiseLabel) == {ScaledTime, DiscreteStep, LogSNR}
+    assert final_classes(NoiseLabel) == {ScaledTime, DiscreteStep, LogSNR, ScaledLogSNR, QuarterLogSigma}
     told = []
 
     class Listening(Crooked):
@@ -80,7 +81,8 @@ def test_network_is_told_its_label() -> None:
 
     chain, _ = pair("linear", 1000)
     x_t, step = normals(2, 1, 3, 3), torch.tensor([1, 500])
-    for label in (ScaledTime(), DiscreteStep(1000), DiscreteStep(4000), LogSNR()):
+    on_log_snr = (LogSNR(), ScaledLogSNR(10, -10), QuarterLogSigma())
+    for label in (ScaledTime(), DiscreteStep(1000), DiscreteStep(4000), *on_log_snr):
         denoiser = Denoiser(Listening(), chain.schedule, Epsilon(), FixedSmall(), label)
         denoiser.at(x_t, chain.level(step), class_label=torch.tensor([3, 4]))
     labels = [label.tolist() for label, _ in told]
@@ -97,6 +99,9 @@ def test_network_is_told_its_label() -> None:
         rtol=1e-12,
     )
     close(torch.tensor(labels[3], dtype=torch.float64), chain.level(step).log_snr.flatten().numpy(), rtol=1e-12)
+    log_snr = chain.level(step).log_snr.flatten()
+    close(torch.tensor(labels[4], dtype=torch.float64), (500 - 50 * log_snr.clamp(-10, 10)).numpy(), rtol=1e-12)
+    close(torch.tensor(labels[5], dtype=torch.float64), (-log_snr / 8).numpy(), rtol=1e-12)
     assert all(given.tolist() == [3, 4] for _, given in told)
 
 

@@ -13,13 +13,13 @@ from tests.diffusion.conftest import Crooked, denoiser_of, gaussian_denoiser, im
 T = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
 
 
-def test_is_the_mean_squared_error_of_the_noise(schedule: Schedule) -> None:
+def test_is_the_mean_squared_error_of_the_noise(preserving: Schedule) -> None:
     """Ho et al., equation 14, written out."""
     x, noise = images(5), normals(5, 1, 3, 3)
-    alpha_bar = torch.sigmoid(schedule.log_snr(T)).reshape(-1, 1, 1, 1)
+    alpha_bar = torch.sigmoid(preserving.log_snr(T)).reshape(-1, 1, 1, 1)
     x_t = alpha_bar.sqrt() * x + (1 - alpha_bar).sqrt() * noise
-    predicted = Crooked()(x_t, schedule.log_snr(T))
-    terms = Regression(uniform)(denoiser_of(Crooked(), schedule), x, T, noise)
+    predicted = Crooked()(x_t, preserving.log_snr(T))
+    terms = Regression(uniform)(denoiser_of(Crooked(), preserving), x, T, noise)
     torch.testing.assert_close(terms["loss"], ((noise - predicted) ** 2).mean((1, 2, 3)), rtol=1e-10, atol=0)
     assert torch.equal(terms["loss"], terms["mse"])
 
@@ -36,12 +36,12 @@ def test_weighted_loss_is_the_weight_on_the_images_error(schedule: Schedule) -> 
             torch.testing.assert_close(loss, weight * error, rtol=1e-6, atol=1e-12)
 
 
-def test_optimum_has_no_gradient_and_others_do(schedule: Schedule) -> None:
+def test_optimum_has_no_gradient_and_others_do(preserving: Schedule) -> None:
     """Scaling the optimal prediction of Gaussian data by (1 + δ): the average loss is flat at δ = 0, and rises."""
     x, noise = 0.5 * normals(200_000, 1, 1, 1), normals(200_000, 1, 1, 1, seed=1)
     t = torch.rand(200_000, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * 0.9 + 0.05
     for kind in (Epsilon, CleanImage, Velocity):
-        denoiser = gaussian_denoiser(0.5, schedule, kind())
+        denoiser = gaussian_denoiser(0.5, preserving, kind())
         delta = torch.zeros((), dtype=torch.float64, requires_grad=True)
         inner = denoiser.model.forward
         denoiser.model.forward = lambda *a, inner=inner, delta=delta, **k: (1 + delta) * inner(*a, **k)  # type: ignore[method-assign]

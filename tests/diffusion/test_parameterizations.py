@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
-from noising.diffusion.schedules import Schedule
-from noising.diffusion.weightings import min_snr, snr, uniform
+from noising.diffusion.parameterizations import CleanImage, Epsilon, Flow, Karras, Parameterization, Score, Velocity
+from noising.diffusion.schedules import LogLinearSigma, RectifiedFlow, Schedule
+from noising.diffusion.tabulated_schedules import Cosine
+from noising.diffusion.weightings import edm, min_snr, p2, sigmoid, snr, uniform
 from tests.diffusion.conftest import PARAMETERIZATIONS, final_classes, normals
 
 LEVELS = torch.linspace(0.02, 0.98, 7, dtype=torch.float64)
@@ -43,9 +46,56 @@ def test_mixes_are_the_papers(schedule: Schedule) -> None:
     torch.testing.assert_close(Velocity().target(x, noise, level), level.alpha * noise - level.sigma * x)
 
 
-def test_min_snr_weights_are_the_papers(schedule: Schedule) -> None:
-    """Hang et al. (2023), section 3.4: min(snr, 5)/snr on ε, min(snr, 5) on x, min(snr, 5)/(snr + 1) on v."""
+def test_karras_is_edms_preconditioning() -> None:
+    """x̂ = c_skip x_t + c_out F(c_in x_t) as published for α = 1; −v for s = 1 on preserved variance."""
+    level, output, x_t = LogLinearSigma()(LEVELS), normals(7, 1, 2, 2), normals(7, 1, 2, 2, seed=1)
+    s, sigma = 0.7, level.sigma
+    c_skip = s**2 / (sigma**2 + s**2)
+    c_out = sigma * s / (sigma**2 + s**2).sqrt()
+    clean, _ = Karras(s).solve(output, x_t, level)
+    torch.testing.assert_close(clean, c_skip * x_t + c_out * output, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(Karras(s).input_scale(level), 1 / (sigma**2 + s**2).sqrt(), rtol=1e-12, atol=0)
+    x, noise, preserved = normals(7, 1, 2, 2), normals(7, 1, 2, 2, seed=1), Cosine(1000)(LEVELS)
+    velocity = Velocity().target(x, noise, preserved)
+    torch.testing.assert_close(Karras(1.0).target(x, noise, preserved), -velocity, rtol=1e-10, atol=1e-12)
+
+
+def test_score_and_flow_are_the_papers(schedule: Schedule) -> None:
+    x, noise, level = normals(7, 1, 2, 2), normals(7, 1, 2, 2, seed=1), schedule(LEVELS)
+    torch.testing.assert_close(Score().target(x, noise, level), -noise / level.sigma, rtol=1e-12, atol=0)
+    torch.testing.assert_close(Flow().target(x, noise, level), noise - x, rtol=1e-12, atol=0)
+
+
+def test_without_signal_only_some_know_the_image() -> None:
+    level = RectifiedFlow()(torch.ones(1))
+    x, noise = normals(1, 1, 2, 2), normals(1, 1, 2, 2, seed=1)
+    for knowing in (CleanImage(), Velocity(), Flow(), Karras()):
+        solved = knowing.solve(knowing.target(x, noise, level), level.perturb(x, noise), level)
+        torch.testing.assert_close(solved[0], x)
+        torch.testing.assert_close(solved[1], noise)
+    assert [float(blind.gain(level)) for blind in (Epsilon(), Score())] == [0, 0]
+
+
+def test_edm_weights_leave_karras_output_as_it_is() -> None:
+    level = LogLinearSigma()(LEVELS)
+    weight = edm(level, Karras(0.7).gain(level), sigma_data=0.7)
+    torch.testing.assert_close(weight, torch.ones_like(weight), rtol=1e-12, atol=0)
+
+
+def test_weights_on_the_noise_are_the_papers_for_every_output(schedule: Schedule) -> None:
     level = schedule(LEVELS)
+    ratio = level.log_snr.exp()
+    for kind in PARAMETERIZATIONS:
+        on_noise = kind().gain(level) ** 2 / ratio
+        torch.testing.assert_close(p2(level, kind().gain(level)) * on_noise, 1 / (1 + ratio), rtol=1e-9, atol=0)
+        torch.testing.assert_close(
+            sigmoid(level, kind().gain(level)) * on_noise, 1 / (1 + ratio / math.exp(2)), rtol=1e-9, atol=0
+        )
+
+
+def test_min_snr_weights_are_the_papers(preserving: Schedule) -> None:
+    """Hang et al. (2023), section 3.4: min(snr, 5)/snr on ε, min(snr, 5) on x, min(snr, 5)/(snr + 1) on v."""
+    level = preserving(LEVELS)
     ratio = level.log_snr.exp()
     least = ratio.clamp(max=5)
     for parameterization, expected in (

@@ -10,7 +10,8 @@ import torch
 from noising.diffusion.grids import quadratic, uniform
 from noising.diffusion.parameterizations import Velocity
 from noising.diffusion.samplers import DDIM, Ancestral, Sampler
-from noising.diffusion.schedules import Cosine, Schedule
+from noising.diffusion.schedules import Schedule
+from noising.diffusion.tabulated_schedules import Cosine
 from noising.diffusion.transition import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall
 from tests.diffusion.conftest import Crooked, denoiser_of, final_classes, gaussian_denoiser, in_turn, normals
@@ -80,20 +81,20 @@ def test_whole_paths_are_the_references(name: str, clip: float | None) -> None:
 
 
 @pytest.mark.parametrize("clip", [None, 0.8])
-def test_ddim_with_eta_one_is_ancestral_with_the_posteriors_variance(schedule: Schedule, clip: float | None) -> None:
-    denoiser = denoiser_of(Crooked(), schedule, variance=FixedSmall())
+def test_ddim_with_eta_one_is_ancestral_with_the_posteriors_variance(preserving: Schedule, clip: float | None) -> None:
+    denoiser = denoiser_of(Crooked(), preserving, variance=FixedSmall())
     noises = normals(26, 2, 1, 3, 3)
     one = DDIM(25, uniform, clip, eta=1.0)(denoiser, in_turn(noises))
     two = Ancestral(25, uniform, clip)(denoiser, in_turn(noises))
     torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-9)
 
 
-def test_ddim_with_eta_zero_is_eulers_method(schedule: Schedule) -> None:
+def test_ddim_with_eta_zero_is_eulers_method(preserving: Schedule) -> None:
     """d(x/α)/d(σ/α) = ε̂, stepped by hand."""
-    denoiser = denoiser_of(Crooked(), schedule, Velocity())
+    denoiser = denoiser_of(Crooked(), preserving, Velocity())
     start = normals(2, 1, 3, 3)
     ours = [point.x_t for point in DDIM(20, uniform, None).path(denoiser, lambda: start)]
-    chain = Chain(schedule, uniform(20))
+    chain = Chain(preserving, uniform(20))
     x_t = start
     for step in range(20, 0, -1):
         t, s = chain.level(step), chain.level(step - 1)
@@ -139,8 +140,8 @@ def test_last_step_adds_no_noise(schedule: Schedule) -> None:
         sampler(denoiser, in_turn(noises))
 
 
-def test_path_ends_in_the_image_and_keeps_its_type(schedule: Schedule) -> None:
-    denoiser = denoiser_of(Crooked(), schedule)
+def test_path_ends_in_the_image_and_keeps_its_type(preserving: Schedule) -> None:
+    denoiser = denoiser_of(Crooked(), preserving)
     for dtype in (torch.float32, torch.float64):
         noises = normals(9, 2, 1, 3, 3).to(dtype)
         points = list(DDIM(8, quadratic).path(denoiser, in_turn(noises)))

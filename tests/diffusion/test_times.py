@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
+from scipy.stats import kstest, norm
 
-from noising.diffusion.schedules import Cosine
-from noising.diffusion.times import Draw, Grid, LowDiscrepancy, TimeSampler, Uniform
+from noising.diffusion.loss_aware import LossAware
+from noising.diffusion.schedules import LinearLogSNR, LogLinearSigma, RectifiedFlow, Schedule
+from noising.diffusion.tabulated_schedules import Cosine
+from noising.diffusion.times import Draw, Grid, LogitNormal, LogNormal, LowDiscrepancy, TimeSampler, Uniform
 from noising.randomness import generator
 from tests.diffusion.conftest import final_classes
 
-SAMPLERS: list[TimeSampler] = [Grid(1000), Uniform(), LowDiscrepancy()]
+UNIFORM: list[TimeSampler] = [Grid(1000), Uniform(), LowDiscrepancy(), LossAware(1000)]
+SKEWED: list[TimeSampler] = [LogNormal(), LogitNormal(0.3, 0.8)]
+SAMPLERS = UNIFORM + SKEWED
 SCHEDULE = Cosine(1000)
 
 
@@ -31,7 +37,7 @@ def test_slices_of_ranks_make_up_the_whole(sampler: TimeSampler) -> None:
     assert not torch.equal(sampler.sample(draw(4, 0, 24, 24), SCHEDULE)[0], whole)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sampler", UNIFORM, ids=lambda s: type(s).__name__)
 def test_times_are_uniform_in_the_half_open_interval(sampler: TimeSampler) -> None:
     """Chi-square over ten bins of 200,000 independent draws (one of each batch): 99.99% of the time below 33.7."""
     t = torch.cat([sampler.sample(draw(step, 0, 100, 100), SCHEDULE)[0] for step in range(2000)])
@@ -52,3 +58,75 @@ def test_low_discrepancy_puts_one_time_into_each_stratum() -> None:
         assert sorted(((t * 64).ceil() - 1).long().tolist()) == list(range(64))
         assert t.sort().values.diff().std().item() < 1e-12
         assert not torch.equal(t, t.sort().values)
+
+
+def test_log_normal_draws_log_sigma_from_a_normal_cut_at_the_ends() -> None:
+    for schedule in (LogLinearSigma(), LinearLogSNR(3, -5)):
+        t, weight = LogNormal(-1.2, 1.2).sample(draw(0, 0, 20_000, 20_000), schedule)
+        ends = -schedule.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64)) / 2
+        low, high = norm.cdf(ends.numpy(), -1.2, 1.2)
+        log_sigma = (-schedule.log_snr(t) / 2).numpy()
+        assert kstest(log_sigma, lambda v, a=low, b=high: (norm.cdf(v, -1.2, 1.2) - a) / (b - a)).pvalue > 1e-3
+        assert bool((weight == 1).all())
+
+
+def test_logit_normal_draws_the_logit_from_a_normal() -> None:
+    t, _ = LogitNormal(0.3, 0.8).sample(draw(0, 0, 20_000, 20_000), SCHEDULE)
+    assert kstest(torch.logit(t).numpy(), norm(0.3, 0.8).cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("schedule", [Cosine(1000), LogLinearSigma(), RectifiedFlow()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("sampler", SKEWED, ids=lambda s: type(s).__name__)
+def test_density_is_that_of_the_draws(sampler: TimeSampler, schedule: Schedule) -> None:
+    t, _ = sampler.sample(draw(0, 0, 100_000, 100_000), schedule)
+    middles = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    mass = sampler.density(middles, schedule).reshape(20, -1).sum(1) / 200_000
+    assert float(mass.sum()) == pytest.approx(1, abs=1e-4)
+    counts = torch.histc(t.float(), 20, 0, 1).double()
+    error = (mass * (1 - mass) / 100_000).sqrt()
+    assert bool(((counts / 100_000 - mass).abs() < 4.5 * error + 1e-4).all())
+
+
+def test_loss_aware_waits_for_every_step_and_then_follows_the_second_moment() -> None:
+    times, losses = LossAware(5, history=3), np.arange(1.0, 16).reshape(5, 3)
+    for step in range(5):
+        assert times.probabilities == pytest.approx([0.2] * 5)
+        times.observe(torch.full((3,), (step + 1) / 5, dtype=torch.float64), torch.from_numpy(losses[step]))
+    times.observe(torch.tensor([0.4]), torch.tensor([20.0]))  # the oldest of step 2 is forgotten
+    losses[1] = [20, 5, 6]
+    size = np.sqrt((losses**2).mean(1))
+    expected = 0.999 * size / size.sum() + 0.001 / 5
+    assert times.probabilities == pytest.approx(expected)
+    t, weight = times.sample(draw(0, 0, 50_000, 50_000), SCHEDULE)
+    steps = (5 * t).round().long() - 1
+    assert np.bincount(steps.numpy()) / 50_000 == pytest.approx(expected, abs=0.01)
+    # weighted averages are those over uniform steps
+    value = t**2
+    error = float((weight * value).std()) / 50_000**0.5
+    assert float((weight * value).mean()) == pytest.approx(np.mean((np.arange(1, 6) / 5) ** 2), abs=4 * error)
+
+
+def test_loss_aware_goes_on_from_its_state() -> None:
+    times, again = LossAware(4, history=2), LossAware(4, history=2)
+    for seed in range(6):
+        times.observe(
+            torch.tensor([0.25, 0.5, 0.75, 1.0]), torch.rand(4, generator=torch.Generator().manual_seed(seed))
+        )
+    again.load_state_dict(times.state_dict())
+    for _ in range(2):
+        one, two = (sampler.sample(draw(9, 0, 64, 64), SCHEDULE) for sampler in (times, again))
+        assert torch.equal(one[0], two[0])
+        assert torch.equal(one[1], two[1])
+        for sampler in (times, again):
+            sampler.observe(torch.tensor([0.25]), torch.tensor([7.0]))
+    with pytest.raises(ValueError, match="loss history has shape"):
+        LossAware(4, history=3).load_state_dict(times.state_dict())
+
+
+def test_bad_options_are_named() -> None:
+    with pytest.raises(ValueError, match="std must be positive"):
+        LogNormal(std=0)
+    with pytest.raises(ValueError, match="history must be at least 1"):
+        LossAware(4, history=0)
+    with pytest.raises(ValueError, match="uniform_share must be in"):
+        LossAware(4, uniform_share=0)

@@ -7,7 +7,7 @@ import torch
 
 from noising.diffusion.bound import variational_bound
 from noising.diffusion.decoders import DiscretizedGaussian
-from noising.diffusion.schedules import Cosine, LinearBeta
+from noising.diffusion.tabulated_schedules import Cosine, LinearBeta
 from noising.diffusion.trajectories import (
     forward_log_prob,
     forward_trajectory,

@@ -7,7 +7,7 @@ import torch
 
 from noising.diffusion.bound_estimators import Stratified
 from noising.diffusion.decoders import DiscretizedGaussian
-from noising.diffusion.schedules import Cosine
+from noising.diffusion.tabulated_schedules import Cosine
 from noising.training.evaluation import BoundEvaluation
 from tests.diffusion.conftest import Crooked, denoiser_of, images
 

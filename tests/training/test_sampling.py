@@ -6,7 +6,7 @@ import torch
 
 from noising.diffusion.grids import uniform
 from noising.diffusion.samplers import DDIM, Ancestral
-from noising.diffusion.schedules import Cosine
+from noising.diffusion.tabulated_schedules import Cosine
 from noising.training.figures import image_grid
 from noising.training.sampling import draw_images, draw_path, frames, in_evaluation
 from tests.diffusion.conftest import Crooked, denoiser_of

@@ -21,7 +21,7 @@ from torch import Tensor
 from noising.diffusion.decoders import Decoder
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.gaussian import Gaussian
-from noising.diffusion.schedules import like
+from noising.diffusion.levels import like
 from noising.diffusion.transition import Chain
 
 __all__ = ["Bound", "decoder_term", "posterior_term", "prior_term", "variational_bound"]
@@ -85,7 +85,7 @@ def decoder_term(
     transition = chain[1]
     x_1 = transition.later.perturb(x, noise)
     prediction = denoiser.at(x_1, transition.later, clip, class_label)
-    return -decoder.log_prob(x, denoiser.reverse(transition, x_1, prediction))
+    return -decoder.log_prob(x, denoiser.reverse(transition, x_1, prediction), x_1, transition.later)
 
 
 def variational_bound(

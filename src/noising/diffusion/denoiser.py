@@ -10,9 +10,10 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from noising.diffusion.gaussian import Gaussian
+from noising.diffusion.levels import NoiseLevel, like
 from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.parameterizations import Parameterization
-from noising.diffusion.schedules import NoiseLevel, Schedule, like
+from noising.diffusion.schedules import Schedule
 from noising.diffusion.transition import Transition
 from noising.diffusion.variances import ReverseVariance
 
@@ -26,6 +27,11 @@ class Prediction(NamedTuple):
     noise: Tensor
     output: Tensor
     raw_variance: Tensor | None
+
+    def rows(self, rows: Tensor) -> Prediction:
+        """What it says of some images: rows (b,), on the images' device."""
+        raw = None if self.raw_variance is None else self.raw_variance[rows]
+        return Prediction(self.x[rows], self.noise[rows], self.output[rows], raw)
 
 
 class Denoiser(nn.Module):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from noising.diffusion.schedules import like
+from noising.diffusion.levels import like
 
 __all__ = ["Gaussian", "per_image"]
 

@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from noising.diffusion.schedules import NoiseLevel
+from noising.diffusion.levels import NoiseLevel
 
-__all__ = ["DiscreteStep", "LogSNR", "NoiseLabel", "ScaledTime"]
+__all__ = ["DiscreteStep", "LogSNR", "NoiseLabel", "QuarterLogSigma", "ScaledLogSNR", "ScaledTime"]
 
 
 class NoiseLabel(ABC):
@@ -37,7 +37,32 @@ class DiscreteStep(NoiseLabel):
 
 
 class LogSNR(NoiseLabel):
-    """λ itself: what an oracle, or a network for any schedule, wants to know."""
+    """λ itself: what an oracle wants to know. Infinite at zero terminal SNR."""
 
     def __call__(self, level: NoiseLevel) -> Tensor:
         return level.log_snr
+
+
+class ScaledLogSNR(NoiseLabel):
+    """λ from log_snr_max down to log_snr_min, as 0 to 1000 and held there beyond: a label that outlives its schedule.
+
+    A learned schedule moves under the network, which must go by λ and not by t. Kingma et al., "Variational Diffusion
+    Models" (2021), appendix B.
+    """
+
+    def __init__(self, log_snr_max: float = 20.0, log_snr_min: float = -20.0) -> None:
+        if not log_snr_max > log_snr_min:
+            raise ValueError(f"log_snr_max must be above log_snr_min, got {log_snr_max} and {log_snr_min}")
+        self.log_snr_max = log_snr_max
+        self.log_snr_min = log_snr_min
+
+    def __call__(self, level: NoiseLevel) -> Tensor:
+        within = level.log_snr.clamp(self.log_snr_min, self.log_snr_max)
+        return 1000 * (self.log_snr_max - within) / (self.log_snr_max - self.log_snr_min)
+
+
+class QuarterLogSigma(NoiseLabel):
+    """¼ log(σ/α) = −λ/8, EDM's c_noise. Karras et al. (2022), table 1. https://arxiv.org/abs/2206.00364"""
+
+    def __call__(self, level: NoiseLevel) -> Tensor:
+        return -level.log_snr / 8

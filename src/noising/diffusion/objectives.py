@@ -1,25 +1,38 @@
 """What training descends: pure functions of (x, t, ε) and a denoiser, one value per image.
 
 The times and the noise are drawn outside, so that a loss can be compared number by number with another implementation.
+Here are the objectives that hold at every time; `bound_objectives` has those of the chain of T steps.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser
-from noising.diffusion.schedules import NoiseLevel, like
+from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.schedules import Schedule
 
-__all__ = ["Objective", "Regression", "Weighting"]
+__all__ = ["ContinuousBound", "Objective", "Regression", "WeightedBound", "Weighting", "output_error"]
 
 Weighting = Callable[[NoiseLevel, Tensor], Tensor]
 
 
 class Objective(nn.Module, ABC):
     """A training objective."""
+
+    trains_variance: bool = False
+    """Whether a learned reverse variance gets a gradient."""
+    trains_only_variance: bool = False
+    """Whether a term of it does nothing else, and is idle where the variance is not learned."""
+    trains_schedule: bool = False
+    """Whether a learned schedule gets the gradient that it should follow."""
+    over_uniform_times: bool = False
+    """Whether it is what it says only where the times are uniform, or weighted so as to be."""
 
     @abstractmethod
     def forward(
@@ -30,9 +43,23 @@ class Objective(nn.Module, ABC):
         x, noise: (B, C, H, W); t: (B,) float64 on the host, in (0, 1]; condition: passed on to the denoiser.
         """
 
+    def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
+        """What the output's squared error is multiplied by at a level, of the level's shape; gain: as in weightings.
+
+        For pictures of w(λ); nan where the objective is not such an error.
+        """
+        return torch.full_like(gain, torch.nan)
+
+
+def output_error(denoiser: Denoiser, x: Tensor, level: NoiseLevel, noise: Tensor, **condition: Tensor | None) -> Tensor:
+    """‖a x + b ε − output‖²/D, the mean squared error in the network's own output space: (B,)."""
+    prediction = denoiser.at(level.perturb(x, noise), level, **condition)  # type: ignore[arg-type]
+    target = denoiser.parameterization.target(x, noise, level)
+    return (prediction.output - target).square().flatten(1).mean(1)
+
 
 class Regression(Objective):
-    """w(λ) ‖a x + b ε − output‖², the mean over pixels of the squared error in the network's own output space.
+    """w ‖a x + b ε − output‖²/D, averaged over the times.
 
     With the uniform weighting this is the loss of DDPM (ε), of v-prediction, of EDM and of rectified flow, each with
     its parameterization. Ho et al. (2020), equation 14.
@@ -46,9 +73,70 @@ class Regression(Objective):
         self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
     ) -> dict[str, Tensor]:
         level = denoiser.schedule(t)
-        parameterization = denoiser.parameterization
-        prediction = denoiser.at(level.perturb(x, noise), level, **condition)  # type: ignore[arg-type]
-        target = parameterization.target(x, noise, level)
-        error = (prediction.output - target).square().flatten(1).mean(1)
-        weight = like(self.weighting(level, parameterization.gain(level)).flatten(), x)
-        return {"loss": weight * error, "mse": error}
+        error = output_error(denoiser, x, level, noise, **condition)
+        weight = self.weighting(level, denoiser.parameterization.gain(level))
+        return {"loss": like(weight.flatten(), x) * error, "mse": error}
+
+    def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
+        return self.weighting(level, gain)
+
+
+class WeightedBound(Objective):
+    """½ ∫ w(λ) ‖ε − ε̂‖²/D dλ, the weighting a function of λ alone: the schedule sets the noise of the estimate only.
+
+    That is −½ dλ/dt w ‖ε − ε̂‖²/D averaged over uniform t. With the SNR weighting (1 on ε̂) it is the continuous bound;
+    with one that falls with λ, the bound of noised data. Kingma & Gao, "Understanding Diffusion Objectives as the
+    ELBO with Simple Data Augmentation" (2023), equation 8. https://arxiv.org/abs/2303.00848
+    """
+
+    over_uniform_times = True
+
+    def __init__(self, weighting: Weighting) -> None:
+        super().__init__()
+        self.weighting = weighting
+
+    def forward(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
+    ) -> dict[str, Tensor]:
+        level = denoiser.schedule(t)
+        error = output_error(denoiser, x, level, noise, **condition)
+        weight = self.weight(denoiser.schedule, level, denoiser.parameterization.gain(level))
+        return {"loss": like(weight.flatten(), x) * error, "mse": error}
+
+    def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
+        weight = -0.5 * schedule.log_snr_rate(level.t) * self.weighting(level, gain)
+        return torch.where(level.alpha > 0, weight, 0)  # the one level without signal may have an infinite rate
+
+
+class ContinuousBound(Objective):
+    """−½ dλ/dt ‖ε − ε̂‖²/D in bits/dim: what the bound's sum over steps becomes at infinitely many.
+
+    Its average over uniform t does not depend on the schedule between its ends; so a learned schedule is trained to
+    make the estimate steady instead. It gets the gradient of the squared loss: twice the loss times the loss's own
+    gradient, image by image, in the one backward pass. Kingma et al., "Variational Diffusion Models" (2021), equation
+    17 and appendix I.2. https://arxiv.org/abs/2107.00630
+    """
+
+    trains_schedule = True
+    over_uniform_times = True
+
+    def forward(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
+    ) -> dict[str, Tensor]:
+        level = denoiser.schedule(t)
+        rate = denoiser.schedule.log_snr_rate(level.t)
+        error = output_error(denoiser, x, level, noise, **condition)
+        weight = self._weight(rate, level, denoiser.parameterization.gain(level))
+        loss = like(weight.flatten(), x) * error
+        for curve in (level.log_snr, rate):
+            if curve.requires_grad:
+                twice = 2 * loss.detach().reshape_as(curve)
+                curve.register_hook(lambda gradient, twice=twice: gradient * twice.to(gradient))
+        return {"loss": loss, "mse": error}
+
+    def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
+        return self._weight(schedule.log_snr_rate(level.t), level, gain)
+
+    def _weight(self, rate: Tensor, level: NoiseLevel, gain: Tensor) -> Tensor:
+        weight = -0.5 / math.log(2) * rate * level.log_snr.exp() / gain**2
+        return torch.where(level.alpha > 0, weight, 0)  # the one level without signal may have an infinite rate

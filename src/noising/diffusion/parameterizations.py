@@ -12,9 +12,9 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from noising.diffusion.schedules import NoiseLevel, like
+from noising.diffusion.levels import NoiseLevel, like
 
-__all__ = ["CleanImage", "Epsilon", "Parameterization", "Velocity"]
+__all__ = ["CleanImage", "Epsilon", "Flow", "Karras", "Parameterization", "Score", "Velocity"]
 
 
 class Parameterization(ABC):
@@ -78,3 +78,51 @@ class Velocity(Parameterization):
 
     def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         return -level.sigma, level.alpha
+
+
+class Score(Parameterization):
+    """−ε/σ, the gradient of log q(x_t): its size grows without end towards clean.
+
+    Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2020), section 3.3.
+    https://arxiv.org/abs/2011.13456
+    """
+
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(level.alpha), -1 / level.sigma
+
+
+class Flow(Parameterization):
+    """ε − x: the speed of the straight line from image to noise.
+
+    Liu et al., "Flow Straight and Fast" (2022), equation 1; Lipman et al., "Flow Matching for Generative Modeling"
+    (2022). https://arxiv.org/abs/2209.03003 https://arxiv.org/abs/2210.02747
+    """
+
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        return -torch.ones_like(level.alpha), torch.ones_like(level.alpha)
+
+
+class Karras(Parameterization):
+    """F with x̂ = c_skip x_t + c_out F(c_in x_t): input and target of unit variance at every level.
+
+    With r² = α² s² + σ², the variance of x_t for data of standard deviation s:
+    c_skip = α s²/r², c_out = σ s/r, c_in = 1/r, so that a = σ/(s r) and b = −α s/r. For α = 1 these are Karras et al.,
+    "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), table 1; for s = 1 and preserved
+    variance F is −v. https://arxiv.org/abs/2206.00364
+    """
+
+    def __init__(self, sigma_data: float = 0.5) -> None:
+        """sigma_data: s, the standard deviation of the pixels in [−1, 1]."""
+        if sigma_data <= 0:
+            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+        self.sigma_data = sigma_data
+
+    def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
+        std = self._std(level)
+        return level.sigma / (self.sigma_data * std), -level.alpha * self.sigma_data / std
+
+    def input_scale(self, level: NoiseLevel) -> Tensor:
+        return 1 / self._std(level)
+
+    def _std(self, level: NoiseLevel) -> Tensor:
+        return torch.hypot(level.alpha * self.sigma_data, level.sigma)

@@ -6,6 +6,7 @@ share, and each takes its own slice: strata span the batch, and t does not depen
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from noising.diffusion.schedules import Schedule
 
-__all__ = ["Draw", "Grid", "LowDiscrepancy", "TimeSampler", "Uniform"]
+__all__ = ["Draw", "Grid", "LogNormal", "LogitNormal", "LowDiscrepancy", "TimeSampler", "Uniform"]
+
+SMALLEST = 1e-9
+"""The earliest time that is drawn: at t = 0 there is no noise to find."""
 
 
 class Draw(NamedTuple):
@@ -34,14 +38,28 @@ class Draw(NamedTuple):
 
 
 class TimeSampler(ABC):
-    """A distribution of training times, with the weight that makes any average over it one over uniform t."""
+    """A distribution of training times."""
+
+    learns: bool = False
+    """Whether it wants to `observe` the losses, those of all ranks."""
 
     @abstractmethod
     def sample(self, draw: Draw, schedule: Schedule) -> tuple[Tensor, Tensor]:
         """(t in (0, 1], importance weight), each (draw.size,) float64 on the host."""
 
+    def density(self, t: Tensor, schedule: Schedule) -> Tensor:
+        """The density of t that weighted averages are over, that is of the draws times their weights: t's shape."""
+        return torch.ones_like(t)
+
     def observe(self, t: Tensor, loss: Tensor) -> None:  # noqa: B027
         """Learn from the unweighted losses (B,) that times t (B,) gave. Most samplers do not."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was learned, for the checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
+        """Go on from what was learned."""
 
 
 class Uniform(TimeSampler):
@@ -74,3 +92,73 @@ class LowDiscrepancy(TimeSampler):
         strata = draw.generator.permutation(draw.total)
         t = draw.own((strata + 1 - draw.generator.random()) / draw.total)
         return t, torch.ones_like(t)
+
+
+class LogNormal(TimeSampler):
+    """log(σ/α) ~ N(mean, std²), cut off where the schedule ends: most work at the middle levels, whatever the schedule.
+
+    The losses are averaged over these times as they are, unweighted. Karras et al., "Elucidating the Design Space of
+    Diffusion-Based Generative Models" (2022), table 1. https://arxiv.org/abs/2206.00364
+    """
+
+    def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
+        self._normal = _Normal.of(mean, std)
+
+    def sample(self, draw: Draw, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        low, high = self._ends(schedule)
+        u = draw.own(1 - draw.generator.random(draw.total))
+        t = schedule.time(-2 * self._normal.quantile(low + (high - low) * u)).clamp(min=SMALLEST)
+        return t, torch.ones_like(t)
+
+    def density(self, t: Tensor, schedule: Schedule) -> Tensor:
+        low, high = self._ends(schedule)
+        log_snr = schedule.log_snr(t)
+        density = self._normal.density(-log_snr / 2) * schedule.log_snr_rate(t).abs() / (2 * (high - low))
+        return torch.where(log_snr.isinf(), 0, density)
+
+    def _ends(self, schedule: Schedule) -> Tensor:
+        """The distribution function of log(σ/α) at the schedule's two ends, (2,)."""
+        ends = schedule.log_snr(torch.tensor([SMALLEST, 1.0], dtype=torch.float64)).detach().cpu()
+        return self._normal.cumulative(-ends / 2)
+
+
+class LogitNormal(TimeSampler):
+    """log t/(1 − t) ~ N(mean, std²): fewer times near both ends; the losses are averaged over it unweighted.
+
+    Esser et al., "Scaling Rectified Flow Transformers" (2024), section 3.1. https://arxiv.org/abs/2403.03206
+    """
+
+    def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
+        self._normal = _Normal.of(mean, std)
+
+    def sample(self, draw: Draw, schedule: Schedule) -> tuple[Tensor, Tensor]:
+        u = draw.own(draw.generator.random(draw.total))
+        t = torch.sigmoid(self._normal.quantile(u)).clamp(min=SMALLEST)
+        return t, torch.ones_like(t)
+
+    def density(self, t: Tensor, schedule: Schedule) -> Tensor:
+        density = self._normal.density(torch.logit(t)) / (t * (1 - t))
+        return torch.where((t > 0) & (t < 1), density, 0)
+
+
+class _Normal(NamedTuple):
+    mean: float
+    std: float
+
+    @classmethod
+    def of(cls, mean: float, std: float) -> _Normal:
+        if std <= 0:
+            raise ValueError(f"std must be positive, got {std}")
+        return cls(mean, std)
+
+    def density(self, x: Tensor) -> Tensor:
+        z = (x - self.mean) / self.std
+        return torch.exp(-0.5 * z * z) / (self.std * math.sqrt(2 * math.pi))
+
+    def cumulative(self, x: Tensor) -> Tensor:
+        probability: Tensor = torch.special.ndtr((x - self.mean) / self.std)
+        return probability
+
+    def quantile(self, p: Tensor) -> Tensor:
+        quantile: Tensor = self.mean + self.std * torch.special.ndtri(p)
+        return quantile

@@ -46,7 +46,8 @@ def reverse_log_prob(
     for step in range(len(chain), 0, -1):
         transition, x_t, x_s = chain[step], path[step], path[step - 1]
         reverse = denoiser.reverse(transition, x_t, denoiser.at(x_t, transition.later, clip))
-        total = total + (reverse.log_prob(x_s) if step > 1 else decoder.log_prob(x_s, reverse))
+        last = step == 1
+        total = total + (decoder.log_prob(x_s, reverse, x_t, transition.later) if last else reverse.log_prob(x_s))
     return total
 
 

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.gaussian import Gaussian
-from noising.diffusion.schedules import NoiseLevel, Schedule, like
+from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.schedules import Schedule
 
 __all__ = ["Chain", "Transition"]
 
@@ -71,6 +72,14 @@ class Transition(NamedTuple):
         return Gaussian(self.mean(x_t, x), self.small_log_variance)
 
 
+def _with_clean(schedule: Schedule, times: Tensor) -> NoiseLevel:
+    """The levels at the times, (T + 1,), after the clean image's, which a schedule may not reach by itself."""
+    clean = torch.full((1,), torch.inf, dtype=torch.float64)
+    levels = NoiseLevel(*(field.detach().flatten().cpu() for field in schedule(times)))
+    clean_level = NoiseLevel(torch.zeros_like(clean), clean, *schedule.scales(clean))
+    return NoiseLevel(*(torch.cat(fields) for fields in zip(clean_level, levels, strict=True)))
+
+
 class Chain:
     """A schedule seen on a grid of times 0 < t_1 < … < t_T: chain[i] is the step t_i -> t_(i−1), with t_0 = 0 clean.
 
@@ -86,8 +95,7 @@ class Chain:
             raise ValueError("times of a chain must rise within (0, 1]")
         self.schedule = schedule
         self.times = torch.cat([times.new_zeros(1), times])
-        self._levels = schedule(self.times)
-        self._levels = NoiseLevel(*(field.flatten() for field in self._levels))
+        self._levels = _with_clean(schedule, times)
         self._first_log_variance = self._second_step_log_variance()
 
     @classmethod

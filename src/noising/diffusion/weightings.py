@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from noising.diffusion.schedules import NoiseLevel
+from noising.diffusion.levels import NoiseLevel
 
-__all__ = ["min_snr", "snr", "uniform"]
+__all__ = ["edm", "min_snr", "p2", "sigmoid", "snr", "uniform"]
 
 
 def uniform(level: NoiseLevel, gain: Tensor) -> Tensor:
@@ -30,3 +30,31 @@ def min_snr(level: NoiseLevel, gain: Tensor, limit: float = 5.0) -> Tensor:
     Hang et al., "Efficient Diffusion Training via Min-SNR Weighting" (2023). https://arxiv.org/abs/2303.09556
     """
     return level.log_snr.exp().clamp(max=limit) / gain**2
+
+
+def p2(level: NoiseLevel, gain: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
+    """1/(k + α²/σ²)^γ on ε̂: less on the last, imperceptible details.
+
+    Choi et al., "Perception Prioritized Training of Diffusion Models" (2022), equation 8.
+    https://arxiv.org/abs/2204.00227
+    """
+    ratio = level.log_snr.exp()
+    return ratio / (k + ratio) ** gamma / gain**2
+
+
+def edm(level: NoiseLevel, gain: Tensor, sigma_data: float = 0.5) -> Tensor:
+    """α²/σ² + 1/sigma_data² on x̂; 1 on the output of `Karras` with the same sigma_data where α = 1.
+
+    Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), table 1.
+    https://arxiv.org/abs/2206.00364
+    """
+    return (level.log_snr.exp() + sigma_data**-2) / gain**2
+
+
+def sigmoid(level: NoiseLevel, gain: Tensor, bias: float = 2.0) -> Tensor:
+    """sigmoid(bias − λ) on ε̂: falls with λ, so that `WeightedBound` with it bounds the likelihood of noised data.
+
+    Kingma & Gao, "Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation" (2023), section 4.
+    https://arxiv.org/abs/2303.00848
+    """
+    return torch.sigmoid(bias - level.log_snr) * level.log_snr.exp() / gain**2

@@ -10,8 +10,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
-from noising.build import build_sampler, require_whole
-from noising.configuration import ConfigError
+from noising.build import build_sampler
+from noising.configuration import ConfigError, require_whole
 from noising.jobs.summary import recording
 from noising.trained import load
 from noising.training.figures import image_grid, save_animation, save_png

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from noising.build import build_callbacks, build_data, build_module, build_trainer
 from noising.jobs.summary import describe, print_summary, recording
+from noising.recipe import require_compatible
 from noising.training.run import Run
 
 __all__ = ["train"]
@@ -20,6 +21,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         print_summary(run)
         return
 
+    require_compatible(cfg)
     data = build_data(cfg)
     module = build_module(cfg, data)
     trainer = build_trainer(cfg, run, data, build_callbacks(cfg, run, data))

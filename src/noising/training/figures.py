@@ -49,8 +49,11 @@ def save_animation(path: Path, pictures: list[Pixels], seconds: float = 4.0) -> 
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 
-def bound_by_step(path: Path, edges: Tensor, bits: Tensor, title: str) -> None:
-    """Plot L_t against t: edges (K + 1,) steps, bits (K,) mean bits/dim of a step within each stratum."""
+def bound_by_step(path: Path, edges: Tensor, bits: Tensor, title: str, memorized: float) -> None:
+    """Plot L_t against t: edges (K + 1,) steps, bits (K,) mean bits/dim of a step within each stratum.
+
+    memorized: where the sum would end, on the training images, for a model that has learned them by heart.
+    """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.stairs(bits.numpy(), edges.numpy(), baseline=None, linewidth=1.8, color="tab:blue", label="$L_t$")
@@ -62,6 +65,18 @@ def bound_by_step(path: Path, edges: Tensor, bits: Tensor, title: str) -> None:
     total = np.concatenate([[0.0], np.cumsum((bits * edges.diff()).numpy())])
     cumulative.plot(edges.numpy(), total, color="tab:orange", linewidth=1.4)
     cumulative.set_ylabel("sum of $L_t$ up to t  [bits/dim]", color="tab:orange")
+    cumulative.axhline(memorized, color="tab:orange", linestyle=":", linewidth=1.2)
+    label = f"the training set, memorized: {memorized:.3f}"
+    cumulative.annotate(
+        label,
+        (1, memorized),
+        (-4, 3),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color="tab:orange",
+    )
     cumulative.set_ylim(bottom=0)
     _save(figure, path)
 

@@ -61,8 +61,12 @@ class DiffusionModule(LightningModule):
         """Optimizer steps behind the weights; `global_step` is 0 where a checkpoint is only tested."""
         return max(self.global_step, self.restored_step)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["times"] = self.times.state_dict()
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.restored_step = int(checkpoint["global_step"])
+        self.times.load_state_dict(checkpoint["times"])
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the denoiser's and the objective's parameters, its rate set anew every step."""
@@ -101,7 +105,9 @@ class DiffusionModule(LightningModule):
         seed_global_generators(self.seed, "dropout", step, micro, rank)
         terms = self.objective(self.denoiser, x, t, noise)
         loss: Tensor = terms["loss"]
-        self.times.observe(t, loss.detach())
+        if self.times.learns:  # from all ranks, so that all go on drawing from one distribution
+            seen: Tensor = self.all_gather(torch.stack([t.to(loss), loss.detach()]))  # type: ignore[assignment]
+            self.times.observe(*seen.reshape(-1, 2, len(t)).transpose(0, 1).flatten(1))
         self._note(t, loss.detach())
         return (weight.to(loss, non_blocking=True) * loss).mean()
 

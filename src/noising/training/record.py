@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -79,7 +80,9 @@ class Record(Callback):
             file.write(text.getvalue().encode())
         self._plot_curves(trainer, numbers)
         title = f"Bound on {self.data.name}, test: {numbers['test/bound']:.3f} bits/dim"
-        bound_by_step(self.run.bound_by_step_figure, edges, bits, title)
+        # log2(N)/D, the bound of the empirical distribution of N images (noising.oracles.empirical)
+        memorized = math.log2(len(self.data.train.pixels)) / self.data.train.pixels[0].numel()
+        bound_by_step(self.run.bound_by_step_figure, edges, bits, title, memorized)
         log_image(trainer.loggers, "bound_by_step", self.run.bound_by_step_figure, pl_module.trained_steps)
 
     def _plot_curves(self, trainer: Trainer, numbers: dict[str, float]) -> None:

@@ -1,0 +1,96 @@
+"""Noise levels: how much of x_t = α x + σ ε is image and how much is noise, and the lines that levels walk along.
+
+The one coordinate is the log signal-to-noise ratio λ = log α²/σ². A geometry turns λ into (α, σ); a schedule says at
+what time which λ is reached.
+
+Levels are float64, and on the host: a batch of them is tiny, their differences are delicate, and some devices have no
+float64. They are cast to the image's type and device where they meet it (`like`). Only a learned schedule's levels lie
+on the device of its weights.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Geometry", "NoiseLevel", "Straight", "VarianceExploding", "VariancePreserving", "like"]
+
+
+def like(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A host coefficient in x's type and on x's device. One of no dimension is a number and needs no cast."""
+    return coefficient if coefficient.dim() == 0 else coefficient.to(x.device, x.dtype, non_blocking=True)
+
+
+class NoiseLevel(NamedTuple):
+    """Where an image stands between clean and noise: x_t = alpha x + sigma ε.
+
+    Each field is float64 on the host: of shape (B, 1, 1, 1), one level an image, or of no dimension, one for all.
+    """
+
+    t: Tensor
+    log_snr: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+    def perturb(self, x: Tensor, noise: Tensor) -> Tensor:
+        """x_t = α x + σ ε, in x's type. x and noise: (B, C, H, W)."""
+        return like(self.alpha, x) * x + like(self.sigma, x) * noise
+
+
+class Geometry(ABC):
+    """The line in the (α, σ) plane that a schedule's λ walks along; always α²/σ² = e^λ."""
+
+    @abstractmethod
+    def scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        """(α, σ) of λ, each of λ's shape."""
+
+    @abstractmethod
+    def measure(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """What is 1 at every (α, σ) of the line, and nowhere else: the line's own equation."""
+
+    def prior_std(self, log_snr_end: Tensor) -> float:
+        """Standard deviation of p(x_T), given λ at t = 1."""
+        return 1.0
+
+
+class VariancePreserving(Geometry):
+    """α² = sigmoid(λ), σ² = 1 − α²: unit-variance data keep unit variance. Ho et al., 2020."""
+
+    def scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+
+    def measure(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha**2 + sigma**2
+
+
+class VarianceExploding(Geometry):
+    """α = 1, σ = e^(−λ/2): noise is only added. Song et al., "Score-Based Generative Modeling through SDEs" (2020).
+
+    https://arxiv.org/abs/2011.13456
+    """
+
+    def scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(log_snr), (-log_snr / 2).exp()
+
+    def measure(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha
+
+    def prior_std(self, log_snr_end: Tensor) -> float:
+        """σ_T."""
+        return float((-log_snr_end / 2).exp())
+
+
+class Straight(Geometry):
+    """α = sigmoid(λ/2), σ = 1 − α: a straight line from image to noise. Liu et al., "Flow Straight and Fast" (2022).
+
+    https://arxiv.org/abs/2209.03003
+    """
+
+    def scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sigmoid(log_snr / 2), torch.sigmoid(-log_snr / 2)
+
+    def measure(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return alpha + sigma

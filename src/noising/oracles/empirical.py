@@ -1,0 +1,44 @@
+"""The distribution of N given images, each as likely as the others: what a model that memorized them would know."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from noising.diffusion.levels import NoiseLevel, like
+from noising.oracles.oracle import Oracle
+
+__all__ = ["Empirical"]
+
+
+class Empirical(Oracle):
+    """N distinct images: E[x | x_t] is their mean, weighed by exp(−‖x_t − α x_n‖²/2σ²).
+
+    The bound of its denoiser falls to log(N)/D nats a dimension as the steps grow finer, whatever the images are.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        """images: (N, C, H, W). Raises ValueError if two are the same."""
+        super().__init__()
+        if len(torch.unique(images.flatten(1), dim=0)) < len(images):
+            raise ValueError("the images of an empirical distribution must be distinct")
+        self.images = images
+
+    @property
+    def entropy(self) -> float:
+        return math.log(len(self.images)) / self.images[0].numel()
+
+    def clean(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
+        # in float64: at little noise the exponents are large and their differences small
+        rows, seen = self.images.to(x_t.device).double().flatten(1), x_t.double()
+        alpha, sigma = like(level.alpha, seen), like(level.sigma, seen)
+        # ‖x_t − α x_n‖² without ‖x_t‖², which all n share
+        fit = (alpha / sigma**2 * seen).flatten(1) @ rows.T
+        size = (0.5 * (alpha / sigma) ** 2).reshape(-1, 1) * rows.square().sum(1)
+        return (torch.softmax(fit - size, 1) @ rows).reshape(x_t.shape).to(x_t)
+
+    def error(self, level: NoiseLevel) -> Tensor:
+        """Not known in closed form: refused. Measure it with `noising.diffusion.optimal_variance.fit`."""
+        raise NotImplementedError("the error of an empirical distribution's denoiser is to be measured")

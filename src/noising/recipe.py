@@ -1,0 +1,114 @@
+"""The theory of a config: the parts that say what is learned and how, without data, network or trainer.
+
+What cannot work together is found here, before anything costly is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from torch import nn
+
+from noising.configuration import ConfigError, make, require_whole
+from noising.diffusion.decoders import Decoder
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.noise_labels import NoiseLabel
+from noising.diffusion.objectives import Objective
+from noising.diffusion.parameterizations import Parameterization
+from noising.diffusion.schedules import Schedule
+from noising.diffusion.times import TimeSampler
+from noising.diffusion.variances import ReverseVariance
+
+__all__ = ["Recipe", "build_recipe", "require_compatible"]
+
+
+class Recipe(NamedTuple):
+    """One row of the table of families."""
+
+    schedule: Schedule
+    parameterization: Parameterization
+    noise_label: NoiseLabel
+    variance: ReverseVariance
+    times: TimeSampler
+    objective: Objective
+    decoder: Decoder
+
+    def denoiser(self, model: nn.Module) -> Denoiser:
+        """The denoiser that a network makes with this recipe."""
+        return Denoiser(model, self.schedule, self.parameterization, self.variance, self.noise_label)
+
+
+def build_recipe(cfg: DictConfig, resolution: int, levels: int) -> Recipe:
+    """The recipe of a config, for images of that resolution and number of grey levels."""
+
+    require_whole(cfg, "timesteps", least=1, most=1_000_000)
+
+    def part(group: str, **facts: Any) -> Any:
+        return make(cfg[group], group, timesteps=cfg.timesteps, **facts)
+
+    decoder = part("decoder", levels=levels)
+    return Recipe(
+        part("schedule", resolution=resolution),
+        part("parameterization"),
+        part("noise_label"),
+        part("variance"),
+        part("times"),
+        part("objective", weighting=part("weighting"), decoder=decoder),
+        decoder,
+    )
+
+
+def require_compatible(cfg: DictConfig) -> None:
+    """Raise ConfigError, with the reason, if the parts of the config cannot work together."""
+    for conflict in conflicts(build_recipe(cfg, resolution=64, levels=256)):
+        raise ConfigError(conflict)
+
+
+def conflicts(recipe: Recipe) -> Iterator[str]:
+    """What cannot work, a line each that names the options and the way out."""
+    schedule, objective, variance = recipe.schedule, recipe.objective, recipe.variance
+    end = schedule(torch.ones(1, dtype=torch.float64))
+    if not end.alpha.any():
+        where = f"at t = 1, where {_name(schedule)} leaves no signal (zero terminal SNR)"
+        if not recipe.parameterization.gain(end).all():
+            yield (
+                f"parameterization: {_name(recipe.parameterization)} says nothing of the clean image {where}; "
+                "use velocity, flow, clean_image or karras"
+            )
+        if not recipe.noise_label(end).isfinite().all():
+            yield f"noise_label: {_name(recipe.noise_label)} is infinite {where}; use scaled_time or scaled_log_snr"
+    learned = any(parameter.requires_grad for parameter in schedule.parameters())
+    if learned and not objective.trains_schedule:
+        yield (
+            f"schedule: {_name(schedule)} is learned, and objective {_name(objective)} is no measure of a schedule: it "
+            "would make the task easy, not the model good; use objective=continuous_bound or a fixed schedule"
+        )
+    if variance.outputs > 1 and not objective.trains_variance:
+        yield (
+            f"variance: {_name(variance)} is learned, and objective {_name(objective)} never trains it; "
+            "use objective=hybrid or variational_bound, or a fixed variance"
+        )
+    if variance.fitted and objective.trains_variance:
+        yield (
+            f"variance: {_name(variance)} is fitted to a trained network, and objective {_name(objective)} needs a "
+            "variance while it trains; use variance=learned_range or fixed_small"
+        )
+    if objective.trains_only_variance and variance.outputs == 1:
+        yield (
+            f"objective: {_name(objective)} adds a bound that trains the variance alone, and variance "
+            f"{_name(variance)} has nothing to train; use objective=regression or variance=learned_range"
+        )
+    inside = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    density = recipe.times.density(inside, schedule)
+    if objective.over_uniform_times and not torch.allclose(density, torch.ones_like(density)):
+        yield (
+            f"times: {_name(recipe.times)} weighs the levels anew, and objective {_name(objective)} is a bound over "
+            "uniform times only; use times=low_discrepancy, grid or loss_aware"
+        )
+
+
+def _name(part: object) -> str:
+    return type(part).__name__

@@ -1,0 +1,110 @@
+"""Gaussian data without Monte Carlo: four pixels whose second moments are exactly those of x and ε.
+
+Every term of the bound and every loss is a quadratic in (x, ε) when the denoiser is linear. Its mean over
+x = ±s, ε = ±1 is then its expectation, to the last digit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from noising.diffusion.bound import decoder_term, posterior_term, prior_term
+from noising.diffusion.decoders import PlainGaussian
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.optimal_variance import Optimal
+from noising.diffusion.transition import Chain
+from noising.diffusion.variances import FixedSmall
+from noising.oracles.oracle import oracle_denoiser
+from noising.oracles.pixels import gaussian
+from noising.recipe import Recipe
+from noising.verification.identity import Identity
+
+__all__ = ["STD", "ExpectedBound", "bound_identities", "exact_images", "exact_noise", "expected_bound"]
+
+STD = 0.5
+"""Standard deviation of the data, about that of pixels in [−1, 1]."""
+
+
+def exact_images(std: float = STD) -> Tensor:
+    """(1, 1, 2, 2) float64."""
+    return std * torch.tensor([[[[1.0, 1.0], [-1.0, -1.0]]]], dtype=torch.float64)
+
+
+def exact_noise() -> Tensor:
+    """(1, 1, 2, 2) float64."""
+    return torch.tensor([[[[1.0, -1.0], [1.0, -1.0]]]], dtype=torch.float64)
+
+
+class ExpectedBound(NamedTuple):
+    """The expectation of every term, bits/dim."""
+
+    prior: float
+    steps: Tensor
+    """(T − 1,), for t = 2..T."""
+    decoder: float
+
+    @property
+    def total(self) -> float:
+        """The bound."""
+        return self.prior + float(self.steps.sum()) + self.decoder
+
+
+@torch.no_grad()
+def expected_bound(denoiser: Denoiser, chain: Chain, std: float = STD) -> ExpectedBound:
+    """The bound of N(0, std²) with the plain Gaussian decoder, for a linear denoiser."""
+    x, noise, bits = exact_images(std), exact_noise(), 4 * math.log(2)
+    steps = torch.arange(2, len(chain) + 1)
+    many_x, many_noise = (v.expand(len(steps), -1, -1, -1) for v in (x, noise))
+    return ExpectedBound(
+        float(prior_term(chain, x)) / bits,
+        posterior_term(denoiser, chain, many_x, steps, many_noise) / bits,
+        float(decoder_term(denoiser, chain, x, noise, PlainGaussian())) / bits,
+    )
+
+
+def bound_identities(recipe: Recipe, chain: Chain) -> Iterator[Identity]:
+    """bound = entropy + KL(q(x_T) ‖ p(x_T)) with the best variance; with another, as much more as its KLs say."""
+    oracle, end = gaussian(STD), chain.level(len(chain))
+    best = oracle_denoiser(oracle, recipe.schedule, recipe.parameterization, Optimal(error=oracle.error))
+    ratio = float(end.alpha**2 * STD**2 + end.sigma**2) / chain.schedule.prior_std**2
+    truth = (oracle.entropy + 0.5 * (ratio - 1 - math.log(ratio))) / math.log(2)
+    total = expected_bound(best, chain).total
+    yield Identity("schedule", "bound of Gaussian data, best variance = entropy + KL, bits/dim", truth, total, 1e-6)
+    if recipe.variance.outputs == 1 and not recipe.variance.fitted:
+        own = oracle_denoiser(oracle, recipe.schedule, recipe.parameterization, recipe.variance)
+        excess = expected_bound(own, chain).total - total
+        name = f"what {type(recipe.variance).__name__} costs there, bits/dim"
+        gap = _gap(recipe, chain)
+        yield Identity("variance", name, gap, excess, 1e-6 * max(1, abs(gap)))
+    yield _limit(recipe, chain)
+
+
+def _gap(recipe: Recipe, chain: Chain) -> float:
+    """Σ KL(N(·, v*) ‖ N(·, v)), v* the variance of x_s given x_t and v that of the reverse step."""
+    step = chain[torch.arange(1, len(chain) + 1)]
+    t, s = step.later, step.earlier
+    # of two jointly Gaussian variables, from their covariance: nothing of the code under test
+    covariance = t.alpha / s.alpha * (s.alpha**2 * STD**2 + s.sigma**2)
+    best = s.alpha**2 * STD**2 + s.sigma**2 - covariance**2 / (t.alpha**2 * STD**2 + t.sigma**2)
+    ratio = best / recipe.variance.log_variance(step, None).exp()
+    return float((0.5 * (ratio - 1 - ratio.log())).sum()) / math.log(2)
+
+
+def _limit(recipe: Recipe, chain: Chain) -> Identity:
+    """The sum of the posteriors' KLs lies above ½ ∫ mmse d(α²/σ²) by a part that halves as steps double."""
+    first, doublings = float(chain.times[1]), max(0, math.ceil(math.log2(1000 / len(chain))))
+    best = oracle_denoiser(gaussian(STD), recipe.schedule, recipe.parameterization, FixedSmall())
+    excess = []
+    for refined in (2**doublings, 2 ** (doublings + 1)):
+        times = first + (1 - first) * torch.linspace(0, 1, refined * len(chain), dtype=torch.float64)
+        finer = Chain(recipe.schedule, times)
+        clean, noisy = (STD**2 * finer.level(i).log_snr.exp() for i in (1, len(finer)))
+        limit = 0.5 * float(torch.log1p(clean) - torch.log1p(noisy)) / math.log(2)
+        excess.append(float(expected_bound(best, finer).steps.sum()) - limit)
+    name = "excess of Σ L_t over its limit, after and before doubling T"
+    return Identity("schedule", name, 0.5, excess[1] / excess[0], 0.1)

@@ -1,0 +1,67 @@
+"""Identities of the decoder and of the sampler."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+
+import torch
+from scipy.linalg import hadamard
+
+from noising.diffusion.decoders import Decoder
+from noising.diffusion.gaussian import Gaussian
+from noising.diffusion.optimal_variance import Optimal
+from noising.diffusion.samplers import Sampler
+from noising.diffusion.transition import Chain
+from noising.oracles.oracle import oracle_denoiser
+from noising.oracles.pixels import gaussian
+from noising.recipe import Recipe
+from noising.verification.gaussian_data import STD
+from noising.verification.identity import Identity, largest
+
+__all__ = ["decoder_identities", "sampler_identities"]
+
+
+@torch.no_grad()
+def decoder_identities(decoder: Decoder, chain: Chain) -> Iterator[Identity]:
+    """The probabilities of a pixel's grey levels sum to one; a decoder without grey levels is a density."""
+    levels = getattr(decoder, "levels", None)
+    if levels is None:
+        return
+    step = chain[1]
+    mean = torch.linspace(-1.2, 1.2, 49, dtype=torch.float64).reshape(-1, 1, 1, 1)
+    x_1 = step.later.alpha * mean
+    reverse = Gaussian(mean, step.small_log_variance)
+    greys = torch.linspace(-1, 1, levels, dtype=torch.float64)
+    log_probs = torch.stack([decoder.log_prob(grey.expand_as(mean), reverse, x_1, step.later) for grey in greys])
+    yield Identity("decoder", "Σ p(v | x_1) over the grey levels − 1", 0, largest(log_probs.exp().sum(0) - 1), 1e-6)
+
+
+@torch.no_grad()
+def sampler_identities(sampler: Sampler, recipe: Recipe) -> Iterator[Identity]:
+    """Samples of Gaussian data have its standard deviation, the better the more steps."""
+    # below a hundred steps a sampler need not be near its limit yet
+    fewer, more = max(sampler.steps, 100), 4 * max(sampler.steps, 100)
+    off = abs(spread(sampler, recipe, fewer) - STD)
+    measured = spread(sampler, recipe, more)
+    # first order: a quarter of the error is left; halving is asked for
+    tolerance = max(0.5 * off, 1e-4)
+    yield Identity("sampler", f"std of samples of N(0, {STD}²), {more} steps", STD, measured, tolerance)
+
+
+def spread(sampler: Sampler, recipe: Recipe, steps: int) -> float:
+    """The standard deviation of a sampler's images of N(0, STD²), exactly.
+
+    Each step is linear, so an image is a sum of its noises; with noises that are orthonormal vectors of pixels, its
+    mean square over the pixels is the sum of the squared coefficients, its variance.
+    """
+    oracle = gaussian(STD)
+    own = recipe.variance.outputs == 1 and not recipe.variance.fitted
+    variance = recipe.variance if own else Optimal(error=oracle.error)
+    denoiser = oracle_denoiser(oracle, recipe.schedule, recipe.parameterization, variance)
+    finer = copy.copy(sampler)
+    finer.steps, finer.clip = steps, None
+    rows = 2 ** math.ceil(math.log2(steps + 2))
+    noises = iter(torch.from_numpy(hadamard(rows)).double().reshape(rows, 1, 1, 1, rows))
+    return float(finer(denoiser, lambda: next(noises)).square().mean().sqrt())
