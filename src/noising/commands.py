@@ -63,7 +63,7 @@ def cli() -> None:
         main(name, skip=1)
     elif name in ("--help", "-h", "help"):
         print("usage: noising NAME [key=value ...]; noising NAME --help tells more\n")
-        print("\n".join(f"  {command:10} {words}" for command, (_, words) in COMMANDS.items()))
+        print("\n".join(f"  {command:11} {words}" for command, (_, words) in COMMANDS.items()))
     else:
         right = nearest(name, COMMANDS)
         hint = f"did you mean {right}?" if right else f"choose one of {', '.join(COMMANDS)}"

@@ -15,7 +15,7 @@ from noising.diffusion.tabulated_schedules import Cosine, LinearBeta
 from noising.diffusion.transition import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall, Learned, LearnedRange, ReverseVariance
 from noising.oracles.oracle import oracle_denoiser
-from noising.oracles.pixels import gaussian
+from noising.oracles.pixels import gaussian, grey_levels
 from noising.verification.gaussian_data import expected_bound
 from tests.diffusion.conftest import Crooked, denoiser_of, final_classes, normals
 
@@ -74,6 +74,19 @@ def test_fit_finds_the_oracles_error(preserving: Schedule) -> None:
     variance, log_snr = fitted(preserving)
     level = preserving(preserving.time(log_snr))
     torch.testing.assert_close(variance.error(level), gaussian(0.5).error(level), rtol=0.05, atol=0)
+
+
+def test_fit_measures_what_clipping_leaves() -> None:
+    """Data ±1 whose x̂ is kept in [−¼, ¼]: off by at least ¾ at every level, and by 1 where nothing is seen."""
+    signs = 2 * torch.randint(0, 2, (500, 1, 2, 2), generator=torch.Generator().manual_seed(0)).double() - 1
+    variance = Optimal(knots=10)
+    oracle = grey_levels(torch.tensor([0.5, 0.5], dtype=torch.float64))
+    denoiser = oracle_denoiser(oracle, Cosine(1000), Velocity(), variance)
+    fit(denoiser, signs, (normals(500, 1, 2, 2, seed=knot) for knot in range(10)), timesteps=1000, clip=0.25)
+    assert isinstance(variance.error, DenoisingError)
+    error = variance.error.log_error.exp()
+    assert error[-1].item() == pytest.approx(0.75**2, rel=1e-9)  # next to clean x̂ is sure of the sign
+    assert error[0].item() == pytest.approx(1, rel=0.01)
 
 
 def test_fitted_variance_is_as_good_as_the_closed_form_and_better_than_the_fixed() -> None:

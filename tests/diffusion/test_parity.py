@@ -110,7 +110,7 @@ def test_respaced_bound_is_the_references(
 
 @pytest.mark.parametrize("clip", [False, True], ids=["unclipped", "clipped"])
 @pytest.mark.parametrize("kind", [Epsilon, CleanImage])
-@pytest.mark.parametrize("kept", [50, 100, 250, pytest.param(4000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kept", [50, 100, 250, 4000])
 def test_improved_ddpm_of_4000_steps_is_the_references(kept: int, kind: type[Parameterization], clip: bool) -> None:
     agree("cosine", 4000, kept, LearnedRange(), kind, clip)
 

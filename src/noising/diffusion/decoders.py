@@ -17,6 +17,9 @@ __all__ = ["Decoder", "DiscretizedGaussian", "PlainGaussian", "SoftmaxGaussian",
 class Decoder(ABC):
     """The observation model that ends the reverse chain."""
 
+    unit: str = "bits/dim"
+    """Of a bound that ends in it."""
+
     @abstractmethod
     def log_prob(self, x: Tensor, reverse: Gaussian, x_1: Tensor, level: NoiseLevel) -> Tensor:
         """log p(x_0 | x_1), (B,) nats; reverse: the last reverse step's Gaussian; level: that of x_1."""
@@ -34,17 +37,14 @@ class DiscretizedGaussian(Decoder):
         self.levels = _at_least_two(levels)
 
     def log_prob(self, x: Tensor, reverse: Gaussian, x_1: Tensor, level: NoiseLevel) -> Tensor:
-        precise = _precise(x)
-        centred = x.to(precise) - reverse.mean.to(precise)
-        rate = like((-reverse.log_variance / 2).exp(), centred)
-        half_bin = 1 / (self.levels - 1)
-        grey = _nearest(x, self.levels)
-        lower = torch.where(grey <= 0, -torch.inf, (centred - half_bin) * rate)
-        upper = torch.where(grey >= self.levels - 1, torch.inf, (centred + half_bin) * rate)
+        lower, upper, grey = _bin_edges(x, reverse, self.levels)
+        lower = torch.where(grey <= 0, -torch.inf, lower)
+        upper = torch.where(grey >= self.levels - 1, torch.inf, upper)
+        above = lower + upper > 0
         # mirror into the lower tail, where differences of the distribution function keep their digits
         lower, upper = (
-            torch.where(centred > 0, -upper, lower),
-            torch.where(centred > 0, -lower, upper),
+            torch.where(above, -upper, lower),
+            torch.where(above, -lower, upper),
         )
         log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
         return per_image(log_upper + torch.log(-torch.expm1(log_lower - log_upper))).to(x.dtype)
@@ -62,12 +62,8 @@ class TanhDiscretizedGaussian(Decoder):
         self.levels = _at_least_two(levels)
 
     def log_prob(self, x: Tensor, reverse: Gaussian, x_1: Tensor, level: NoiseLevel) -> Tensor:
-        precise = _precise(x)
-        centred = x.to(precise) - reverse.mean.to(precise)
-        rate = like((-reverse.log_variance / 2).exp(), centred)
-        half_bin = 1 / (self.levels - 1)
-        grey = _nearest(x, self.levels)
-        lower, upper = (_tanh_cdf((centred + edge) * rate) for edge in (-half_bin, half_bin))
+        *edges, grey = _bin_edges(x, reverse, self.levels)
+        lower, upper = (_tanh_cdf(edge) for edge in edges)
         mass = torch.where(grey <= 0, upper, torch.where(grey >= self.levels - 1, 1 - lower, upper - lower))
         return per_image(mass.clamp(min=1e-12).log()).to(x.dtype)
 
@@ -100,6 +96,8 @@ class SoftmaxGaussian(Decoder):
 class PlainGaussian(Decoder):
     """The last reverse step's density itself, for real-valued data: the bound is one on −log of a density."""
 
+    unit = "bits/dim of a density, not to be compared with those of grey levels"
+
     def log_prob(self, x: Tensor, reverse: Gaussian, x_1: Tensor, level: NoiseLevel) -> Tensor:
         return reverse.log_prob(x)
 
@@ -114,9 +112,15 @@ def _precise(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
-def _nearest(x: Tensor, levels: int) -> Tensor:
-    """The number of the nearest grey level, which decides the outer bins: x itself may be off by a rounding."""
-    return ((x + 1) / 2 * (levels - 1)).round()
+def _bin_edges(x: Tensor, reverse: Gaussian, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A pixel's bin in standard deviations from the mean, lower and upper edge, and the number of its grey level."""
+    precise = _precise(x)
+    centred = x.to(precise) - reverse.mean.to(precise)
+    rate = like((-reverse.log_variance / 2).exp(), centred)
+    half_bin = 1 / (levels - 1)
+    # the nearest level decides which bins are the outer ones: x itself may be off by a rounding
+    grey = ((x + 1) / 2 * (levels - 1)).round()
+    return (centred - half_bin) * rate, (centred + half_bin) * rate, grey
 
 
 def _tanh_cdf(z: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class BoundEvaluation:
     def card(self) -> dict[str, Any]:
         """All that the numbers depend on beside the weights."""
         return {
-            "unit": "bits/dim",
+            "unit": self.decoder.unit,
             "estimator": type(self.estimator).__name__,
             "timesteps": self.timesteps,
             "evaluations_per_image": self.estimator.evaluations(self.timesteps),

@@ -69,11 +69,10 @@ def bound_by_step(path: Path, edges: Tensor, bits: Tensor, title: str, memorized
     label = f"the training set, memorized: {memorized:.3f}"
     cumulative.annotate(
         label,
-        (1, memorized),
-        (-4, 3),
+        (0, memorized),
+        (4, 3),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
-        ha="right",
         fontsize=8,
         color="tab:orange",
     )
