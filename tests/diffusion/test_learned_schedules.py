@@ -100,17 +100,7 @@ def test_ends_pull_at_no_weight() -> None:
         assert float(gradient.abs().max()) < 1e-12
 
 
-@pytest.mark.parametrize(
-    "wrapped",
-    [
-        pytest.param(
-            name, marks=pytest.mark.xfail(strict=True, reason="λ(1) = −∞ gives the learned weights nan at t = 1")
-        )
-        if name in ("zero_terminal", "both")
-        else name
-        for name in WRAPPED
-    ],
-)
+@pytest.mark.parametrize("wrapped", WRAPPED)
 def test_last_time_spoils_no_gradient(wrapped: str) -> None:
     """An image at t = 1 beside one at t = ½: the gradient is that of a time just before, to 1e-3."""
     learned = randomized()

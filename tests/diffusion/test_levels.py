@@ -74,12 +74,7 @@ def test_chain_starts_at_the_clean_image_whatever_the_schedule(schedule: Schedul
         assert [v.item() for v in chain.level(step)] == pytest.approx([v.item() for v in expected], rel=1e-13)
 
 
-SPOILT = pytest.mark.xfail(strict=True, reason="SigmoidAlphaBar.log_snr_rate(1) is nan: 0 times ∞ behind its clamp")
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=SPOILT) if name == "sigmoid_alpha_bar" else name for name in SCHEDULES]
-)
+@pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("objective", [ContinuousBound(), WeightedBound(sigmoid)], ids=lambda o: type(o).__name__)
 def test_weight_at_the_last_time_is_its_limit(objective: Objective, name: str) -> None:
     """t = 1 is drawn by `Grid`: the bound's weight is there what it is 1e-12 before, to 1e-6 of it or of 1."""

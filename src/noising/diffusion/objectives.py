@@ -19,6 +19,9 @@ from noising.diffusion.schedules import Schedule
 
 __all__ = ["ContinuousBound", "Objective", "Regression", "WeightedBound", "Weighting", "output_error"]
 
+LAST_TIME = 1 - 2.0**-40
+"""Where a schedule ends without signal, dλ/dt is infinite at t = 1 itself, and a gradient there no number."""
+
 Weighting = Callable[[NoiseLevel, Tensor], Tensor]
 
 
@@ -98,14 +101,13 @@ class WeightedBound(Objective):
     def forward(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
     ) -> dict[str, Tensor]:
-        level = denoiser.schedule(t)
+        level = denoiser.schedule(t.clamp(max=LAST_TIME))
         error = output_error(denoiser, x, level, noise, **condition)
         weight = self.weight(denoiser.schedule, level, denoiser.parameterization.gain(level))
         return {"loss": like(weight.flatten(), x) * error, "mse": error}
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
-        weight = -0.5 * schedule.log_snr_rate(level.t) * self.weighting(level, gain)
-        return torch.where(level.alpha > 0, weight, 0)  # the one level without signal may have an infinite rate
+        return -0.5 * schedule.log_snr_rate(level.t.clamp(max=LAST_TIME)) * self.weighting(level, gain)
 
 
 class ContinuousBound(Objective):
@@ -123,7 +125,7 @@ class ContinuousBound(Objective):
     def forward(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
     ) -> dict[str, Tensor]:
-        level = denoiser.schedule(t)
+        level = denoiser.schedule(t.clamp(max=LAST_TIME))
         rate = denoiser.schedule.log_snr_rate(level.t)
         error = output_error(denoiser, x, level, noise, **condition)
         weight = self._weight(rate, level, denoiser.parameterization.gain(level))
@@ -135,8 +137,7 @@ class ContinuousBound(Objective):
         return {"loss": loss, "mse": error}
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
-        return self._weight(schedule.log_snr_rate(level.t), level, gain)
+        return self._weight(schedule.log_snr_rate(level.t.clamp(max=LAST_TIME)), level, gain)
 
     def _weight(self, rate: Tensor, level: NoiseLevel, gain: Tensor) -> Tensor:
-        weight = -0.5 / math.log(2) * rate * level.log_snr.exp() / gain**2
-        return torch.where(level.alpha > 0, weight, 0)  # the one level without signal may have an infinite rate
+        return -0.5 / math.log(2) * rate * level.log_snr.exp() / gain**2

@@ -149,6 +149,7 @@ class SigmoidAlphaBar(Schedule):
     def log_snr(self, t: Tensor) -> Tensor:
         # differences of sigmoids through sinh, which keep their digits at both ends
         left, gone = (self.end - self.start) * (1 - t) / 2, (self.end - self.start) * t / 2
+        left = left.clamp(min=1e-300)  # below `smallest` anyway; log 0 would have no derivative
         ends = math.log(math.cosh(self.start / 2)) - math.log(math.cosh(self.end / 2))
         return (torch.sinh(left).log() - torch.sinh(gone).log() + ends).clamp(min=self.log_snr_min)
 
