@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,6 +56,15 @@ def test_commands_compose(command: str) -> None:
         config = composing.compose(options, multirun=sweeps)
         if not sweeps:
             composing.check(config, options)
+
+
+def test_oracle_of_the_page_knows_the_entropy() -> None:
+    (block,) = (code for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "oracle_denoiser" in code)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    (claimed,) = re.findall(r"# ([\d.]+) = data.entropy", block)
+    assert names["bits"] == pytest.approx(float(claimed), abs=5e-8)
+    assert names["bits"] == pytest.approx(names["data"].entropy / math.log(2), abs=1e-9)
 
 
 def test_ci_runs_the_test_command_of_this_page() -> None:

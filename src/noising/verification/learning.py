@@ -51,8 +51,8 @@ def _parameterization(recipe: Recipe) -> Iterator[Identity]:
 def _label(label: NoiseLabel, schedule: Schedule) -> Identity:
     t = torch.linspace(0.02, 1, 50, dtype=torch.float64)
     change = label(schedule(t)).flatten().diff()
-    unclear = ~((change > 0).all() | (change < 0).all() | torch.zeros(1, dtype=torch.bool))
-    return Identity("noise_label", "levels that it does not tell apart, or not in order", 0, count(unclear), 0)
+    in_order = bool((change > 0).all()) or bool((change < 0).all())
+    return Identity("noise_label", "1 if its numbers tell fifty levels apart, and in order", 1, float(in_order), 0)
 
 
 class _Perturbed(nn.Module):
