@@ -35,6 +35,8 @@ from tests.conftest import SMALL, Outcome
             "times=log_normal objective=continuous_bound",
             "times: LogNormal weighs the levels anew, and objective ContinuousBound is a bound over uniform times only",
         ),
+        ("weighting=edm weighting.sigma_data=0", "weighting: sigma_data must be positive, got 0"),
+        ("weighting=min_snr weighting.limit=-1", "weighting: weighs some level by -"),
         (
             "schedule=zero_terminal_snr schedule@schedule.schedule=log_linear_sigma",
             "schedule: a variance-exploding schedule cannot end without signal",

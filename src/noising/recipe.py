@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig
 from torch import nn
 
-from noising.configuration import ConfigError, make, require_whole
+from noising.configuration import ConfigError, blaming, make, require_whole
 from noising.diffusion.decoders import Decoder
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.noise_labels import NoiseLabel
@@ -108,6 +108,13 @@ def conflicts(recipe: Recipe) -> Iterator[str]:
             f"times: {_name(recipe.times)} weighs the levels anew, and objective {_name(objective)} is a bound over "
             "uniform times only; use times=low_discrepancy, grid or loss_aware"
         )
+    level = schedule(inside)
+    with blaming("weighting"):
+        weight = objective.weight(schedule, level, recipe.parameterization.gain(level)).detach()
+    # nan at every level: not a weighted squared error at all
+    if not weight.isnan().all() and not (weight.isfinite() & (weight >= 0)).all():
+        worst = float(weight[~(weight.isfinite() & (weight >= 0))][0])
+        yield f"weighting: weighs some level by {worst:g}; a weight must be finite and not negative"
 
 
 def _name(part: object) -> str:

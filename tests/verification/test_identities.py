@@ -50,6 +50,11 @@ def test_every_recipe_holds(experiment: str) -> None:
     assert not failed
 
 
+@pytest.mark.parametrize("timesteps", [1, 2, 3])
+def test_short_chains_hold(timesteps: int, sound: tuple[Recipe, Sampler]) -> None:
+    assert broken(*sound, timesteps) == set()
+
+
 OTHERS = [
     ("schedule", ["noise_label=scaled_log_snr", "parameterization=velocity"]),
     ("parameterization", ["schedule=linear"]),
@@ -70,9 +75,6 @@ def test_every_choice_holds(group: str, choice: str, others: list[str]) -> None:
     cfg = composed(*others, f"{group}={choice}", "sampler.steps=20")
     failed = [row for row in identities(build_recipe(cfg, 32, 256), build_sampler(cfg), 100) if not row.holds]
     assert not failed
-
-
-# --- faults, one a part
 
 
 class Rising(Schedule):

@@ -48,6 +48,8 @@ def edm(level: NoiseLevel, gain: Tensor, sigma_data: float = 0.5) -> Tensor:
     Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), table 1.
     https://arxiv.org/abs/2206.00364
     """
+    if sigma_data <= 0:
+        raise ValueError(f"sigma_data must be positive, got {sigma_data}")
     return (level.log_snr.exp() + sigma_data**-2) / gain**2
 
 

@@ -81,7 +81,8 @@ def bound_identities(recipe: Recipe, chain: Chain) -> Iterator[Identity]:
         name = f"what {type(recipe.variance).__name__} costs there, bits/dim"
         gap = _gap(recipe, chain)
         yield Identity("variance", name, gap, excess, 1e-6 * max(1, abs(gap)))
-    yield _limit(recipe, chain)
+    if len(chain) > 1:  # one step has no posterior to compare with
+        yield _limit(recipe, chain)
 
 
 def _gap(recipe: Recipe, chain: Chain) -> float:
