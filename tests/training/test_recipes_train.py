@@ -98,8 +98,8 @@ def test_learned_schedule_moves_and_keeps_its_ends(noising: Callable[..., Outcom
     t = torch.linspace(0, 1, 11, dtype=torch.float64)
     with torch.no_grad():
         log_snr = schedule.log_snr(t)
-    assert log_snr[[0, -1]].tolist() == pytest.approx([13.3, -5.0], abs=1e-12)
-    assert float((log_snr - (13.3 - 18.3 * t)).abs().max()) > 0.05
+    assert log_snr[[0, -1]].tolist() == pytest.approx([7.7, -5.0], abs=1e-12)
+    assert float((log_snr - (7.7 - 12.7 * t)).abs().max()) > 0.05
 
 
 @pytest.mark.slow
