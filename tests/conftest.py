@@ -31,6 +31,7 @@ SMALL = [
     "callbacks.samples.every_n_steps=10",
     "callbacks.samples.count=9",
     "sampler.steps=4",
+    "bound=stratified",
     "bound.times=8",
     "validation_bound.times=4",
 ]

@@ -43,7 +43,7 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
         assert grid.size == (504, 504)  # 3x3 images of 8 pixels, gaps of 1, enlarged 18 times
         assert animation.n_frames == 4  # the sampler's steps
     with Image.open(run.bound_by_step_figure) as figure:
-        assert figure.size == (980, 588)
+        assert figure.size == (1036, 616)
 
 
 def test_summary_holds_the_bound_term_by_term_with_card_and_baselines(trained: Path) -> None:
@@ -54,7 +54,7 @@ def test_summary_holds_the_bound_term_by_term_with_card_and_baselines(trained: P
     assert summary["test/uniform_baseline"] == pytest.approx(np.log2(17))
     assert summary["test/histogram_baseline"] == pytest.approx(2.436, abs=1e-3)
     card = summary["cards"]["test/bound"]
-    assert (card["images"], card["timesteps"], card["evaluations_per_image"]) == (360, 1000, 8)
+    assert (card["images"], card["timesteps"], card["evaluations"]) == (360, 1000, 360 * 8)
     with Image.open(trained / "figures" / "learning_curves.png") as figure:
         assert figure.size == (1400, 588)
     assert (card["step"], card["weights"]) == (
@@ -69,7 +69,9 @@ def test_bound_by_step_adds_up_to_the_steps_term(trained: Path) -> None:
     steps = sum(
         (int(row["last_step"]) - int(row["first_step"]) + 1) * float(row["bits_per_dim_per_step"]) for row in rows
     )
-    assert steps == pytest.approx(Run(trained).summary["test/steps"])
+    summary = Run(trained).summary
+    assert steps == pytest.approx(summary["test/steps"] + summary["test/decoder"])
+    assert float(rows[0]["rate"]) == pytest.approx(summary["test/steps"] + summary["test/prior"])
 
 
 def test_metrics_are_logged_by_optimizer_step(trained: Path) -> None:
@@ -143,7 +145,12 @@ def test_sampling_and_validation_do_not_change_training(trained: Path, noising: 
 
 def test_evaluate_measures_again_what_the_run_measured(trained: Path, noising: Command, tmp_path: Path) -> None:
     outcome = noising(
-        "evaluate", f"checkpoint={trained}", "bound.times=8", "hydra.run.dir=again", "trainer.accelerator=cpu"
+        "evaluate",
+        f"checkpoint={trained}",
+        "bound=stratified",
+        "bound.times=8",
+        "hydra.run.dir=again",
+        "trainer.accelerator=cpu",
     )
     assert outcome.code == 0, outcome.err
     assert "bound on -log p(x)" in outcome.out

@@ -28,6 +28,7 @@ from noising.sweep import each_choice_once, refuse_ddp_sweep
 COMMANDS = {  # name of the command and of its config: the job, what it does
     "train": ("noising.jobs.train:train", "train a diffusion model"),
     "evaluate": ("noising.jobs.evaluate:evaluate", "measure a trained model: bound, Fréchet distance, ..."),
+    "likelihood": ("noising.jobs.likelihood:likelihood", "the exact likelihood of a trained model's flow, in bits/dim"),
     "sample": ("noising.jobs.sample:sample", "draw images from a trained model"),
     "verify": ("noising.jobs.verify:verify", "hold the theory's identities against a config"),
     "weightings": ("noising.jobs.weightings:weightings", "draw what losses weigh: w(λ) and p(λ) on one axis"),
@@ -42,6 +43,10 @@ def train() -> None:
 
 def evaluate() -> None:
     main("evaluate")
+
+
+def likelihood() -> None:
+    main("likelihood")
 
 
 def sample() -> None:

@@ -56,9 +56,10 @@ class Streams:
     def __len__(self) -> int:
         return len(self._generators)
 
-    def normal(self, shape: Sequence[int]) -> Tensor:
-        """The next standard normal numbers of every stream: (B, *shape), float32."""
-        drawn = np.stack([g.standard_normal(tuple(shape), dtype=np.float32) for g in self._generators])
+    def normal(self, shape: Sequence[int], rows: Iterable[int] | None = None) -> Tensor:
+        """The next standard normal numbers of every stream, or of those of `rows` in turn: (B, *shape), float32."""
+        chosen = self._generators if rows is None else [self._generators[row] for row in rows]
+        drawn = np.stack([g.standard_normal(tuple(shape), dtype=np.float32) for g in chosen])
         return torch.from_numpy(drawn).to(self._device, non_blocking=True)
 
     def uniform(self, shape: Sequence[int]) -> np.ndarray:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from noising.diffusion.adaptive_bound import Adaptive
 from noising.diffusion.bound import variational_bound
-from noising.diffusion.bound_estimators import Exact, Stratified
+from noising.diffusion.bound_estimators import BoundEstimator, Exact, ImageSet, Stratified, evaluate
+from noising.diffusion.bound_terms import ModelTerms
 from noising.diffusion.decoders import DiscretizedGaussian
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.grids import uniform as uniform_grid
@@ -18,7 +21,6 @@ from noising.diffusion.tabulated_schedules import Cosine
 from noising.diffusion.transition import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall
 from noising.diffusion.weightings import uniform
-from noising.randomness import Streams
 from tests.diffusion.conftest import Classed, Crooked, denoiser_of, final_classes, images, in_turn, normals
 from tests.diffusion.test_transition import close, pair
 
@@ -53,9 +55,6 @@ def _everything(denoiser: Denoiser, label: torch.Tensor | None) -> list[torch.Te
     ]
     for sampler in (Ancestral(8, uniform_grid), DDIM(8, uniform_grid)):
         made.append(sampler(denoiser, in_turn(noise), class_label=label))
-    for estimator in (Exact(), Stratified(4)):
-        draws = estimator(denoiser, chain, x, decoder, Streams(0, "bound", range(3)), label)
-        made += [draws.decoder, draws.steps]
     return made
 
 
@@ -68,6 +67,24 @@ def test_class_reaches_the_network_everywhere() -> None:
         assert torch.equal(one, other)
         assert torch.equal(one[0], without[0])
         assert not torch.equal(one[1:], without[1:])
+
+
+@pytest.mark.parametrize("estimator", [Exact(), Stratified(4), Adaptive(1.0)])
+def test_class_reaches_the_network_in_every_estimate(estimator: BoundEstimator) -> None:
+    schedule, label, x = Cosine(8), torch.tensor([0, 2, 5]), images(3)
+    chosen = ImageSet(3, lambda index: (x[index], label[index]), "bound")
+
+    def nats(model: Crooked, given: torch.Tensor | None) -> torch.Tensor:
+        terms = ModelTerms(denoiser_of(model, schedule), Chain.uniform(schedule, 8), DiscretizedGaussian(17))
+        plan = estimator.plan(ModelTerms(denoiser_of(Classed(), schedule), terms.chain, terms.decoder), chosen)
+        draws = evaluate(terms, plan, chosen, torch.arange(3), x, given, at_once=5)
+        rows.append(draws.places.row)
+        return draws.nats
+
+    rows: list[torch.Tensor] = []
+    given, without = nats(Classed(), label), nats(Crooked(), None)
+    assert torch.equal(rows[0], rows[1])
+    assert torch.equal(given == without, rows[0] == 0)  # class 0 alone adds nothing
 
 
 def test_network_is_told_its_label() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from noising.diffusion.adaptive_bound import Adaptive
 from noising.diffusion.bound_estimators import Stratified
 from noising.diffusion.decoders import DiscretizedGaussian
 from noising.diffusion.tabulated_schedules import Cosine
@@ -14,9 +15,10 @@ from tests.diffusion.conftest import Crooked, denoiser_of, images
 
 def evaluated(*parts: list[int], split: str = "val") -> BoundEvaluation:
     evaluation = BoundEvaluation(Stratified(8), DiscretizedGaussian(17), 50, split)
-    denoiser, x = denoiser_of(Crooked(), Cosine(50)), images(6).float()
+    x = images(6).float()
+    evaluation.begin(denoiser_of(Crooked(), Cosine(50)), 6, lambda index: x[index])
     for part in parts:
-        evaluation.update(denoiser, x[part], torch.tensor(part))
+        evaluation.update(x[part], torch.tensor(part))
     return evaluation
 
 
@@ -42,8 +44,9 @@ def test_autocast_does_not_reach_the_bound() -> None:
     denoiser = denoiser_of(Convolved(), Cosine(50))
 
     def bound() -> dict[str, float]:
-        evaluation = evaluated()
-        evaluation.update(denoiser, images(3).float(), torch.arange(3))
+        evaluation, x = BoundEvaluation(Adaptive(0.1), DiscretizedGaussian(17), 50, "val"), images(3).float()
+        evaluation.begin(denoiser, 3, lambda index: x[index])
+        evaluation.update(x, torch.arange(3))
         return evaluation.meter.compute()
 
     whole = bound()
@@ -52,10 +55,10 @@ def test_autocast_does_not_reach_the_bound() -> None:
         assert bound() == whole
 
 
-def test_reset_forgets() -> None:
-    evaluation = evaluated([0, 1, 2])
+def test_it_begins_anew() -> None:
+    evaluation, x = evaluated([0, 1, 2]), images(6).float()
     assert evaluation.card()["images"] == 3
-    evaluation.reset()
-    evaluation.update(denoiser_of(Crooked(), Cosine(50)), images(6).float()[:2], torch.tensor([0, 1]))
+    evaluation.begin(denoiser_of(Crooked(), Cosine(50)), 6, lambda index: x[index])
+    evaluation.update(x[:2], torch.tensor([0, 1]))
     assert evaluation.card()["images"] == 2
     assert evaluation.meter.compute() == evaluated([0, 1]).meter.compute()

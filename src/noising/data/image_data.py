@@ -94,6 +94,8 @@ class ImageData(LightningDataModule, ABC):
     resolution: int
     levels: int
     classes: int
+    tested: str = "test"
+    """The split that Trainer.test evaluates."""
 
     def __init__(self, batch_size: int, flip: bool = False) -> None:
         super().__init__()
@@ -173,8 +175,12 @@ class ImageData(LightningDataModule, ABC):
         return self._evaluation_loader(self.val)
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Every test image once, in the set's order."""
-        return self._evaluation_loader(self.test)
+        """Every image of the split `tested` once, in the set's order."""
+        return self._evaluation_loader(getattr(self, self.tested))
+
+    def images_in(self, batches: int, images: int, world: int) -> int:
+        """How many of a split's images so many batches of each rank hold; they are its first."""
+        return min(images, batches * max(1, self.batch_size // world) * world)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """On the device: mirror whom the training set's draw says, then scale."""

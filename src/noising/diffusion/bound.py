@@ -19,12 +19,21 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.decoders import Decoder
-from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.denoiser import Denoiser, Prediction
 from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.levels import like
 from noising.diffusion.transition import Chain
+from noising.diffusion.variances import ReverseVariance
 
-__all__ = ["Bound", "decoder_term", "posterior_term", "prior_term", "variational_bound"]
+__all__ = [
+    "Bound",
+    "decoder_floor",
+    "decoder_term",
+    "posterior_term",
+    "prior_term",
+    "step_terms",
+    "variational_bound",
+]
 
 
 class Bound(NamedTuple):
@@ -86,6 +95,38 @@ def decoder_term(
     x_1 = transition.later.perturb(x, noise)
     prediction = denoiser.at(x_1, transition.later, clip, class_label)
     return -decoder.log_prob(x, denoiser.reverse(transition, x_1, prediction), x_1, transition.later)
+
+
+def step_terms(
+    denoiser: Denoiser,
+    chain: Chain,
+    x: Tensor,
+    x_t: Tensor,
+    steps: Tensor,
+    prediction: Prediction,
+    decoder: Decoder,
+) -> Tensor:
+    """L_t of a step for each image, 1..T, (B,) on the host, at step 1 L_0, from one prediction of x_t: (B,) nats."""
+    transition = chain[steps]
+    terms = transition.posterior(x_t, x).kl(denoiser.reverse(transition, x_t, prediction))
+    last = (steps == 1).nonzero().flatten().to(x.device, non_blocking=True)  # the host knows the steps: no waiting
+    if not len(last):
+        return terms
+    x_1 = x_t[last]
+    reverse = denoiser.reverse(chain[1], x_1, prediction.rows(last))
+    return terms.index_copy(0, last, -decoder.log_prob(x[last], reverse, x_1, chain.level(1)))
+
+
+def decoder_floor(variance: ReverseVariance, chain: Chain, x: Tensor, noise: Tensor, decoder: Decoder) -> Tensor:
+    """The least L_0 that this chain and decoder allow: that of a network that knows x, (B,) nats.
+
+    Where the first step's noise is wider than a grey level, no network can save it. A learned variance may be as narrow
+    as it likes: there it is 0, but for a decoder that does not listen to the network at all.
+    """
+    transition = chain[1]
+    narrow = torch.full((), -torch.inf, dtype=torch.float64)
+    reverse = Gaussian(x, variance.log_variance(transition, None) if variance.outputs == 1 else narrow)
+    return -decoder.log_prob(x, reverse, transition.later.perturb(x, noise), transition.later)
 
 
 def variational_bound(

@@ -7,6 +7,7 @@ from abc import ABC
 
 from torch import Tensor
 
+from noising.diffusion.bound import step_terms
 from noising.diffusion.decoders import Decoder
 from noising.diffusion.denoiser import Denoiser, Prediction
 from noising.diffusion.levels import NoiseLevel, like
@@ -42,14 +43,7 @@ class ChainObjective(Objective, ABC):
     def _bound(self, denoiser: Denoiser, x: Tensor, x_t: Tensor, steps: Tensor, prediction: Prediction) -> Tensor:
         """T L_t in bits/dim, (B,): over steps drawn evenly, on average the bound but for the prior's term."""
         chain = self._chain(denoiser.schedule)
-        transition = chain[steps]
-        terms = transition.posterior(x_t, x).kl(denoiser.reverse(transition, x_t, prediction))
-        last = (steps == 1).nonzero().flatten().to(x.device, non_blocking=True)  # the host knows the steps: no waiting
-        if len(last):
-            x_1 = x_t[last]
-            reverse = denoiser.reverse(chain[1], x_1, prediction.rows(last))
-            likelihood = self.decoder.log_prob(x[last], reverse, x_1, chain.level(1))
-            terms = terms.index_copy(0, last, -likelihood)
+        terms = step_terms(denoiser, chain, x, x_t, steps, prediction, self.decoder)
         return terms * (self.timesteps / (x[0].numel() * math.log(2)))
 
 

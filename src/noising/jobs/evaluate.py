@@ -7,6 +7,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from noising.build import build_evaluation_trainer, build_module
+from noising.configuration import ConfigError
 from noising.jobs.summary import print_summary, recording
 from noising.trained import load
 from noising.training.ema import EMA
@@ -19,6 +20,7 @@ __all__ = ["evaluate"]
 
 def evaluate(cfg: DictConfig, run_dir: Path) -> None:
     """Measure the averaged weights of a checkpoint; leave summary.json and the bound by step in run_dir."""
+    _require_splits(cfg)
     trained = load(cfg.checkpoint)
     run = Run(run_dir)
     config = OmegaConf.merge(trained.config, {"bound": None}, {"bound": cfg.bound})
@@ -31,6 +33,14 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> None:
     record = Record(run, trained.data, ema, source={"checkpoint": str(trained.path)})
     trainer = build_evaluation_trainer(cfg, run, [ema, StepProgress(), record])
     with recording(run, OmegaConf.to_container(cfg, resolve=True), trainer):
-        trainer.test(module, trained.data, verbose=False)
+        for split in cfg.splits:
+            module.test.split = trained.data.tested = split
+            trainer.test(module, trained.data, verbose=False)
     if trainer.is_global_zero:
         print_summary(run)
+
+
+def _require_splits(cfg: DictConfig) -> None:
+    known = ("test", "train", "val")
+    if not OmegaConf.is_list(cfg.splits) or not cfg.splits or any(split not in known for split in cfg.splits):
+        raise ConfigError(f"splits must be a list of {', '.join(known)}, got {cfg.splits}: e.g. splits=[test]")

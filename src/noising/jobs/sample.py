@@ -11,7 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from rich.progress import track
 
 from noising.build import build_sampler
-from noising.configuration import ConfigError, require_whole
+from noising.configuration import require_whole
+from noising.jobs.devices import find_device
 from noising.jobs.summary import recording
 from noising.trained import load
 from noising.training.figures import image_grid, save_animation, save_png
@@ -30,7 +31,7 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
     sampler = build_sampler(cfg)
     trained = load(cfg.checkpoint)
     data, run = trained.data, Run(run_dir)
-    denoiser = trained.denoiser.to(_device(cfg.device))
+    denoiser = trained.denoiser.to(find_device(cfg.device))
     shape = (data.channels, data.resolution, data.resolution)
     card = {
         "checkpoint": str(trained.path),
@@ -53,12 +54,3 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
         save_animation(run.reverse_process, [image_grid(data.to_8bit(data.unscale(x_t))) for x_t in path.cpu()])
         run.record({"sample/images": cfg.n}, {"sample/images": card})
     print(f"{cfg.n} images in {os.path.relpath(run.path)}: images/, samples.npz, samples.png, reverse_process.gif")
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}") from error
-    return device

@@ -19,17 +19,20 @@ from noising.training.loggers import close_loggers
 from noising.training.module import DiffusionModule
 from noising.training.run import Run
 
-__all__ = ["describe", "print_summary", "recording"]
+__all__ = ["describe", "number", "print_summary", "recording"]
 
 _INTERRUPTED, _TERMINATED = 130, 143  # the shell's 128 + number of the signal
 
+_SPLITS = ("test", "train", "val")
+
 _ROWS = (
-    ("test/bound", "bound on -log p(x)"),
-    ("test/prior", "  prior L_T"),
-    ("test/steps", "  steps, sum of L_t"),
-    ("test/decoder", "  decoder L_0"),
-    ("test/histogram_baseline", "baseline: pixel histograms"),
-    ("test/uniform_baseline", "baseline: uniform levels"),
+    ("bound", "bound on -log p(x)"),
+    ("prior", "  prior L_T"),
+    ("steps", "  steps, sum of L_t"),
+    ("decoder", "  decoder L_0"),
+    ("decoder_floor", "    of it, no network could save"),
+    ("histogram_baseline", "baseline: pixel histograms"),
+    ("uniform_baseline", "baseline: uniform levels"),
 )
 
 
@@ -68,23 +71,10 @@ def describe(module: DiffusionModule, data: ImageData, cfg: DictConfig, run: Run
 def print_summary(run: Run) -> None:
     """The numbers with their errors, and where everything lies."""
     summary = run.summary
-    card = summary.get("cards", {}).get("test/bound", {})
-    table = Table(title=f"{card.get('data', '')} test set, {card.get('images', 0)} images", title_justify="left")
-    table.add_column("bits/dim")
-    table.add_column("value", justify="right")
-    table.add_column("± Monte Carlo", justify="right")
-    table.add_column("± images", justify="right")
-    for key, words in _ROWS:
-        if key in summary:
-            errors = [summary.get(f"{key}{suffix}") for suffix in ("_mc_se", "_image_se")]
-            table.add_row(words, _number(summary[key]), *("" if e is None else _number(e) for e in errors))
     console = Console(soft_wrap=True)
-    console.print(table)
-    if card:
-        console.print(
-            f"{card['estimator']} estimate, {card['evaluations_per_image']} network evaluations an image, "
-            f"clip {card['clip']}, T = {card['timesteps']}, EMA weights of step {card['step']}; ± is one standard error"
-        )
+    for split in _SPLITS:
+        if f"{split}/bound" in summary:
+            _print_bound(console, summary, split)
     if "train/images_per_second" in summary:
         console.print(f"trained at {summary['train/images_per_second']:.0f} images/s")
     console.print()
@@ -92,6 +82,8 @@ def print_summary(run: Run) -> None:
         run.samples_image,
         run.reverse_process,
         run.bound_by_step_figure,
+        run.bound_by_log_snr_figure,
+        run.rate_distortion_figure,
         run.learning_curves,
         run.last_checkpoint,
         run.summary_file,
@@ -100,7 +92,36 @@ def print_summary(run: Run) -> None:
             console.print(os.path.relpath(path), highlight=False)
 
 
-def _number(value: float | None) -> str:
+def _print_bound(console: Console, summary: dict[str, Any], split: str) -> None:
+    card = summary.get("cards", {}).get(f"{split}/bound", {})
+    table = Table(title=f"{card.get('data', '')} {split} set, {card.get('images', 0)} images", title_justify="left")
+    table.add_column("bits/dim")
+    table.add_column("value", justify="right")
+    table.add_column("± Monte Carlo", justify="right")
+    table.add_column("± images", justify="right")
+    for name, words in _ROWS:
+        if f"{split}/{name}" in summary:
+            errors = [summary.get(f"{split}/{name}{suffix}") for suffix in ("_mc_se", "_image_se")]
+            cells = ("" if e is None else number(e) for e in errors)
+            table.add_row(words, number(summary[f"{split}/{name}"]), *cells)
+    console.print(table)
+    for words, ends in (
+        ("of these images", ("low", "high")),
+        ("of images like them", ("population_low", "population_high")),
+    ):
+        low, high = (summary.get(f"{split}/bound_{end}") for end in ends)
+        if low is not None and high is not None:
+            console.print(f"95% interval of the bound {words}: {low:.4f} to {high:.4f}")
+    if card:
+        console.print(
+            f"{card['estimator']} estimate, {card['evaluations']:,} network evaluations (the full sum takes "
+            f"{card['evaluations_of_the_full_sum']:,}), clip {card['clip']}, T = {card['timesteps']}, "
+            f"EMA weights of step {card['step']}; ± is one standard error"
+        )
+
+
+def number(value: float | None) -> str:
+    """Four places, or two digits where those would be zeros."""
     if value is None:  # not finite
         return "nan"
     return f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"

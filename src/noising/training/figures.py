@@ -1,4 +1,4 @@
-"""The pictures a run leaves: grids of images, the reverse process in motion, the bound by step."""
+"""The pictures a run leaves: grids of images, the reverse process in motion, learning curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["bound_by_step", "image_grid", "learning_curves", "save_animation", "save_png"]
+__all__ = ["image_grid", "learning_curves", "save_animation", "save_figure", "save_png"]
 
 Pixels = NDArray[np.uint8]
 
@@ -49,37 +49,6 @@ def save_animation(path: Path, pictures: list[Pixels], seconds: float = 4.0) -> 
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 
-def bound_by_step(path: Path, edges: Tensor, bits: Tensor, title: str, memorized: float) -> None:
-    """Plot L_t against t: edges (K + 1,) steps, bits (K,) mean bits/dim of a step within each stratum.
-
-    memorized: where the sum would end, on the training images, for a model that has learned them by heart.
-    """
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
-    axes.stairs(bits.numpy(), edges.numpy(), baseline=None, linewidth=1.8, color="tab:blue", label="$L_t$")
-    scale = "log" if bool((bits > 0).any()) else "linear"  # a chain of one step has no L_t
-    axes.set(xscale="log", yscale=scale, xlabel="step t (1 is next to clean)", ylabel="$L_t$  [bits/dim per step]")
-    axes.set_title(title, fontsize=11)
-    axes.grid(alpha=0.3, which="both")
-    cumulative = axes.twinx()
-    total = np.concatenate([[0.0], np.cumsum((bits * edges.diff()).numpy())])
-    cumulative.plot(edges.numpy(), total, color="tab:orange", linewidth=1.4)
-    cumulative.set_ylabel("sum of $L_t$ up to t  [bits/dim]", color="tab:orange")
-    cumulative.axhline(memorized, color="tab:orange", linestyle=":", linewidth=1.2)
-    label = f"the training set, memorized: {memorized:.3f}"
-    cumulative.annotate(
-        label,
-        (0, memorized),
-        (4, 3),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        fontsize=8,
-        color="tab:orange",
-    )
-    cumulative.set_ylim(bottom=0)
-    _save(figure, path)
-
-
 def learning_curves(path: Path, rows: Sequence[Mapping[str, str]], baselines: Mapping[str, float]) -> None:
     """Plot the loss by quartile of t, and the validation bound with its baselines (bits/dim), by optimizer step.
 
@@ -103,9 +72,10 @@ def learning_curves(path: Path, rows: Sequence[Mapping[str, str]], baselines: Ma
     for axes in (loss, bound):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a plot, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=140)

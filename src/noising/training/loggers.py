@@ -9,7 +9,7 @@ from __future__ import annotations
 import netrc
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ from noising.training.csv_metrics import CSVMetrics
 from noising.training.environment import masked
 from noising.training.run import Run, replacing
 
-__all__ = ["CSVMetrics", "TensorBoard", "WandB", "build_loggers", "close_loggers", "log_image"]
+__all__ = ["CSVMetrics", "TensorBoard", "WandB", "build_loggers", "close_loggers", "log_image", "log_table"]
 
 
 @runtime_checkable
@@ -49,6 +49,13 @@ def log_image(loggers: Iterable[Logger], key: str, image: str | Path | np.ndarra
         image = image.repeat(3, axis=2)
     for taker in takers:
         taker.record_image(key, image, step)
+
+
+def log_table(loggers: Iterable[Logger], key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Gives a table to W&B, which plots it; the others have none."""
+    for logger in loggers:
+        if isinstance(logger, WandB):
+            logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
 
 
 def build_loggers(

@@ -7,7 +7,7 @@ keys of their own. So nothing that happens between two steps can change the seco
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from noising.data.image_data import ImageData
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.objectives import Objective
 from noising.diffusion.times import Draw, TimeSampler
@@ -140,29 +141,42 @@ class DiffusionModule(LightningModule):
         return {"train/loss": total.sum() / count.sum(), **by_quartile}
 
     def on_validation_epoch_start(self) -> None:
-        self.validation.reset()
+        self._begin(self.validation, self.trainer.num_val_batches)
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add a batch to the validation bound."""
-        self.validation.update(self.denoiser, batch["image"], batch["index"])
+        self.validation.update(batch["image"], batch["index"])
 
     def on_validation_epoch_end(self) -> None:
-        self._log_bound(self.validation, "val")
+        self._log_bound(self.validation)
 
     def on_test_epoch_start(self) -> None:
-        self.test.reset()
+        self._begin(self.test, self.trainer.num_test_batches)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add a batch to the test bound."""
-        self.test.update(self.denoiser, batch["image"], batch["index"])
+        """Add a batch to the bound of the split that is tested."""
+        self.test.update(batch["image"], batch["index"])
 
     def on_test_epoch_end(self) -> None:
-        self._log_bound(self.test, "test")
+        self._log_bound(self.test)
 
-    def _log_bound(self, evaluation: BoundEvaluation, split: str) -> None:
+    def _begin(self, evaluation: BoundEvaluation, batches: Sequence[int | float]) -> None:
+        """Plan the evaluation of the images that so many batches of every rank hold."""
+        data: ImageData = self.trainer.datamodule  # type: ignore[attr-defined]
+        pixels = getattr(data, evaluation.split).pixels
+        count = data.images_in(int(sum(batches)), len(pixels), self.trainer.world_size)
+        evaluation.begin(
+            self.denoiser,
+            count,
+            lambda index: data.scale(pixels[index].to(self.device)),
+            self.trainer.strategy.broadcast,
+        )
+
+    def _log_bound(self, evaluation: BoundEvaluation) -> None:
         """Sums over ranks, not means of means: every image counts once wherever it was evaluated."""
         sums = evaluation.meter.sums.to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
         evaluation.meter.merge(self.trainer.strategy.reduce(sums, reduce_op="sum").cpu())
+        split = evaluation.split
         numbers = {f"{split}/{name}": value for name, value in evaluation.meter.compute().items()}
         self.write({name: value for name, value in numbers.items() if not math.isnan(value)})
         # for callbacks that watch a number, on every rank the same

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from typing import Any
 
@@ -11,11 +10,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from noising.data.baselines import histogram_bits, uniform_bits
 from noising.data.image_data import ImageData
+from noising.training.bound_curves import StepBin, read_bins, step_bins, write_bins
+from noising.training.bound_figures import bound_by_log_snr, bound_by_step, rate_distortion
 from noising.training.ema import EMA
-from noising.training.figures import bound_by_step, learning_curves
-from noising.training.loggers import CSVMetrics, log_image
+from noising.training.figures import learning_curves
+from noising.training.loggers import CSVMetrics, log_image, log_table
 from noising.training.module import DiffusionModule
-from noising.training.run import Run, replacing
+from noising.training.run import Run
 
 __all__ = ["Record"]
 
@@ -52,38 +53,45 @@ class Record(Callback):
             self.run.record({"train/images_per_second": rate})
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the bound down, once the module has summed it over ranks."""
+        """Write the bound of the split down, once the module has summed it over ranks."""
         assert isinstance(pl_module, DiffusionModule)
         if not trainer.is_global_zero:
             return
-        evaluation = pl_module.test
-        numbers = {f"test/{name}": value for name, value in evaluation.meter.compute().items()}
-        numbers["test/uniform_baseline"] = uniform_bits(self.data.levels)
-        numbers["test/histogram_baseline"] = histogram_bits(
-            self.data.train.pixels, self.data.test.pixels, self.data.levels
-        )
+        evaluation, data = pl_module.test, self.data
+        split = evaluation.split
+        images = getattr(data, split).pixels
+        numbers = {f"{split}/{name}": value for name, value in evaluation.meter.compute().items()}
+        numbers[f"{split}/uniform_baseline"] = uniform_bits(data.levels)
+        numbers[f"{split}/histogram_baseline"] = histogram_bits(data.train.pixels, images, data.levels)
         card = {
             **evaluation.card(),
-            "data": self.data.name,
-            "grey_levels": self.data.levels,
+            "data": data.name,
+            "data_scaling": f"2 p/{data.levels - 1} - 1, p = 0..{data.levels - 1}",
+            "grey_levels": data.levels,
             "weights": {"ema_decay": self.ema.decay, "ema_updates": self.ema.updates},
             "step": pl_module.trained_steps,
             **(self.source or {}),
         }
-        self.run.record(numbers, {"test/bound": card})
-        edges, bits = evaluation.meter.by_step()
-        text = io.StringIO()
-        table = csv.writer(text)
-        table.writerow(["first_step", "last_step", "bits_per_dim_per_step"])
-        table.writerows(zip(edges[:-1].tolist(), (edges[1:] - 1).tolist(), bits.tolist(), strict=True))
-        with replacing(self.run.bound_by_step) as file:
-            file.write(text.getvalue().encode())
-        self._plot_curves(trainer, numbers)
-        title = f"Bound on {self.data.name}, test: {numbers['test/bound']:.3f} bits/dim"
+        self.run.record(numbers, {f"{split}/bound": card})
+        curve = evaluation.meter.curve()
+        write_bins(self.run.bound_by_step, step_bins(curve, evaluation.chain, split, numbers[f"{split}/prior"]))
+        self._draw_bound(trainer, pl_module)
+        if split == "test":
+            self._plot_curves(trainer, numbers)
+
+    def _draw_bound(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        """The figures of every split that was measured so far, to the loggers too."""
+        run, bins = self.run, read_bins(self.run.bound_by_step)
+        bounds = {split: run.summary[f"{split}/bound"] for split in dict.fromkeys(row.split for row in bins)}
+        title = f"{self.data.name}: " + ", ".join(f"{split} {bits:.3f}" for split, bits in bounds.items()) + " bits/dim"
         # log2(N)/D, the bound of the empirical distribution of N images (noising.oracles.empirical)
         memorized = math.log2(len(self.data.train.pixels)) / self.data.train.pixels[0].numel()
-        bound_by_step(self.run.bound_by_step_figure, edges, bits, title, memorized)
-        log_image(trainer.loggers, "bound_by_step", self.run.bound_by_step_figure, pl_module.trained_steps)
+        bound_by_step(run.bound_by_step_figure, bins, title, memorized)
+        bound_by_log_snr(run.bound_by_log_snr_figure, bins, title)
+        rate_distortion(run.rate_distortion_figure, bins, title)
+        for figure in (run.bound_by_step_figure, run.bound_by_log_snr_figure, run.rate_distortion_figure):
+            log_image(trainer.loggers, figure.stem, figure, pl_module.trained_steps)
+        log_table(trainer.loggers, "bound_by_step", StepBin._fields, bins)
 
     def _plot_curves(self, trainer: Trainer, numbers: dict[str, float]) -> None:
         for logger in trainer.loggers:

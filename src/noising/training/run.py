@@ -39,6 +39,8 @@ class Run:
         self.reverse_process = self.path / "reverse_process.gif"
         self.figures = self.path / "figures"
         self.bound_by_step_figure = self.figures / "bound_by_step.png"
+        self.bound_by_log_snr_figure = self.figures / "bound_by_log_snr.png"
+        self.rate_distortion_figure = self.figures / "rate_distortion.png"
         self.learning_curves = self.figures / "learning_curves.png"
         self.bound_by_step = self.path / "bound_by_step.csv"
 

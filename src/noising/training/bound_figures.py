@@ -1,0 +1,144 @@
+"""The bound in pictures: L_t by step and by λ, for each split, and what is known of the image at what rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from noising.training.bound_curves import StepBin
+from noising.training.figures import save_figure
+
+__all__ = ["bound_by_log_snr", "bound_by_step", "rate_distortion"]
+
+COLOURS = {"test": "tab:blue", "train": "tab:red", "val": "tab:green"}
+
+
+def bound_by_step(path: Path, bins: Sequence[StepBin], title: str, memorized: float) -> None:
+    """L_t against t, of each split, and the first split's sum up to t.
+
+    memorized: where the sum would end, on the training images, for a model that has learned them by heart.
+    """
+    figure = Figure(figsize=(7.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for split, rows in _by_split(bins).items():
+        edges, bits = (
+            [*(row.first_step for row in rows), rows[-1].last_step + 1],
+            _column(rows, "bits_per_dim_per_step"),
+        )
+        axes.stairs(bits, edges, baseline=None, linewidth=1.8, color=COLOURS[split], label=f"$L_t$, {split}")
+        _band(axes, edges, bits, _column(rows, "stderr"), split)
+    scale = "log" if any(row.bits > 0 for row in bins) else "linear"  # a chain of one step has no L_t
+    axes.set(xscale="log", yscale=scale, xlabel="step t (1 is next to clean)", ylabel="$L_t$  [bits/dim per step]")
+    if scale == "log":  # a decoder that has nothing left to decide would stretch the scale to 1e-40
+        axes.set_ylim(bottom=max(row.bits_per_dim_per_step for row in bins) * 1e-7)
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=9, loc="center left")
+    first = next(iter(_by_split(bins).values()), [])
+    cumulative = axes.twinx()
+    total = np.cumsum([0.0, *(row.bits for row in first)])
+    cumulative.plot(
+        [*(row.first_step for row in first), first[-1].last_step + 1], total, color="tab:orange", linewidth=1.4
+    )
+    cumulative.set_ylabel(f"sum of $L_t$ up to t, {first[0].split}  [bits/dim]", color="tab:orange")
+    cumulative.axhline(memorized, color="tab:orange", linestyle=":", linewidth=1.2)
+    cumulative.annotate(
+        f"the training set, memorized: {memorized:.3f}",
+        (0, memorized),
+        (4, 3),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=8,
+        color="tab:orange",
+    )
+    cumulative.set_ylim(bottom=0)
+    save_figure(figure, path)
+
+
+def bound_by_log_snr(path: Path, bins: Sequence[StepBin], title: str) -> None:
+    """Bits per unit of λ against λ, of each split: an area is a sum of L_t. With two splits, their gap beside it."""
+    splits = {
+        split: [row for row in rows if math.isfinite(row.log_snr_width)] for split, rows in _by_split(bins).items()
+    }
+    splits = {split: rows for split, rows in splits.items() if rows}
+    gap = "train" in splits and "test" in splits
+    figure = Figure(figsize=(10.5 if gap else 7.4, 4.2), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(1, 2 if gap else 1, squeeze=False).flat)
+    for split, rows in splits.items():
+        edges = [rows[0].log_snr_high, *(row.log_snr_low for row in rows)]
+        density = np.array([row.bits / row.log_snr_width for row in rows])
+        error = np.array([row.stderr * row.steps / row.log_snr_width for row in rows])
+        panels[0].stairs(density[::-1], edges[::-1], baseline=None, linewidth=1.8, color=COLOURS[split], label=split)
+        _band(panels[0], edges[::-1], density[::-1], error[::-1], split)
+    panels[0].set_ylabel("bits/dim per unit of λ")
+    panels[0].set_title(title, fontsize=11)
+    panels[0].legend(fontsize=9)
+    if gap:
+        _draw_gap(panels[1], splits["test"], splits["train"])
+    shown = [row.log_snr_low for rows in splits.values() for row in rows if row.rate > 1e-5] or [0.0]
+    for axes in panels:
+        axes.set_xlim(max(rows[0].log_snr_high for rows in splits.values()) + 0.3, min(shown) - 0.3)
+        axes.set_xlabel("λ, log signal-to-noise ratio (clean left, noise right)")
+        axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def rate_distortion(path: Path, bins: Sequence[StepBin], title: str) -> None:
+    """What is known of the image, by the bits sent and by the step that has come. Ho et al. (2020), figure 5."""
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    by_rate, by_step = figure.subplots(1, 2)
+    for split, rows in _by_split(bins).items():
+        rate, rmse = _column(rows, "rate"), _column(rows, "rmse_of_255")
+        middle = [math.sqrt(row.first_step * (row.last_step + 1)) for row in rows]
+        by_rate.plot(rate, rmse, marker=".", markersize=4, linewidth=1.4, color=COLOURS[split], label=split)
+        by_step.plot(middle, rmse, linewidth=1.6, color=COLOURS[split], label=f"distortion, {split}")
+        other = by_step.twinx() if split == next(iter(_by_split(bins))) else None
+        if other is not None:
+            other.plot(middle, rate, linewidth=1.6, linestyle="--", color="tab:orange")
+            other.set_ylabel(f"rate, {split} (dashed)  [bits/dim]", color="tab:orange")
+    by_rate.set(xlabel="rate: bits sent, from noise on  [bits/dim]", ylabel="distortion: RMSE of $\\hat x$  [of 255]")
+    by_step.set(xscale="log", xlabel="step t (1 is next to clean)", ylabel="distortion: RMSE of $\\hat x$  [of 255]")
+    by_rate.set_title(title, fontsize=11)
+    for axes in (by_rate, by_step):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9, loc="upper center")
+    save_figure(figure, path)
+
+
+def _draw_gap(axes: Axes, test: Sequence[StepBin], train: Sequence[StepBin]) -> None:
+    """How much more the test images cost, up to each λ from the noisy end: memorization shows here first."""
+    (levels, sent, variance), (levels_train, sent_train, variance_train) = (_sent(rows) for rows in (test, train))
+    gap = sent - np.interp(levels, levels_train, sent_train)
+    error = np.sqrt(variance + np.interp(levels, levels_train, variance_train))
+    axes.plot(levels, gap, color="tab:purple", linewidth=1.8)
+    axes.fill_between(levels, gap - 2 * error, gap + 2 * error, color="tab:purple", alpha=0.15)
+    axes.axhline(0, color="0.4", linewidth=0.8)
+    axes.set_ylabel("test less train, summed from noise on  [bits/dim]")
+    axes.set_title("Where training images cost less (± 2 standard errors)", fontsize=11)
+
+
+def _sent(rows: Sequence[StepBin]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """λ, rising, with the bits sent up to there from the noisy end, and their variance."""
+    levels = np.array([rows[-1].log_snr_low, *(row.log_snr_high for row in rows[::-1])])
+    sent = np.cumsum([0.0, *(row.bits for row in rows[::-1])])
+    return levels, sent, np.cumsum([0.0, *((row.stderr * row.steps) ** 2 for row in rows[::-1])])
+
+
+def _by_split(bins: Sequence[StepBin]) -> dict[str, list[StepBin]]:
+    return {split: [row for row in bins if row.split == split] for split in dict.fromkeys(row.split for row in bins)}
+
+
+def _column(rows: Sequence[StepBin], name: str) -> np.ndarray:
+    return np.array([getattr(row, name) for row in rows])
+
+
+def _band(axes: Axes, edges: Sequence[float], values: np.ndarray, error: np.ndarray, split: str) -> None:
+    """Two standard errors about stairs."""
+    low, high = (np.append(side, side[-1]) for side in (values - 2 * error, values + 2 * error))
+    positive = np.maximum(low, values.max() * 1e-12) if axes.get_yscale() == "log" else low
+    axes.fill_between(edges, positive, high, step="post", color=COLOURS[split], alpha=0.15, linewidth=0)
