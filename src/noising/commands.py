@@ -28,10 +28,17 @@ from noising.sweep import each_choice_once, refuse_ddp_sweep
 COMMANDS = {  # name of the command and of its config: the job, what it does
     "train": ("noising.jobs.train:train", "train a diffusion model"),
     "evaluate": ("noising.jobs.evaluate:evaluate", "measure a trained model: bound, Fréchet distance, ..."),
+    "compare": ("noising.jobs.compare:compare", "set runs side by side, or measure the difference of two"),
+    "benchmark": ("noising.jobs.benchmark:benchmark", "measure what a method saves, as ratios in one run"),
     "likelihood": ("noising.jobs.likelihood:likelihood", "the exact likelihood of a trained model's flow, in bits/dim"),
     "sample": ("noising.jobs.sample:sample", "draw images from a trained model"),
     "verify": ("noising.jobs.verify:verify", "hold the theory's identities against a config"),
     "weightings": ("noising.jobs.weightings:weightings", "draw what losses weigh: w(λ) and p(λ) on one axis"),
+}
+
+BARE = {  # what words without "=" are, where a command takes some: an option of a list or of one word
+    "compare": "runs=[{}]",
+    "benchmark": "benchmark={}",
 }
 
 Job = Callable[[DictConfig, Path], None]
@@ -43,6 +50,14 @@ def train() -> None:
 
 def evaluate() -> None:
     main("evaluate")
+
+
+def compare() -> None:
+    main("compare")
+
+
+def benchmark() -> None:
+    main("benchmark")
 
 
 def likelihood() -> None:
@@ -103,10 +118,11 @@ def main(config_name: str, job: str | None = None, *, skip: int = 0, conf: Path 
         if not (shows or arguments.experimental_rerun or folders.is_ddp_child(arguments.overrides)):
             with composer(name, place, arguments.config_dir) as composing:
                 if arguments.cfg:
+                    arguments.overrides = with_names(config_name, arguments.overrides)
                     composing.compose(arguments.overrides)
                 else:
-                    before = list(arguments.overrides)
-                    arguments.overrides = prepare(composing, before, bool(arguments.multirun), task)
+                    before, named = list(arguments.overrides), with_names(config_name, arguments.overrides)
+                    arguments.overrides = prepare(composing, named, bool(arguments.multirun), task)
                     # Lightning starts the other ranks with our own command line: they must see the same
                     # overrides.
                     sys.argv = [word for word in sys.argv if word not in before] + arguments.overrides
@@ -116,6 +132,16 @@ def main(config_name: str, job: str | None = None, *, skip: int = 0, conf: Path 
         _stop(str(error))
     if task.exit_code:
         raise SystemExit(task.exit_code)
+
+
+def with_names(command: str, words: Sequence[str]) -> list[str]:
+    """The overrides; where a command takes bare words (two runs to compare), they become the option they stand for."""
+    bare = [word for word in words if "=" not in word and not word.startswith("~")] if command in BARE else []
+    if not bare:
+        return list(words)
+    quoted = ("'{}'".format(word.replace("\\", "\\\\").replace("'", "\\'")) for word in bare)
+    option = BARE[command].format(",".join(quoted if "[" in BARE[command] else bare))
+    return [option, *(word for word in words if word not in bare)]
 
 
 def prepare(composing: Composer, overrides: Sequence[str], multirun: bool, task: Task) -> list[str]:

@@ -18,6 +18,7 @@ GROUPS = {
     "weighting": "the loss's weight at each noise level",
     "decoder": "the last step, from continuous to 8-bit images",
     "bound": "how the bound on the likelihood is evaluated",
+    "benchmark": "what is measured against what",
     "solver": "how the flow's equation is solved, and how exactly",
     "divergence": "the flow's change of volume: exact or estimated",
     "sampler": "the step by which images are drawn",

@@ -7,12 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from noising.build import build_data, build_denoiser
 from noising.configuration import ConfigError, blaming
 from noising.data.image_data import ImageData
+from noising.diffusion.bound_estimators import ImageSet
+from noising.diffusion.bound_terms import ModelTerms
 from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.transition import Chain
+from noising.recipe import build_recipe
 from noising.training.checkpoints import load_checkpoint
 from noising.training.run import Run
 
@@ -44,6 +49,17 @@ class TrainedRun:
         weights = {name.removeprefix("denoiser."): value for name, value in raw if name.startswith("denoiser.")}
         denoiser.load_state_dict(weights | self.checkpoint["ema"]["weights"])
         return denoiser.eval()
+
+    def bound_terms(self, clip: float | None, device: torch.device | str = "cpu") -> ModelTerms:
+        """The terms of its bound, with the averaged weights, on the chain and decoder it was trained with."""
+        denoiser = self.denoiser.to(device)
+        decoder = build_recipe(self.config, self.data.resolution, self.data.levels).decoder
+        return ModelTerms(denoiser, Chain.uniform(denoiser.schedule, self.config.timesteps), decoder, clip)
+
+    def image_set(self, split: str, device: torch.device | str = "cpu", size: int | None = None) -> ImageSet:
+        """The first `size` images of a split, default all, keyed as in every evaluation of it."""
+        pixels = getattr(self.data, split).pixels
+        return ImageSet(size or len(pixels), lambda index: (self.data.scale(pixels[index].to(device)), None), split)
 
     @property
     def weights(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from noising.diffusion.parameterizations import Velocity
 from noising.diffusion.tabulated_schedules import LinearBeta
 from noising.diffusion.transition import Chain
 from noising.diffusion.variances import FixedSmall
+from noising.jobs.bound_benchmark import full_sum_variance
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import grey_levels
 from noising.randomness import Streams
@@ -151,6 +152,14 @@ def test_draws_needed_joins_its_two_cases() -> None:
     assert draws_needed(pilot, edge * 0.9999, 16, 1000) == 2000
     fewer = pilot._replace(image_variance=0.0)  # images alike: no reason to take them in rounds but the count
     assert draws_needed(fewer, 1.0, 16, 10**6) == math.ceil(pilot.variance / 16)
+
+
+def test_noise_of_the_full_sum(trained_terms: Cached) -> None:
+    """Σ_t E Var(L_t | x), as the benchmark measures it, against the variance of all cached draws."""
+    truth = float(trained_terms.table.var(2, correction=0).mean(0).sum()) / LOG2**2
+    found = [full_sum_variance(trained_terms, image_set(IMAGES, seed), 64) for seed in range(20)]
+    assert np.mean(found) == pytest.approx(truth, abs=4 * np.std(found) / math.sqrt(20))
+    assert np.std(found) < truth
 
 
 def test_terms_that_never_vary_need_few_draws() -> None:

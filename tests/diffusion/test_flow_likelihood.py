@@ -50,14 +50,14 @@ def flow(oracle: Oracle, schedule: Schedule, t: float, x: Tensor, solver: Solver
 
 @pytest.mark.parametrize(
     "solver",
-    [RungeKutta4(60, even_in_angle), RungeKutta4(150, even_in_log_snr), DormandPrince(1e-6, 1e-6)],
+    [RungeKutta4(60, even_in_angle), RungeKutta4(100, even_in_log_snr), DormandPrince(1e-6, 1e-6)],
     ids=["even_in_angle", "even_in_log_snr", "adaptive"],
 )
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
 @pytest.mark.parametrize("oracle", [gaussian(0.5, 0.1), mixture()], ids=["gaussian", "mixture"])
 def test_likelihood_is_the_exact_log_density(oracle: PixelMixture, schedule: Schedule, solver: Solver) -> None:
     x, t = 0.6 * normals(4, 1, 1, 2), time_of(schedule)
-    tolerance = 2e-5 if isinstance(schedule, RectifiedFlow) else 2e-4  # what is left of the data at t = 1
+    tolerance = 5e-5 if isinstance(schedule, RectifiedFlow) else 2e-4  # what is left of the data at t = 1
     found = flow(oracle, schedule, t, x, solver)
     torch.testing.assert_close(found.log_prob, log_density(oracle, schedule, t, x), rtol=0, atol=tolerance)
     assert found.log_prob.dtype == torch.float64

@@ -110,8 +110,12 @@ def evaluate(
     x: Tensor,
     class_label: Tensor | None = None,
     at_once: int = 64,
+    advance: Callable[[int], None] | None = None,
 ) -> BoundDraws:
-    """Make the planned draws of the images x (B, C, H, W) of the set's indices (B,), so many of them at once."""
+    """Make the planned draws of the images x (B, C, H, W) of the set's indices (B,), so many of them at once.
+
+    advance: told how many more were made.
+    """
     streams = Streams(images.seed, f"bound/{images.purpose}", index.tolist(), x.device)
     floor = terms.floor(x, streams.normal(x.shape[1:]).to(x))
     places = plan.places(index, streams)
@@ -121,6 +125,8 @@ def evaluate(
         here = rows.to(x.device, non_blocking=True)
         classes = None if class_label is None else class_label[here]
         parts.append(torch.stack(terms.at(x[here], steps, noise, classes)).double())
+        if advance is not None:
+            advance(len(rows))
     nats, error = torch.cat(parts, 1).cpu()
     return BoundDraws(terms.prior(x).double().cpu(), floor.double().cpu(), places, nats, error, x[0].numel())
 

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from noising.diffusion.bound_estimators import BoundDraws, BoundPlan, log_strata
+from noising.diffusion.bound_estimators import BoundDraws, BoundEstimator, BoundPlan, ImageSet, evaluate, log_strata
+from noising.diffusion.bound_terms import BoundTerms
 
-__all__ = ["BoundCurve", "BoundMeter"]
+__all__ = ["BoundCurve", "BoundMeter", "measure"]
 
 BINS = 120
 """Of the steps, for the curves."""
+Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+
 FEWEST = 64
 """Draws in a bin that is shown: neighbours are joined until they have so many."""
 
@@ -149,6 +154,23 @@ class BoundMeter:
         widths = torch.tensor(edges).diff()
         spread = (square - total**2 / count.clamp(min=1)).clamp(min=0) * count / (count - 1).clamp(min=1)
         return BoundCurve(torch.tensor(edges), total / weight / widths, spread.sqrt() / weight / widths, error / count)
+
+
+@torch.no_grad()
+def measure(
+    terms: BoundTerms, estimator: BoundEstimator, images: ImageSet, batch_size: int = 64, watch: Watch | None = None
+) -> BoundMeter:
+    """The bound of a whole set of images on one device, at most batch_size evaluations at once.
+
+    watch: told how many evaluations are planned, gives what is told how many more were made.
+    """
+    plan = estimator.plan(terms, images)
+    meter = BoundMeter(plan, terms.timesteps)
+    with nullcontext() if watch is None else watch(plan.evaluations) as advance:
+        for index in torch.split(torch.arange(images.size), 8 * batch_size):  # of many images few may have a draw each
+            x, label = images.fetch(index)
+            meter.update(evaluate(terms, plan, images, index, x, label, batch_size, advance))
+    return meter
 
 
 class _Error(NamedTuple):

@@ -5,9 +5,10 @@ angle φ = arctan(σ/α), z = x_t/r obeys
 
     dz/dφ = v̂ = cos φ ε̂ − sin φ x̂,        d log p(z)/dφ = −∇·v̂
 
-for every geometry, and without a singularity at either end, unless x̂ comes from ε̂ by a division by α ≈ 0. Song et al., "Score-Based Generative Modeling through
-Stochastic Differential Equations" (2020), section 4.3; in this variable, Salimans & Ho, "Progressive Distillation"
-(2022), appendix D. https://arxiv.org/abs/2011.13456 https://arxiv.org/abs/2202.00512
+for every geometry, and without a singularity at either end where x̂ and ε̂ are bounded (x̂ solved from a predicted ε̂
+is not, at α ≈ 0). Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2020),
+section 4.3; in this variable, Salimans & Ho, "Progressive Distillation" (2022), appendix D.
+https://arxiv.org/abs/2011.13456 https://arxiv.org/abs/2202.00512
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from noising.diffusion.bound_estimators import BoundEstimator, BoundPlan, ImageSet, evaluate
 from noising.diffusion.bound_meter import BoundMeter
-from noising.diffusion.bound_terms import BoundTerms, ModelTerms
+from noising.diffusion.bound_terms import ModelTerms
 from noising.diffusion.decoders import Decoder
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.transition import Chain
@@ -59,22 +59,11 @@ class BoundEvaluation:
         fetch: indices (B,) -> images (B, C, H, W) in [−1, 1] on the denoiser's device; share: rank 0's to every rank.
         """
         self.chain = Chain.uniform(denoiser.schedule, self.timesteps)
-        self.begin_with(ModelTerms(denoiser, self.chain, self.decoder, self.estimator.clip), count, fetch, share)
-
-    @torch.no_grad()
-    def begin_with(
-        self,
-        terms: BoundTerms,
-        count: int,
-        fetch: Callable[[Tensor], Tensor],
-        share: Callable[[Any], Any] | None = None,
-    ) -> None:
-        """The same for any terms: the difference of two models', say."""
-        self.terms = terms
+        self.terms = ModelTerms(denoiser, self.chain, self.decoder, self.estimator.clip)
         self._images = ImageSet(count, lambda index: (fetch(index), None), self.split, _SEED)
         with _outside_autocast():
-            self.plan: BoundPlan = self.estimator.plan(terms, self._images, share)
-        self.meter = BoundMeter(self.plan, terms.timesteps)
+            self.plan: BoundPlan = self.estimator.plan(self.terms, self._images, share)
+        self.meter = BoundMeter(self.plan, self.timesteps)
         self._at_once = 1
 
     @torch.no_grad()

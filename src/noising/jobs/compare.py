@@ -1,0 +1,183 @@
+"""`compare`: what several runs measured, side by side; or the difference of two models' bounds, measured as one number.
+
+Two evaluations of two models differ by both models' noise. Evaluated on the same images, times and noise, what both
+find hard cancels, and the difference is known far better than either bound.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from noising.configuration import ConfigError, blaming, make, require_whole
+from noising.diffusion.bound_meter import measure
+from noising.diffusion.bound_terms import Difference
+from noising.jobs.devices import find_device
+from noising.jobs.progress import evaluations_bar
+from noising.jobs.summary import number, recording
+from noising.trained import TrainedRun, load
+from noising.training.run import Run, replacing
+from noising.training.sampling import in_evaluation
+
+__all__ = ["compare"]
+
+Row = dict[str, Any]
+
+_NOT_SHOWN = ("_se", "_low", "_high", "_baseline")
+
+
+def compare(cfg: DictConfig, run_dir: Path) -> None:
+    """Read the runs' summaries into one table, or measure the difference of two."""
+    if not OmegaConf.is_list(cfg.runs) or len(cfg.runs) < 2:
+        raise ConfigError(f"runs must be two or more run folders, got {cfg.runs}: compare A B")
+    if cfg.paired:
+        _measure_difference(cfg, Run(run_dir))
+    else:
+        _read(list(cfg.runs), Run(run_dir), OmegaConf.to_container(cfg, resolve=True))
+
+
+def _read(paths: list[str], run: Run, config: Any) -> None:
+    """comparison.csv: a row a run, of the options and the numbers; the table shows what differs."""
+    rows = [_row(path) for path in paths]
+    names = dict.fromkeys(name for row in rows for name in row)
+    with recording(run, config):
+        text = io.StringIO()
+        table = csv.DictWriter(text, list(names), restval="")
+        table.writeheader()
+        table.writerows(rows)
+        with replacing(run.path / "comparison.csv") as file:
+            file.write(text.getvalue().encode())
+    console = Console(soft_wrap=True)
+    options = [name for name in names if name.startswith("option ") and len({str(row.get(name)) for row in rows}) > 1]
+    cards = [name for name in names if name.startswith("card ") and len({str(row.get(name)) for row in rows}) > 1]
+    numbers = [name for name in names if "/" in name and not name.startswith(("option ", "card "))]
+    shown = [name for name in numbers if not name.endswith(_NOT_SHOWN)]
+    view = Table(title="runs side by side: the options that differ, and what was measured", title_justify="left")
+    view.add_column("")
+    for path in paths:
+        view.add_column(os.path.relpath(path), justify="right", overflow="fold")
+    for name in [*options, "status", *shown]:
+        view.add_row(name.removeprefix("option "), *(_cell(row, name) for row in rows))
+    console.print(view)
+    if cards:
+        view = Table(title="measured differently: what the cards do not agree on", title_justify="left")
+        for path in ("", *map(os.path.relpath, paths)):
+            view.add_column(path, overflow="fold")
+        for name in cards:
+            view.add_row(name.removeprefix("card "), *(str(row.get(name, "")) for row in rows))
+        console.print(view)
+    console.print(os.path.relpath(run.path / "comparison.csv"), highlight=False)
+
+
+def _row(path: str) -> Row:
+    run = Run(path)
+    with blaming("runs"):
+        summary = run.summary
+        if not summary:
+            raise ConfigError(f"runs: {path} holds no summary.json: it is no run's folder, or has not begun")
+        options = _flat(run.config, "option ")
+    numbers = {key: value for key, value in summary.items() if "/" in key and not isinstance(value, Mapping)}
+    cards = _flat({key: _measurement(card) for key, card in summary.get("cards", {}).items()}, "card ")
+    return {"run": path, **options, "status": run.status, **numbers, **cards}
+
+
+def _measurement(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What a card says of how, not of which model."""
+    return {key: value for key, value in card.items() if key not in ("checkpoint", "step", "weights", "evaluations")}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> Row:
+    """Nested keys joined by dots."""
+    flat: Row = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        flat |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return flat
+
+
+def _cell(row: Row, name: str) -> str:
+    value = row.get(name)
+    if not isinstance(value, float):
+        words = "" if value is None else str(value)
+        return words.rpartition(".")[2] if name.endswith("_target_") else words
+    errors = [row.get(f"{name}{suffix}") for suffix in ("_mc_se", "_image_se")]
+    return " ± ".join(number(part) for part in (value, *errors) if part is not None)
+
+
+def _measure_difference(cfg: DictConfig, run: Run) -> None:
+    if len(cfg.runs) != 2:
+        raise ConfigError(f"paired=true compares two runs, got {len(cfg.runs)}")
+    if cfg.split not in ("test", "train", "val"):
+        raise ConfigError(f"split must be test, train or val, got {cfg.split}")
+    require_whole(cfg, "batch_size", 1)
+    estimator = make(cfg.bound, "bound")
+    device = find_device(cfg.device)
+    first, second = (load(path) for path in cfg.runs)
+    _require_same_images(first, second, cfg.split)
+    terms = [trained.bound_terms(estimator.clip, device) for trained in (first, second)]
+    units = {term.decoder.unit for term in terms}
+    if len(units) > 1:
+        raise ConfigError(f"runs: one bound is in {', the other in '.join(sorted(units))}: they cannot be compared")
+    with blaming("runs"):
+        pair = Difference(*terms)
+    with recording(run, OmegaConf.to_container(cfg, resolve=True)):
+        with in_evaluation(first.denoiser), in_evaluation(second.denoiser):
+            images = first.image_set(cfg.split, device)
+            meter = measure(pair, estimator, images, cfg.batch_size, evaluations_bar)
+        numbers = meter.compute()
+        card = {
+            "first": _source(first),
+            "second": _source(second),
+            "estimator": OmegaConf.to_container(cfg.bound),
+            "split": cfg.split,
+            "images": meter.images,
+            "timesteps": pair.timesteps,
+            "evaluations_of_each": meter.plan.evaluations,
+            "unit": units.pop(),
+            "precision": "float32",
+        }
+        shown = {name.replace("bound", "difference"): value for name, value in numbers.items() if "floor" not in name}
+        run.record({f"{cfg.split}/{name}": value for name, value in shown.items()}, {f"{cfg.split}/difference": card})
+    _print_difference(cfg, run, numbers, card)
+
+
+def _require_same_images(first: TrainedRun, second: TrainedRun, split: str) -> None:
+    one, other = (getattr(trained.data, split).pixels for trained in (first, second))
+    if first.data.levels != second.data.levels or one.shape != other.shape or not torch.equal(one, other):
+        raise ConfigError(f"runs: their {split} images are not the same ({first.data.name}, {second.data.name})")
+
+
+def _source(trained: TrainedRun) -> dict[str, Any]:
+    return {"checkpoint": str(trained.path), "step": trained.step, "weights": trained.weights}
+
+
+def _print_difference(cfg: DictConfig, run: Run, numbers: Mapping[str, float], card: Mapping[str, Any]) -> None:
+    console = Console(soft_wrap=True)
+    first, second = (os.path.relpath(path) for path in cfg.runs)
+    console.print(
+        f"bound of {first} less that of {second}, {card['images']} {cfg.split} images, bits/dim", highlight=False
+    )
+    view = Table()
+    for column in ("difference", "± Monte Carlo", "± images", "95% on these images", "95% on images like them"):
+        view.add_column(column, justify="right")
+    intervals = [
+        f"{numbers[f'{name}_low']:+.4f} to {numbers[f'{name}_high']:+.4f}" for name in ("bound", "bound_population")
+    ]
+    view.add_row(
+        f"{numbers['bound']:+.4f}", number(numbers["bound_mc_se"]), number(numbers["bound_image_se"]), *intervals
+    )
+    console.print(view)
+    better = first if numbers["bound"] < 0 else second
+    sure = numbers["bound_low"] > 0 or numbers["bound_high"] < 0
+    words = f"{better} is the better one on these images" if sure else "neither is better by more than the interval"
+    console.print(f"{words}; {card['evaluations_of_each']:,} network evaluations of each", highlight=False)
+    console.print(os.path.relpath(run.summary_file), highlight=False)

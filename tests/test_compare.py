@@ -1,0 +1,120 @@
+"""`compare`: runs side by side, and a difference of two models that neither bound alone could show."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from noising.training.run import Run
+from tests.conftest import SMALL, Outcome, run_command
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def nudged(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same run with its averaged weights a thousandth larger."""
+    folder = tmp_path_factory.mktemp("nudged") / "run"
+    shutil.copytree(trained, folder)
+    path = folder / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(path, weights_only=False)
+    for weight in checkpoint["ema"]["weights"].values():
+        weight.mul_(1.001)
+    torch.save(checkpoint, path)
+    return folder
+
+
+def test_paired_sees_what_two_evaluations_cannot(trained: Path, nudged: Path, noising: Command, tmp_path: Path) -> None:
+    outcome = noising("compare", str(nudged), str(trained), "paired=true", "bound.stderr=0.004", "hydra.run.dir=pair")
+    assert outcome.code == 0, outcome.err
+    run = Run(tmp_path / "pair")
+    found, error = run.summary["test/difference"], run.summary["test/difference_mc_se"]
+    assert found - 4 * error > 0 or found + 4 * error < 0  # seen
+    assert f"{abs(found):.4f}" in outcome.out
+    assert "is the better one on these images" in outcome.out
+
+    # each by itself, to the same error: the intervals overlap, and their difference is as far as it may be
+    apart = []
+    for name, path in (("one", nudged), ("other", trained)):
+        options = ("splits=[test]", "bound=stratified", "bound.times=64", "trainer.accelerator=cpu")
+        assert noising("evaluate", f"checkpoint={path}", *options, f"hydra.run.dir={name}").code == 0
+        apart.append(Run(tmp_path / name).summary)
+    one, other = apart
+    assert one["test/bound_low"] < other["test/bound_high"]
+    assert other["test/bound_low"] < one["test/bound_high"]
+    # the stratified draws are the same for both too, so that their difference is a second, independent witness
+    assert one["test/bound"] - other["test/bound"] == pytest.approx(found, abs=0.3 * abs(found))
+    card = run.summary["cards"]["test/difference"]
+    assert (card["images"], card["timesteps"]) == (360, 1000)
+
+
+def test_a_run_and_itself_are_the_same(trained: Path, noising: Command, tmp_path: Path) -> None:
+    outcome = noising("compare", str(trained), str(trained), "paired=true", "hydra.run.dir=same")
+    assert outcome.code == 0, outcome.err
+    assert "neither is better" in outcome.out
+    assert Run(tmp_path / "same").summary["test/difference"] == 0
+
+
+def test_side_by_side(trained: Path, tmp_path: Path) -> None:
+    options = [*SMALL, "trainer.max_steps=10", "schedule=linear", "bound.times=4", "hydra.run.dir=linear"]
+    assert run_command("train", tmp_path, *options).code == 0
+    outcome = run_command("compare", tmp_path, str(trained), "linear", "hydra.run.dir=table")
+    assert outcome.code == 0, outcome.err
+    for words in (
+        "Cosine",
+        "LinearBeta",
+        "trainer.max_steps",
+        "test/bound",
+        "measured differently",
+        "test/bound.times",
+    ):
+        assert words in outcome.out, words
+    assert "parameterization" not in outcome.out  # what is the same is not shown
+    with open(tmp_path / "table" / "comparison.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run"] for row in rows] == [str(trained), "linear"]
+    assert float(rows[1]["test/bound"]) == Run(tmp_path / "linear").summary["test/bound"]
+    assert rows[0]["option parameterization._target_"] == "noising.diffusion.parameterizations.Epsilon"
+
+
+def test_what_cannot_be_compared(trained: Path, noising: Command, tmp_path: Path) -> None:
+    other = [*SMALL, "trainer.max_steps=5", "trainer.val_check_interval=5", "hydra.run.dir=short", "timesteps=50"]
+    assert noising("train", *other).code == 0
+    cases = {
+        "runs must be two or more run folders": ("runs=[a]",),
+        "nowhere holds no summary.json": (str(trained), "nowhere"),
+        "of 1000 and of 50 steps": (str(trained), "short", "paired=true"),
+        "paired=true compares two runs, got 3": (str(trained), "short", "short", "paired=true"),
+        "split must be": (str(trained), str(trained), "paired=true", "split=night"),
+        "no run's folder or checkpoint file": (str(trained), "nowhere", "paired=true"),
+    }
+    for message, words in cases.items():
+        outcome = noising("compare", *words, "hydra.run.dir=bad")
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
+        assert message in outcome.err
+        assert not (tmp_path / "bad").exists()
+
+
+def test_benchmark_counts_what_is_saved(trained: Path, noising: Command, tmp_path: Path) -> None:
+    options = ("benchmark.stderr=0.2", "benchmark.full_sum_images=40", "device=cpu", "hydra.run.dir=bench")
+    outcome = noising("benchmark", "bound", f"checkpoint={trained}", *options)
+    assert outcome.code == 0, outcome.err
+    summary = Run(tmp_path / "bench").summary
+    for key in ("images_random", "whole_set"):
+        card = summary["cards"][f"benchmark/{key}"]
+        assert f"{card['evaluations']:,}" in outcome.out
+    random, whole = (summary["cards"][f"benchmark/{key}"] for key in ("images_random", "whole_set"))
+    assert random["full_sum_evaluations"] == pytest.approx(1000 * random["full_sum_images"])
+    assert summary["benchmark/images_random"] == pytest.approx(random["full_sum_evaluations"] / random["evaluations"])
+    assert random["stderr_reached"] == pytest.approx(0.2, rel=0.4)
+    assert whole["images"] == 40
+    equal = whole["evaluations"] * (whole["bound_mc_se"] / whole["full_sum_stderr"]) ** 2
+    assert summary["benchmark/whole_set"] == pytest.approx(40_000 / equal)
+    refused = noising("benchmark", "bound", f"checkpoint={trained}", "benchmark.stderr=0.0001", "hydra.run.dir=no")
+    assert refused.code == 2
+    assert "ask for" in refused.err
