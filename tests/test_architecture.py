@@ -113,7 +113,7 @@ def test_every_function_of_a_group_has_a_yaml(module: str) -> None:
 
 def test_yaml_is_named_after_its_class() -> None:
     for target, path in _targets().items():
-        if path.parent.name not in ("callbacks", "ema", "trainer", "optimizer", "logger"):
+        if path.parent.name not in ("callbacks", "ema", "trainer", "optimizer", "logger", "benchmark"):
             name = target.rpartition(".")[2]
             snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
             assert path.stem in (snake, "linear"), f"{path.stem} names {name}"

@@ -101,19 +101,26 @@ def test_what_cannot_be_compared(trained: Path, noising: Command, tmp_path: Path
 
 
 def test_benchmark_counts_what_is_saved(trained: Path, noising: Command, tmp_path: Path) -> None:
-    options = ("benchmark.stderr=0.2", "benchmark.full_sum_images=40", "device=cpu", "hydra.run.dir=bench")
+    options = (
+        "benchmark.stderr=0.2",
+        "benchmark.full_sum_images=40",
+        "benchmark.repeats=2",
+        "device=cpu",
+        "hydra.run.dir=bench",
+    )
     outcome = noising("benchmark", "bound", f"checkpoint={trained}", *options)
     assert outcome.code == 0, outcome.err
     summary = Run(tmp_path / "bench").summary
     for key in ("images_random", "whole_set"):
         card = summary["cards"][f"benchmark/{key}"]
         assert f"{card['evaluations']:,}" in outcome.out
+        assert card["repeats"] == 2
     random, whole = (summary["cards"][f"benchmark/{key}"] for key in ("images_random", "whole_set"))
     assert random["full_sum_evaluations"] == pytest.approx(1000 * random["full_sum_images"])
     assert summary["benchmark/images_random"] == pytest.approx(random["full_sum_evaluations"] / random["evaluations"])
     assert random["stderr_reached"] == pytest.approx(0.2, rel=0.4)
     assert whole["images"] == 40
-    equal = whole["evaluations"] * (whole["bound_mc_se"] / whole["full_sum_stderr"]) ** 2
+    equal = whole["evaluations"] * (whole["mc_se"] / whole["full_sum_stderr"]) ** 2
     assert summary["benchmark/whole_set"] == pytest.approx(40_000 / equal)
     refused = noising("benchmark", "bound", f"checkpoint={trained}", "benchmark.stderr=0.0001", "hydra.run.dir=no")
     assert refused.code == 2

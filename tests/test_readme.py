@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from noising.commands import conf_dir
+from noising.commands import conf_dir, with_names
 from noising.composition import composer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,6 +52,7 @@ def test_commands_compose(command: str) -> None:
         return
     sweeps = "-m" in overrides
     options = [option for option in overrides if option != "-m" and not option.startswith("resume")]
+    options = with_names(Path(script).stem, options)
     with composer(Path(script).stem, str(conf_dir()), None) as composing:
         config = composing.compose(options, multirun=sweeps)
         if not sweeps:

@@ -14,6 +14,7 @@ from PIL import Image
 
 import noising as package
 from noising.configuration import ConfigError
+from noising.training.bound_curves import read_bins
 from noising.training.run import Run
 from noising.training.sampling import draw_images
 from tests.conftest import SMALL, Outcome, run_command
@@ -158,6 +159,47 @@ def test_evaluate_measures_again_what_the_run_measured(trained: Path, noising: C
     for name in ("test/bound", "test/bound_mc_se", "test/prior", "test/decoder"):
         assert after[name] == before[name]
     assert after["cards"]["test/bound"]["step"] == 20
+
+
+def test_evaluate_shows_the_gap_between_splits(trained: Path, noising: Command, tmp_path: Path) -> None:
+    """The default evaluation: adaptive, as sure as it was asked to be, of test and training images."""
+    outcome = noising("evaluate", f"checkpoint={trained}", "bound.stderr=0.3", "hydra.run.dir=both")
+    assert outcome.code == 0, outcome.err
+    run = Run(tmp_path / "both")
+    for split, images in (("test", 360), ("train", 1309)):
+        assert run.summary[f"{split}/bound_mc_se"] == pytest.approx(0.3, rel=0.6)
+        card = run.summary["cards"][f"{split}/bound"]
+        assert (card["images"], card["estimator"], card["stderr"]) == (images, "Adaptive", 0.3)
+        assert card["evaluations"] < 1000 * images / 20
+        assert f"{card['evaluations']:,} network evaluations" in outcome.out
+    # the exact terms agree with the run's own
+    assert run.summary["test/prior"] == Run(trained).summary["test/prior"]
+    assert {row.split for row in read_bins(run.bound_by_step)} == {"test", "train"}
+    for figure in (run.bound_by_step_figure, run.bound_by_log_snr_figure, run.rate_distortion_figure):
+        assert figure.stat().st_size > 5000
+    refused = noising("evaluate", f"checkpoint={trained}", "splits=[night]")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_as_one(trained: Path, noising: Command, tmp_path: Path) -> None:
+    """The plan is one, whoever makes its draws: equal to rounding, and every image counts once."""
+    import subprocess
+    import sys
+
+    script = Path(__file__).resolve().parents[1] / "scripts" / "evaluate.py"
+    options = [f"checkpoint={trained}", "bound.stderr=0.3", "trainer.accelerator=cpu"]
+    command = [sys.executable, str(script), *options, "trainer.devices=2", "hydra.run.dir=two"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert noising("evaluate", *options, "hydra.run.dir=one").code == 0
+    one, two = (Run(tmp_path / name).summary for name in ("one", "two"))
+    for split in ("test", "train"):
+        for name in ("bound", "bound_mc_se", "bound_image_se", "prior", "steps", "decoder"):
+            assert two[f"{split}/{name}"] == pytest.approx(one[f"{split}/{name}"], rel=1e-5, abs=1e-12)
+        cards = [summary["cards"][f"{split}/bound"] for summary in (one, two)]
+        assert cards[0]["images"] == cards[1]["images"]
+        assert cards[0]["evaluations"] == cards[1]["evaluations"]
 
 
 def test_image_i_is_the_same_image_at_any_batch_size(trained: Path, noising: Command, tmp_path: Path) -> None:

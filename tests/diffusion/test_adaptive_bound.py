@@ -90,12 +90,14 @@ def estimate(terms: Cached, estimator: Adaptive, seed: int) -> tuple[dict[str, f
     return meter.compute(), plan
 
 
-@pytest.mark.parametrize("name", ["trained_terms", "oracle_terms"])
-def test_interval_covers_the_exact_sum_and_the_mean_is_unbiased(name: str, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize(("name", "relative"), [("trained_terms", 0.01), ("oracle_terms", 0.02)])
+def test_interval_covers_the_exact_sum_and_the_mean_is_unbiased(
+    name: str, relative: float, request: pytest.FixtureRequest
+) -> None:
     """1,000 whole evaluations, pilot and plan included, each with other draws, of terms that were cached."""
     terms: Cached = request.getfixturevalue(name)
     totals = terms.table.mean(2).sum(1) / LOG2
-    exact, asked = float(totals.mean()), 0.02 * float(totals.mean())
+    exact, asked = float(totals.mean()), relative * float(totals.mean())
     found = []
     for seed in range(1000):
         numbers, plan = estimate(terms, Adaptive(asked, clip=None), seed)
@@ -136,10 +138,10 @@ def test_steps_are_drawn_where_the_terms_vary() -> None:
     for replicate in range(8):
         steps = places.step[places.replicate == replicate]
         counts = torch.bincount(torch.searchsorted(pilot.edges, steps, right=True) - 1, minlength=6)
-        assert bool(((counts - plan.draws * pilot.shares).abs() <= 1).all())
-    # weights undo the shares: constant terms of 1 sum to T, each stratum's shift averaged out
+        assert bool(((counts - plan.draws * pilot.shares).abs() <= 1.5).all())
+    # weights undo the shares: constant terms of 1 sum to T in each replicate
     total = torch.bincount(places.replicate, places.weight) / 10
-    assert total.mean().item() == pytest.approx(100, rel=0.05)
+    torch.testing.assert_close(total, torch.full((8,), 100.0, dtype=torch.float64))
     assert pilot.shares.sum().item() == pytest.approx(1)
     assert pilot.shares[0].item() == pytest.approx(0.05 / 6)
 
@@ -151,13 +153,15 @@ def test_draws_needed_joins_its_two_cases() -> None:
     assert draws_needed(pilot, edge * 1.0001, 16, 1000) == pytest.approx(1000, abs=1)
     assert draws_needed(pilot, edge * 0.9999, 16, 1000) == 2000
     fewer = pilot._replace(image_variance=0.0)  # images alike: no reason to take them in rounds but the count
-    assert draws_needed(fewer, 1.0, 16, 10**6) == math.ceil(pilot.variance / 16)
+    assert draws_needed(fewer, 0.5, 16, 10**6) == math.ceil(pilot.variance / 4)
+    assert draws_needed(fewer, 100.0, 16, 10**6) == 12  # four a stratum
+    assert draws_needed(fewer, 100.0, 16, 5) == 15  # in whole rounds
 
 
 def test_noise_of_the_full_sum(trained_terms: Cached) -> None:
     """Σ_t E Var(L_t | x), as the benchmark measures it, against the variance of all cached draws."""
     truth = float(trained_terms.table.var(2, correction=0).mean(0).sum()) / LOG2**2
-    found = [full_sum_variance(trained_terms, image_set(IMAGES, seed), 64) for seed in range(20)]
+    found = [full_sum_variance(trained_terms, image_set(IMAGES, seed)) for seed in range(20)]
     assert np.mean(found) == pytest.approx(truth, abs=4 * np.std(found) / math.sqrt(20))
     assert np.std(found) < truth
 
@@ -165,9 +169,10 @@ def test_noise_of_the_full_sum(trained_terms: Cached) -> None:
 def test_terms_that_never_vary_need_few_draws() -> None:
     terms = Cached(torch.ones(5, 20, 2, dtype=torch.float64) * LOG2)
     numbers, plan = estimate(terms, Adaptive(0.01, clip=None), 0)
-    assert plan.draws <= 20
-    assert plan.evaluations == 5 * 32 + 16 * plan.draws  # the pilot's are counted
-    assert numbers["bound"] == pytest.approx(20, rel=0.1)
+    assert plan.draws <= 80
+    assert plan.evaluations == 5 * 32 + 8 * plan.draws  # the pilot's are counted
+    assert numbers["bound"] == pytest.approx(20)
+    assert numbers["bound_mc_se"] == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("options", [{"stderr": 0.0}, {"stderr": math.nan}, {"replicates": 7}, {"pilot_images": 1}])

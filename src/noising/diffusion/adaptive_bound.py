@@ -29,6 +29,9 @@ __all__ = ["Adaptive", "AdaptivePlan", "Pilot"]
 DEFENSIVE = 0.05
 """The share of the draws that is spread over the strata evenly, should the pilot have seen too little of one."""
 
+SMALLEST_SHARE = 4
+"""Draws a stratum, on average, that a replicate has at least: with fewer, whole draws are too coarse for the shares."""
+
 
 class Pilot(NamedTuple):
     """What a few images tell of all; nats."""
@@ -36,7 +39,7 @@ class Pilot(NamedTuple):
     edges: Tensor
     """(K + 1,): stratum k holds the steps edges[k] .. edges[k + 1] − 1."""
     std: Tensor
-    """(K,): the standard deviation of a term in the stratum, over images, noise and steps."""
+    """(K,): the standard deviation of a term about its step's mean in the stratum, over images and noise."""
     image_variance: float
     """The variance of an image's whole bound from image to image, of `images` of them."""
     images: int
@@ -62,8 +65,8 @@ class Adaptive(BoundEstimator):
     def __init__(
         self,
         stderr: float = 0.01,
-        replicates: int = 16,
-        pilot_images: int = 64,
+        replicates: int = 8,
+        pilot_images: int = 32,
         pilot_times: int = 32,
         clip: float | None = 1.0,
     ) -> None:
@@ -97,7 +100,8 @@ class Adaptive(BoundEstimator):
         values = draws.nats.reshape(count, plan.replicates, -1)  # one a stratum
         bounds = draws.prior[:, None] + values @ plan.edges.diff().double()
         spread = float(bounds.mean(1).var() - bounds.var(1).mean() / plan.replicates) if count > 1 else 0.0
-        deviation = values.flatten(0, 1).std(0)
+        steps = draws.places.step.reshape(values.shape).double()
+        deviation = _std_about_line(values.flatten(0, 1), steps.flatten(0, 1))
         return Pilot(plan.edges, deviation, max(spread, 0.0), count, plan.evaluations, draws.dims)
 
 
@@ -111,17 +115,19 @@ class AdaptivePlan(BoundPlan):
         self.pilot = pilot
         self.replicates = replicates
         self.draws = draws_needed(pilot, stderr * pilot.dims * math.log(2), replicates, images.size)
+        self.pilot_evaluations = pilot.evaluations
         self.evaluations = pilot.evaluations + replicates * self.draws
         self.image_variance = (pilot.image_variance / (pilot.dims * math.log(2)) ** 2, max(pilot.images - 1, 1))
-        widths = pilot.edges.diff()
-        chances = (pilot.shares / widths).repeat_interleave(widths).numpy()
-        samples = [_systematic_sample(chances, self.draws, images, replicate) for replicate in range(replicates)]
-        index, steps = (np.stack(parts).ravel() for parts in zip(*samples, strict=True))
+        counts = _whole(pilot.shares.numpy(), self.draws)
+        samples = [
+            _systematic_sample(pilot.edges.numpy(), counts, images, replicate) for replicate in range(replicates)
+        ]
+        index, steps, weights = (np.stack(parts).ravel() for parts in zip(*samples, strict=True))
         by_index = np.argsort(index, kind="stable")  # an image's draws lie together, replicate after replicate
         self._first = np.searchsorted(index[by_index], np.arange(images.size + 1))
         self._replicates = by_index // self.draws
         self._steps = steps[by_index]
-        self._weights = images.size / (self.draws * chances[self._steps - 1])
+        self._weights = images.size * weights[by_index]
 
     def places(self, index: Tensor, streams: Streams) -> Places:
         first, last = (self._first[index.numpy() + side] for side in (0, 1))
@@ -139,19 +145,42 @@ def draws_needed(pilot: Pilot, stderr: float, replicates: int, images: int) -> i
     """
     target = replicates * stderr**2
     between = min(pilot.image_variance, pilot.variance)
-    few = pilot.variance / (target + between / images)
+    least = SMALLEST_SHARE * len(pilot.std)
+    few = max(least, math.ceil(pilot.variance / (target + between / images)))
     if few <= images:
-        return max(len(pilot.std), math.ceil(few))
-    return images * math.ceil((pilot.variance - between) / (images * target))
+        return few
+    return images * math.ceil(max(least, (pilot.variance - between) / target) / images)
+
+
+def _std_about_line(values: Tensor, steps: Tensor) -> Tensor:
+    """(n, K) both -> (K,): about the line through each stratum's terms, whose slope a systematic sample follows."""
+    off, along = values - values.mean(0), steps - steps.mean(0)
+    explained = (off * along).sum(0) ** 2 / (along**2).sum(0).clamp(min=1e-9)
+    return (((off**2).sum(0) - explained).clamp(min=0) / max(len(values) - 2, 1)).sqrt()
+
+
+def _whole(shares: np.ndarray, draws: int) -> np.ndarray:
+    """(K,) whole numbers in proportion to the shares, at least 1 each, that sum to the draws.
+
+    A stratum that had now so many draws, now one more, would add to the error by all of its terms.
+    """
+    exact = shares * (draws - len(shares))
+    counts: np.ndarray = 1 + np.floor(exact).astype(int)
+    counts[np.argsort(np.floor(exact) - exact)[: draws - counts.sum()]] += 1
+    return counts
 
 
 def _systematic_sample(
-    chances: np.ndarray, draws: int, images: ImageSet, replicate: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(images, steps), (m,) each: steps by chances (T,), rising; the images in random order, round after round."""
+    edges: np.ndarray, counts: np.ndarray, images: ImageSet, replicate: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, steps and 1/(m p_t) of m draws: as many as `counts` says in each stratum, evenly spread by one shift.
+
+    The steps rise; the images come in random order, round after round.
+    """
     random = generator(images.seed, f"bound/{images.purpose}/plan", replicate)
-    places = (np.arange(draws) + random.random()) / draws
-    cumulative = np.cumsum(chances)
-    steps = 1 + np.searchsorted(cumulative / cumulative[-1], places, side="right").clip(max=len(chances) - 1)
-    rounds = [random.permutation(images.size) for _ in range(math.ceil(draws / images.size))]
-    return np.concatenate(rounds)[:draws], steps
+    widths = np.diff(edges)
+    stratum = np.repeat(np.arange(len(counts)), counts)
+    within = np.arange(len(stratum)) - np.repeat(np.cumsum(counts) - counts, counts)
+    steps = edges[stratum] + ((within + random.random()) / counts[stratum] * widths[stratum]).astype(int)
+    rounds = [random.permutation(images.size) for _ in range(math.ceil(len(stratum) / images.size))]
+    return np.concatenate(rounds)[: len(stratum)], steps, (widths / counts)[stratum]

@@ -75,6 +75,8 @@ class BoundPlan(ABC):
     replicates: int
     evaluations: int
     """Of the network, over all images; what planning cost is included."""
+    pilot_evaluations: int = 0
+    """Those that planning cost."""
     by_image: bool
     """Whether each image has draws in every replicate, independent of the other images'."""
     image_variance: tuple[float, int] | None = None

@@ -166,7 +166,7 @@ def measure(
     """
     plan = estimator.plan(terms, images)
     meter = BoundMeter(plan, terms.timesteps)
-    with nullcontext() if watch is None else watch(plan.evaluations) as advance:
+    with nullcontext() if watch is None else watch(plan.evaluations - plan.pilot_evaluations) as advance:
         for index in torch.split(torch.arange(images.size), 8 * batch_size):  # of many images few may have a draw each
             x, label = images.fetch(index)
             meter.update(evaluate(terms, plan, images, index, x, label, batch_size, advance))

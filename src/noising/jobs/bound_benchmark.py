@@ -9,7 +9,7 @@ import torch
 from noising.configuration import ConfigError
 from noising.diffusion.adaptive_bound import Adaptive
 from noising.diffusion.bound_estimators import ImageSet, log_strata
-from noising.diffusion.bound_meter import BoundMeter, measure
+from noising.diffusion.bound_meter import measure
 from noising.diffusion.bound_terms import BoundTerms
 from noising.jobs.benchmark import Benchmark, Ratio
 from noising.jobs.progress import evaluations_bar
@@ -18,34 +18,57 @@ from noising.trained import TrainedRun
 
 __all__ = ["BoundBenchmark"]
 
-_STRATA, _IMAGES = 100, 64
+_STRATA, _IMAGES = 100, 128  # of what tells how large the full sum's own error is
 
 
 class BoundBenchmark(Benchmark):
     """Network evaluations to one and the same standard error."""
 
-    def __init__(self, stderr: float = 0.01, full_sum_images: int | None = None, clip: float | None = 1.0) -> None:
-        """stderr: bits/dim, over times, noise and images; full_sum_images: how many the second comparison takes."""
+    def __init__(
+        self,
+        stderr: float = 0.01,
+        full_sum_images: int | None = None,
+        repeats: int = 4,
+        clip: float | None = 1.0,
+    ) -> None:
+        """stderr: bits/dim, over times, noise and images; full_sum_images: how many the second comparison takes.
+
+        repeats: evaluations, each with draws of its own, whose mean says how large the error is that was reached.
+        """
+        if repeats < 1:
+            raise ValueError(f"repeats must be at least 1, got {repeats}")
         if not stderr > 0:
             raise ValueError(f"stderr must be positive, got {stderr}")
         if full_sum_images is not None and full_sum_images < 2:
             raise ValueError(f"full_sum_images must be at least 2 or null, got {full_sum_images}")
         self.stderr = stderr
         self.full_sum_images = full_sum_images
+        self.repeats = repeats
         self.clip = clip
 
     def run(self, trained: TrainedRun, device: torch.device, batch_size: int) -> list[Ratio]:
         terms, images = trained.bound_terms(self.clip, device), trained.image_set("test", device)
-        noise = full_sum_variance(terms, images, batch_size)
-        pilot = measure(terms, Adaptive(0.3, clip=self.clip), images, batch_size, evaluations_bar)
-        assert pilot.plan.image_variance is not None
-        between = pilot.plan.image_variance[0]
+        noise = full_sum_variance(terms, images)
+        pilot = Adaptive(self.stderr, pilot_images=_IMAGES, clip=self.clip).pilot(terms, images)
+        between = pilot.image_variance / (pilot.dims * math.log(2)) ** 2
         few = Adaptive(self._monte_carlo_part(between / images.size), clip=self.clip)
-        first = self._images_random(measure(terms, few, images, batch_size, evaluations_bar), noise, terms.timesteps)
         some = images._replace(size=min(self.full_sum_images or images.size, images.size))
         every = Adaptive(math.sqrt(noise / some.size), clip=self.clip)
-        second = self._whole_set(measure(terms, every, some, batch_size, evaluations_bar), noise, terms.timesteps)
-        return [first, second]
+        first = self._repeat(terms, few, images, batch_size)
+        second = self._repeat(terms, every, some, batch_size)
+        return [
+            self._images_random(*first, between, noise, images.size, terms.timesteps),
+            self._whole_set(*second, noise, some.size, terms.timesteps),
+        ]
+
+    def _repeat(self, terms: BoundTerms, estimator: Adaptive, images: ImageSet, batch_size: int) -> tuple[float, float]:
+        """The Monte Carlo standard error, the mean over the repeats, and the evaluations of one."""
+        variance, evaluations = 0.0, 0.0
+        for seed in range(self.repeats):
+            meter = measure(terms, estimator, images._replace(seed=seed), batch_size, evaluations_bar)
+            variance += meter.compute()["bound_mc_se"] ** 2 / self.repeats
+            evaluations += meter.plan.evaluations / self.repeats
+        return math.sqrt(variance), evaluations
 
     def _monte_carlo_part(self, image_variance: float) -> float:
         """What of the standard error is left to times and noise, when the images have had theirs."""
@@ -57,46 +80,54 @@ class BoundBenchmark(Benchmark):
             )
         return math.sqrt(left)
 
-    def _images_random(self, meter: BoundMeter, noise: float, timesteps: int) -> Ratio:
+    def _images_random(
+        self, mc_se: float, evaluations: float, between: float, noise: float, images: int, timesteps: int
+    ) -> Ratio:
         """Images as draws from a population: all T terms of K images err by √((A + N)/K)."""
-        assert meter.plan.image_variance is not None
-        numbers, between = meter.compute(), meter.plan.image_variance[0]
-        reached = math.hypot(numbers["bound_mc_se"], numbers["bound_image_se"])
+        reached = math.hypot(mc_se, math.sqrt(between / images))
         few_images = (between + noise) / reached**2
         card = {
-            **numbers,
             "stderr_reached": reached,
+            "mc_se": mc_se,
             "image_std": math.sqrt(between),
-            "evaluations": meter.plan.evaluations,
+            "images": images,
+            "repeats": self.repeats,
+            "evaluations": round(evaluations),
             "full_sum_images": few_images,
             "full_sum_evaluations": few_images * timesteps,
         }
         return Ratio(
             "images_random",
-            f"bound ± {reached:.4f} bits/dim, images random",
+            f"bound ± {reached:.4f}, images random",
             f"{few_images * timesteps:,.0f} (of {few_images:,.0f} images)",
-            f"{meter.plan.evaluations:,}",
-            few_images * timesteps / meter.plan.evaluations,
+            f"{evaluations:,.0f}",
+            few_images * timesteps / evaluations,
             card,
         )
 
-    def _whole_set(self, meter: BoundMeter, noise: float, timesteps: int) -> Ratio:
+    def _whole_set(self, mc_se: float, evaluations: float, noise: float, images: int, timesteps: int) -> Ratio:
         """These very images: the full sum errs by its noise alone, √(N/n)."""
-        numbers, full = meter.compute(), timesteps * meter.images
-        reached, wanted = numbers["bound_mc_se"], math.sqrt(noise / meter.images)
-        needed = meter.plan.evaluations * (reached / wanted) ** 2  # at the full sum's own error
-        card = {**numbers, "full_sum_stderr": wanted, "evaluations": meter.plan.evaluations, "images": meter.images}
+        wanted = math.sqrt(noise / images)
+        equal = evaluations * (mc_se / wanted) ** 2  # to the full sum's own error
+        card = {
+            "full_sum_stderr": wanted,
+            "full_sum_evaluations": timesteps * images,
+            "mc_se": mc_se,
+            "images": images,
+            "repeats": self.repeats,
+            "evaluations": round(evaluations),
+        }
         return Ratio(
             "whole_set",
-            f"the {meter.images:,} images themselves, ± {wanted:.4f} by times and noise",
-            f"{full:,}",
-            f"{meter.plan.evaluations:,} (± {reached:.4f})",
-            full / needed,
+            f"these {images:,} images ± {wanted:.4f}",
+            f"{timesteps * images:,}",
+            f"{evaluations:,.0f} (± {mc_se:.4f})",
+            timesteps * images / equal,
             card,
         )
 
 
-def full_sum_variance(terms: BoundTerms, images: ImageSet, batch_size: int) -> float:
+def full_sum_variance(terms: BoundTerms, images: ImageSet) -> float:
     """Σ_t E_x Var(L_t | x), the variance of one image's sum of all terms over its noise alone, in (bits/dim)².
 
     From two draws of the noise at one step a stratum and image.

@@ -77,12 +77,14 @@ def bound_by_log_snr(path: Path, bins: Sequence[StepBin], title: str) -> None:
         _band(panels[0], edges[::-1], density[::-1], error[::-1], split)
     panels[0].set_ylabel("bits/dim per unit of λ")
     panels[0].set_title(title, fontsize=11)
-    panels[0].legend(fontsize=9)
+    if splits:  # a chain of one step has no λ between its levels
+        panels[0].legend(fontsize=9)
     if gap:
         _draw_gap(panels[1], splits["test"], splits["train"])
-    shown = [row.log_snr_low for rows in splits.values() for row in rows if row.rate > 1e-5] or [0.0]
+    rows = [row for rows in splits.values() for row in rows]
+    clean, noisy = [row.log_snr_high for row in rows], [row.log_snr_low for row in rows if row.rate > 1e-5]
     for axes in panels:
-        axes.set_xlim(max(rows[0].log_snr_high for rows in splits.values()) + 0.3, min(shown) - 0.3)
+        axes.set_xlim(max(clean, default=1.0) + 0.3, min(noisy, default=-1.0) - 0.3)
         axes.set_xlabel("λ, log signal-to-noise ratio (clean left, noise right)")
         axes.grid(alpha=0.3)
     save_figure(figure, path)
