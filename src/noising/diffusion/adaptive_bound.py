@@ -20,7 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from noising.diffusion.bound_estimators import BoundEstimator, BoundPlan, ImageSet, Places, Stratified, evaluate
+from noising.diffusion.bound_estimators import (
+    BoundEstimator,
+    BoundPlan,
+    ImageSet,
+    ImageSpread,
+    Places,
+    Stratified,
+    evaluate,
+)
 from noising.diffusion.bound_terms import BoundTerms
 from noising.randomness import Streams, generator
 
@@ -42,6 +50,8 @@ class Pilot(NamedTuple):
     """(K,): the standard deviation of a term about its step's mean in the stratum, over images and noise."""
     image_variance: float
     """The variance of an image's whole bound from image to image, of `images` of them."""
+    raw_variance: float
+    """The same with the noise that each was estimated with."""
     images: int
     evaluations: int
     dims: int
@@ -99,10 +109,11 @@ class Adaptive(BoundEstimator):
         draws = evaluate(terms, plan, apart, index, x, label, at_once=count)
         values = draws.nats.reshape(count, plan.replicates, -1)  # one a stratum
         bounds = draws.prior[:, None] + values @ plan.edges.diff().double()
-        spread = float(bounds.mean(1).var() - bounds.var(1).mean() / plan.replicates) if count > 1 else 0.0
+        raw = float(bounds.mean(1).var()) if count > 1 else 0.0
+        between = max(raw - float(bounds.var(1).mean()) / plan.replicates, 0.0)
         steps = draws.places.step.reshape(values.shape).double()
         deviation = _std_about_line(values.flatten(0, 1), steps.flatten(0, 1))
-        return Pilot(plan.edges, deviation, max(spread, 0.0), count, plan.evaluations, draws.dims)
+        return Pilot(plan.edges, deviation, between, raw, max(count, 2), plan.evaluations, draws.dims)
 
 
 class AdaptivePlan(BoundPlan):
@@ -117,7 +128,9 @@ class AdaptivePlan(BoundPlan):
         self.draws = draws_needed(pilot, stderr * pilot.dims * math.log(2), replicates, images.size)
         self.pilot_evaluations = pilot.evaluations
         self.evaluations = pilot.evaluations + replicates * self.draws
-        self.image_variance = (pilot.image_variance / (pilot.dims * math.log(2)) ** 2, max(pilot.images - 1, 1))
+        self.even = self.draws % images.size == 0
+        square = (pilot.dims * math.log(2)) ** 2
+        self.image_spread = ImageSpread(pilot.image_variance / square, pilot.raw_variance / square, pilot.images - 1)
         counts = _whole(pilot.shares.numpy(), self.draws)
         samples = [
             _systematic_sample(pilot.edges.numpy(), counts, images, replicate) for replicate in range(replicates)

@@ -23,6 +23,7 @@ __all__ = [
     "BoundPlan",
     "Exact",
     "ImageSet",
+    "ImageSpread",
     "Places",
     "StrataPlan",
     "Stratified",
@@ -69,6 +70,21 @@ class BoundDraws(NamedTuple):
     dims: int
 
 
+class ImageSpread(NamedTuple):
+    """How far the bounds of images lie apart, (bits/dim)²."""
+
+    variance: float
+    """Of their bounds, the noise of estimating each taken off."""
+    raw: float
+    """With that noise."""
+    freedom: int
+
+    @property
+    def uncertainty(self) -> float:
+        """The variance of `variance`, but for a factor of 2."""
+        return self.raw**2 / self.freedom
+
+
 class BoundPlan(ABC):
     """The draws of a whole set of images, known before the first is made."""
 
@@ -79,8 +95,10 @@ class BoundPlan(ABC):
     """Those that planning cost."""
     by_image: bool
     """Whether each image has draws in every replicate, independent of the other images'."""
-    image_variance: tuple[float, int] | None = None
-    """The variance of L over images, (bits/dim)², and its degrees of freedom, where the draws do not tell it."""
+    even: bool
+    """Whether each image has as many draws as any other in every replicate, so that the draws tell images apart."""
+    image_spread: ImageSpread | None = None
+    """How far images lie apart, if planning told."""
 
     @abstractmethod
     def places(self, index: Tensor, streams: Streams) -> Places:
@@ -136,7 +154,7 @@ def evaluate(
 class StrataPlan(BoundPlan):
     """From each stratum of steps each image draws one, uniformly, and counts it as often as the stratum has steps."""
 
-    by_image = True
+    by_image = even = True
 
     def __init__(self, edges: Tensor, replicates: int, images: int) -> None:
         """edges: (K + 1,), stratum k holds the steps edges[k] .. edges[k + 1] − 1."""

@@ -11,7 +11,15 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from noising.diffusion.bound_estimators import BoundDraws, BoundEstimator, BoundPlan, ImageSet, evaluate, log_strata
+from noising.diffusion.bound_estimators import (
+    BoundDraws,
+    BoundEstimator,
+    BoundPlan,
+    ImageSet,
+    ImageSpread,
+    evaluate,
+    log_strata,
+)
 from noising.diffusion.bound_terms import BoundTerms
 
 __all__ = ["BoundCurve", "BoundMeter", "measure"]
@@ -125,16 +133,17 @@ class BoundMeter:
         return [_Error(math.sqrt(float(variance) / replicates), replicates - 1) for variance in means.var(0)]
 
     def _over_images(self) -> _Error:
-        """Of the mean over images, had each been evaluated without error."""
-        n, _, _, total, square = self._images[:5].tolist()
-        if self.plan.image_variance is not None:
-            variance, freedom = self.plan.image_variance
-            return _Error(math.sqrt(variance / n), freedom)
-        if n == 1:
+        """Of the mean over images, had each been evaluated without error: by the draws or the pilot, the surer."""
+        n, _, _, total, square, _, _, within = self._images.tolist()
+        told = [] if self.plan.image_spread is None else [self.plan.image_spread]
+        if self.plan.even and n > 1:
+            raw = max(square / n - (total / n) ** 2, 0.0) * n / (n - 1)
+            noise = within / n if math.isfinite(within) else 0.0
+            told.append(ImageSpread(max(raw - noise, 0.0), raw, int(n) - 1))
+        if not told or n == 1:
             return _Error(math.nan, 1)
-        spread = max(square / n - (total / n) ** 2, 0.0) / (n - 1)
-        monte_carlo = self._monte_carlo()[2].stderr
-        return _Error(math.sqrt(max(spread - (monte_carlo**2 if monte_carlo == monte_carlo else 0.0), 0.0)), int(n) - 1)
+        surest = min(told, key=lambda spread: spread.uncertainty)
+        return _Error(math.sqrt(surest.variance / n), surest.freedom)
 
     def curve(self) -> BoundCurve:
         """Where the bits lie; neighbouring bins are joined until each has draws enough."""

@@ -18,7 +18,10 @@ from noising.trained import TrainedRun
 
 __all__ = ["BoundBenchmark"]
 
-_STRATA, _IMAGES = 100, 128  # of what tells how large the full sum's own error is
+_MANY = 1000
+"""Images that tell how far images lie apart: their bounds have a long tail."""
+_STRATA, _IMAGES = 100, 128
+"""Of the steps and images that tell how noisy one image's sum of all terms is."""
 
 
 class BoundBenchmark(Benchmark):
@@ -49,7 +52,7 @@ class BoundBenchmark(Benchmark):
     def run(self, trained: TrainedRun, device: torch.device, batch_size: int) -> list[Ratio]:
         terms, images = trained.bound_terms(self.clip, device), trained.image_set("test", device)
         noise = full_sum_variance(terms, images)
-        pilot = Adaptive(self.stderr, pilot_images=_IMAGES, clip=self.clip).pilot(terms, images)
+        pilot = Adaptive(self.stderr, pilot_images=_MANY, clip=self.clip).pilot(terms, images)
         between = pilot.image_variance / (pilot.dims * math.log(2)) ** 2
         few = Adaptive(self._monte_carlo_part(between / images.size), clip=self.clip)
         some = images._replace(size=min(self.full_sum_images or images.size, images.size))
