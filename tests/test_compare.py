@@ -103,8 +103,9 @@ def test_what_cannot_be_compared(trained: Path, noising: Command, tmp_path: Path
 def test_benchmark_counts_what_is_saved(trained: Path, noising: Command, tmp_path: Path) -> None:
     options = (
         "benchmark.stderr=0.2",
-        "benchmark.full_sum_images=40",
         "benchmark.repeats=2",
+        "benchmark.full_sum_images=40",
+        "benchmark.full_sum_repeats=2",
         "device=cpu",
         "hydra.run.dir=bench",
     )

@@ -31,15 +31,16 @@ class BoundBenchmark(Benchmark):
         self,
         stderr: float = 0.01,
         full_sum_images: int | None = None,
-        repeats: int = 4,
+        repeats: int = 24,
+        full_sum_repeats: int = 4,
         clip: float | None = 1.0,
     ) -> None:
         """stderr: bits/dim, over times, noise and images; full_sum_images: how many the second comparison takes.
 
-        repeats: evaluations, each with draws of its own, whose mean says how large the error is that was reached.
+        repeats, full_sum_repeats: evaluations, each with draws of its own, whose mean tells the error that was reached.
         """
-        if repeats < 1:
-            raise ValueError(f"repeats must be at least 1, got {repeats}")
+        if min(repeats, full_sum_repeats) < 1:
+            raise ValueError(f"repeats and full_sum_repeats must be at least 1, got {repeats}, {full_sum_repeats}")
         if not stderr > 0:
             raise ValueError(f"stderr must be positive, got {stderr}")
         if full_sum_images is not None and full_sum_images < 2:
@@ -47,6 +48,7 @@ class BoundBenchmark(Benchmark):
         self.stderr = stderr
         self.full_sum_images = full_sum_images
         self.repeats = repeats
+        self.full_sum_repeats = full_sum_repeats
         self.clip = clip
 
     def run(self, trained: TrainedRun, device: torch.device, batch_size: int) -> list[Ratio]:
@@ -57,20 +59,22 @@ class BoundBenchmark(Benchmark):
         few = Adaptive(self._monte_carlo_part(between / images.size), clip=self.clip)
         some = images._replace(size=min(self.full_sum_images or images.size, images.size))
         every = Adaptive(math.sqrt(noise / some.size), clip=self.clip)
-        first = self._repeat(terms, few, images, batch_size)
-        second = self._repeat(terms, every, some, batch_size)
+        first = self._repeat(self.repeats, terms, few, images, batch_size)
+        second = self._repeat(self.full_sum_repeats, terms, every, some, batch_size)
         return [
             self._images_random(*first, between, noise, images.size, terms.timesteps),
             self._whole_set(*second, noise, some.size, terms.timesteps),
         ]
 
-    def _repeat(self, terms: BoundTerms, estimator: Adaptive, images: ImageSet, batch_size: int) -> tuple[float, float]:
+    def _repeat(
+        self, repeats: int, terms: BoundTerms, estimator: Adaptive, images: ImageSet, batch_size: int
+    ) -> tuple[float, float]:
         """The Monte Carlo standard error, the mean over the repeats, and the evaluations of one."""
         variance, evaluations = 0.0, 0.0
-        for seed in range(self.repeats):
+        for seed in range(repeats):
             meter = measure(terms, estimator, images._replace(seed=seed), batch_size, evaluations_bar)
-            variance += meter.compute()["bound_mc_se"] ** 2 / self.repeats
-            evaluations += meter.plan.evaluations / self.repeats
+            variance += meter.compute()["bound_mc_se"] ** 2 / repeats
+            evaluations += meter.plan.evaluations / repeats
         return math.sqrt(variance), evaluations
 
     def _monte_carlo_part(self, image_variance: float) -> float:
@@ -117,7 +121,7 @@ class BoundBenchmark(Benchmark):
             "full_sum_evaluations": timesteps * images,
             "mc_se": mc_se,
             "images": images,
-            "repeats": self.repeats,
+            "repeats": self.full_sum_repeats,
             "evaluations": round(evaluations),
         }
         return Ratio(
