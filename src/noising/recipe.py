@@ -70,6 +70,10 @@ def require_compatible(cfg: DictConfig) -> None:
 def conflicts(recipe: Recipe) -> Iterator[str]:
     """What cannot work, a line each that names the options and the way out."""
     schedule, objective, variance = recipe.schedule, recipe.objective, recipe.variance
+    wrong = list(_malformed(recipe))
+    if wrong:
+        yield from wrong
+        return
     end = schedule(torch.ones(1, dtype=torch.float64))
     if not end.alpha.any():
         where = f"at t = 1, where {_name(schedule)} leaves no signal (zero terminal SNR)"
@@ -109,12 +113,45 @@ def conflicts(recipe: Recipe) -> Iterator[str]:
             "uniform times only; use times=low_discrepancy, grid or loss_aware"
         )
     level = schedule(inside)
-    with blaming("weighting"):
-        weight = objective.weight(schedule, level, recipe.parameterization.gain(level)).detach()
+    try:
+        with blaming("weighting"):
+            weight = objective.weight(schedule, level, recipe.parameterization.gain(level)).detach()
+    except TypeError as error:
+        yield f"weighting: it is called with (level, gain), and says: {error}"
+        return
     # nan at every level: not a weighted squared error at all
     if not weight.isnan().all() and not (weight.isfinite() & (weight >= 0)).all():
         worst = float(weight[~(weight.isfinite() & (weight >= 0))][0])
         yield f"weighting: weighs some level by {worst:g}; a weight must be finite and not negative"
+
+
+def _malformed(recipe: Recipe) -> Iterator[str]:
+    """What a curve or a mix of the user's own may lack, without which nothing else can be asked."""
+    schedule, parameterization = recipe.schedule, recipe.parameterization
+    t = torch.linspace(0.001, 0.999, 997, dtype=torch.float64)
+    how = "compute it from t with torch's own functions, in t's float64"
+    try:
+        log_snr = schedule.log_snr(t).detach()
+        schedule.log_snr_rate(t)
+    except (RuntimeError, TypeError) as error:
+        yield f"schedule: λ(t) of {_name(schedule)} cannot be computed or differentiated: {how} ({error})"
+        return
+    if log_snr.shape != t.shape or log_snr.dtype != t.dtype:
+        yield (
+            f"schedule: for t of shape {tuple(t.shape)} {_name(schedule)} gives λ of shape {tuple(log_snr.shape)} in "
+            f"{str(log_snr.dtype).removeprefix('torch.')}: {how}"
+        )
+        return
+    level = schedule(t)
+    a, b = parameterization.mix(level)
+    determinant = (a * level.sigma - b * level.alpha).expand_as(level.alpha).flatten()
+    singular = (determinant.abs() < 1e-12) | (determinant.sign() != determinant.sign()[0])
+    if bool(singular.any()):
+        where = float(level.log_snr.flatten()[int(singular.nonzero()[0])])
+        yield (
+            f"parameterization: near λ = {where:.1f} {_name(parameterization)} mixes x and ε as x_t does, so that its "
+            "output says nothing of x̂: a σ − b α must keep one sign"
+        )
 
 
 def _name(part: object) -> str:

@@ -30,6 +30,8 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     checkpoint = run.last_checkpoint if cfg.resume and run.last_checkpoint.exists() else None
     if trainer.is_global_zero:
         print(describe(module, data, cfg, run), flush=True)
+        if cfg.resume and checkpoint is None and run.config_file.exists():
+            print(f"no checkpoint there yet (one is written every {cfg.checkpoint_every_n_steps} steps): from step 0")
     with recording(run, config, trainer):
         trainer.fit(module, data, ckpt_path=checkpoint)
         # from the file, since processes that were spawned for the fit took their average with them
