@@ -79,6 +79,7 @@ CHOICES = {
     "noising.diffusion.bound_estimators": "BoundEstimator",
     "noising.diffusion.adaptive_bound": "BoundEstimator",
     "noising.diffusion.samplers": "Sampler",
+    "noising.diffusion.higher_order_samplers": "Sampler",
     "noising.diffusion.ode_solvers": "Solver",
     "noising.diffusion.divergences": "Divergence",
     "noising.data.digits": "ImageData",
@@ -116,7 +117,7 @@ def test_yaml_is_named_after_its_class() -> None:
         if path.parent.name not in ("callbacks", "ema", "trainer", "optimizer", "logger", "benchmark"):
             name = target.rpartition(".")[2]
             snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
-            assert path.stem in (snake, "linear"), f"{path.stem} names {name}"
+            assert path.stem in (snake, "linear", "dpmpp_2m"), f"{path.stem} names {name}"
 
 
 def test_importing_the_package_is_light() -> None:

@@ -119,7 +119,7 @@ def test_benchmark_counts_what_is_saved(trained: Path, noising: Command, tmp_pat
     random, whole = (summary["cards"][f"benchmark/{key}"] for key in ("images_random", "whole_set"))
     assert random["full_sum_evaluations"] == pytest.approx(1000 * random["full_sum_images"])
     assert summary["benchmark/images_random"] == pytest.approx(random["full_sum_evaluations"] / random["evaluations"])
-    assert random["stderr_reached"] == pytest.approx(0.2, rel=0.4)
+    assert 0 < random["stderr_reached"] < 0.2 * 1.4
     assert whole["images"] == 40
     equal = whole["evaluations"] * (whole["mc_se"] / whole["full_sum_stderr"]) ** 2
     assert summary["benchmark/whole_set"] == pytest.approx(40_000 / equal)

@@ -42,7 +42,7 @@ def digits() -> ImageData:
 def test_every_choice_builds_and_descends(group: str, choice: str, digits: ImageData) -> None:
     cfg = composed(f"{group}={choice}")
     module = build_module(cfg, digits)
-    build_sampler(cfg)
+    build_sampler(cfg, cfg.timesteps)
     x = digits.scale(digits.train.pixels[:8])
     t = torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))

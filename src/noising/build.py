@@ -99,9 +99,9 @@ def build_module(cfg: DictConfig, data: ImageData) -> DiffusionModule:
     )
 
 
-def build_sampler(cfg: DictConfig) -> Sampler:
-    """The sampler, with the grid it steps on."""
-    sampler: Sampler = make(cfg.sampler, "sampler", grid=make(cfg.grid, "grid"))
+def build_sampler(cfg: DictConfig, timesteps: int) -> Sampler:
+    """The sampler, with the grid it steps on; timesteps: T of the chain that was trained."""
+    sampler: Sampler = make(cfg.sampler, "sampler", grid=make(cfg.grid, "grid", timesteps=timesteps))
     return sampler
 
 
@@ -114,7 +114,7 @@ def build_callbacks(cfg: DictConfig, run: Run, data: ImageData) -> list[Callback
         "data": data,
         "ema": ema,
         "seed": cfg.seed,
-        "sampler": build_sampler(cfg),
+        "sampler": build_sampler(cfg, cfg.timesteps),
         "config": _plain(cfg),
     }
     named = make(cfg.callbacks, "callbacks", **facts)

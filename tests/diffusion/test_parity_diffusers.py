@@ -188,4 +188,4 @@ def test_their_default_spacing_never_sees_the_last_step() -> None:
     theirs = DDPMScheduler(T)
     theirs.set_timesteps(50)
     assert int(theirs.timesteps[0]) + 1 == 981
-    assert (uniform_grid(50)[-1] * T).item() == 1000
+    assert (uniform_grid(50, Cosine(T))[-1] * T).item() == 1000

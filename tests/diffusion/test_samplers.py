@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from noising.diffusion.grids import quadratic, uniform
+from noising.diffusion.higher_order_samplers import DPMPP2M, Heun
 from noising.diffusion.parameterizations import Velocity
 from noising.diffusion.samplers import DDIM, Ancestral, Sampler
 from noising.diffusion.schedules import Schedule
@@ -21,7 +22,7 @@ from tests.reference import ddpm
 
 
 def test_every_final_class_is_tested() -> None:
-    assert final_classes(Sampler) == {Ancestral, DDIM}
+    assert final_classes(Sampler) == {Ancestral, DDIM, Heun, DPMPP2M}
 
 
 @pytest.mark.parametrize("clip", [None, 1.0])
@@ -94,7 +95,7 @@ def test_ddim_with_eta_zero_is_eulers_method(preserving: Schedule) -> None:
     denoiser = denoiser_of(Crooked(), preserving, Velocity())
     start = normals(2, 1, 3, 3)
     ours = [point.x_t for point in DDIM(20, uniform, None).path(denoiser, lambda: start)]
-    chain = Chain(preserving, uniform(20))
+    chain = Chain(preserving, uniform(20, preserving))
     x_t = start
     for step in range(20, 0, -1):
         t, s = chain.level(step), chain.level(step - 1)
@@ -153,8 +154,8 @@ def test_path_ends_in_the_image_and_keeps_its_type(preserving: Schedule) -> None
 
 
 def test_grids_end_at_one() -> None:
-    assert uniform(4).tolist() == [0.25, 0.5, 0.75, 1.0]
-    assert quadratic(4).tolist() == [0.0625, 0.25, 0.5625, 1.0]
+    assert uniform(4, Cosine(10)).tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert quadratic(4, Cosine(10)).tolist() == [0.0625, 0.25, 0.5625, 1.0]
 
 
 @pytest.mark.parametrize(

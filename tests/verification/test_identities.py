@@ -35,7 +35,7 @@ EXPERIMENTS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml")
 @pytest.fixture(scope="module")
 def sound() -> tuple[Recipe, Sampler]:
     cfg = composed()
-    return build_recipe(cfg, 32, 256), build_sampler(cfg)
+    return build_recipe(cfg, 32, 256), build_sampler(cfg, cfg.timesteps)
 
 
 def broken(recipe: Recipe, sampler: Sampler, timesteps: int = 100) -> set[str]:
@@ -46,7 +46,9 @@ def broken(recipe: Recipe, sampler: Sampler, timesteps: int = 100) -> set[str]:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_recipe_holds(experiment: str) -> None:
     cfg = composed(f"experiment={experiment}", "sampler.steps=20")
-    failed = [row for row in identities(build_recipe(cfg, 32, 256), build_sampler(cfg), 200) if not row.holds]
+    failed = [
+        row for row in identities(build_recipe(cfg, 32, 256), build_sampler(cfg, cfg.timesteps), 200) if not row.holds
+    ]
     assert not failed
 
 
@@ -73,7 +75,9 @@ OTHERS = [
 )
 def test_every_choice_holds(group: str, choice: str, others: list[str]) -> None:
     cfg = composed(*others, f"{group}={choice}", "sampler.steps=20")
-    failed = [row for row in identities(build_recipe(cfg, 32, 256), build_sampler(cfg), 100) if not row.holds]
+    failed = [
+        row for row in identities(build_recipe(cfg, 32, 256), build_sampler(cfg, cfg.timesteps), 100) if not row.holds
+    ]
     assert not failed
 
 

@@ -28,8 +28,8 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
     """Draw cfg.n images: image i depends on (seed, i) alone, whatever the batch size."""
     for option, least in (("n", 1), ("batch_size", 1), ("seed", 0)):
         require_whole(cfg, option, least)
-    sampler = build_sampler(cfg)
     trained = load(cfg.checkpoint)
+    sampler = build_sampler(cfg, trained.config.timesteps)
     data, run = trained.data, Run(run_dir)
     denoiser = trained.denoiser.to(find_device(cfg.device))
     shape = (data.channels, data.resolution, data.resolution)

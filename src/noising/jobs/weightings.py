@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from noising.configuration import UsageError
 from noising.diffusion.loss_weights import loss_weights
 from noising.recipe import Recipe, build_recipe, require_compatible
 
@@ -32,7 +33,10 @@ def weightings(cfg: DictConfig, run_dir: Path) -> None:
     figure = Figure(figsize=(13, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for choice in _choices("weighting"):
-        _draw(left, _recipe([*own, f"weighting={choice}"]), choice)
+        try:
+            _draw(left, _recipe([*own, f"weighting={choice}"]), choice)
+        except (UsageError, ValueError, TypeError, RuntimeError) as error:  # of the user's, perhaps not done yet
+            print(f"weighting={choice} is left out: {error}")
     _draw_density(left, build_recipe(cfg, RESOLUTION, LEVELS))
     left.set_title("every weighting in this config: its schedule, parameterization, times and objective", fontsize=10)
     drawn: list[str] = []

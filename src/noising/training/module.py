@@ -56,6 +56,7 @@ class DiffusionModule(LightningModule):
         # Loss sums and counts by quartile of t since they were last logged. Kept on the device, so that no step waits
         # for a number; no buffer, since DDP would overwrite each rank's with rank 0's.
         self._sums = torch.zeros(2, QUARTILES)
+        self._settled = self._sums  # as after the last optimizer step, for a checkpoint that is written amid one
 
     @property
     def trained_steps(self) -> int:
@@ -64,10 +65,13 @@ class DiffusionModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["times"] = self.times.state_dict()
+        gathered: Tensor = self.all_gather(self._settled)  # type: ignore[assignment]
+        checkpoint["loss_sums"] = gathered.reshape(-1, 2, QUARTILES).sum(0).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.restored_step = int(checkpoint["global_step"])
         self.times.load_state_dict(checkpoint["times"])
+        self._settled = checkpoint["loss_sums"]
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the denoiser's and the objective's parameters, its rate set anew every step."""
@@ -118,7 +122,9 @@ class DiffusionModule(LightningModule):
         self._sums[1].index_add_(0, quartile, torch.ones_like(loss, dtype=torch.float32))
 
     def on_train_start(self) -> None:
-        self._sums = torch.zeros(2, QUARTILES, device=self.device)
+        # what a resumed run had summed over its ranks goes on with the first
+        summed = self._settled if self.global_rank == 0 else torch.zeros(2, QUARTILES)
+        self._sums = summed.to(self.device, copy=True)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the mean losses since the last log, and the rate, every log_every_n_steps."""
@@ -126,6 +132,8 @@ class DiffusionModule(LightningModule):
         if stepped and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             numbers = {name: float(value) for name, value in self.mean_losses().items()}
             self.write({**numbers, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+        if stepped:
+            self._settled = self._sums.clone()
 
     def write(self, numbers: dict[str, float]) -> None:
         """Hand numbers to every logger, under the count of optimizer steps taken; `self.log` would be one behind."""
