@@ -51,7 +51,7 @@ def respaced(steps: int, schedule: Schedule, timesteps: int) -> Tensor:
     https://arxiv.org/abs/2102.09672
     """
     _require_fewer(steps, timesteps)
-    return torch.round(torch.linspace(1, timesteps, steps, dtype=torch.float64)).clamp(max=timesteps) / timesteps
+    return torch.round(torch.linspace(timesteps, 1, steps, dtype=torch.float64)).flip(0) / timesteps
 
 
 def uniform_log_snr(steps: int, schedule: Schedule, timesteps: int) -> Tensor:
@@ -71,14 +71,14 @@ def karras(steps: int, schedule: Schedule, timesteps: int, rho: float = 7.0) -> 
     return _times(-2 * rho * torch.linspace(clean, noisy, steps, dtype=torch.float64).log(), schedule)
 
 
-_NOISIEST = -20.0
-"""λ that stands for −∞ among the ends: σ/α is 22,000 there."""
+_NOISIEST = -2 * math.log(80)
+"""λ that stands for −∞ among the ends: σ/α is 80 there, as where Karras et al. begin."""
 
 
 def _ends(schedule: Schedule, timesteps: int) -> tuple[float, float]:
     """λ at the first step of the chain and at the last."""
     clean, noisy = schedule.log_snr(torch.tensor([1 / timesteps, 1.0], dtype=torch.float64)).tolist()
-    return clean, max(noisy, _NOISIEST)
+    return clean, noisy if math.isfinite(noisy) else _NOISIEST
 
 
 def _times(log_snr: Tensor, schedule: Schedule) -> Tensor:

@@ -35,7 +35,7 @@ class Heun(Sampler):
         churn: float = 0.0,
         churn_min: float = 0.05,
         churn_max: float = 50.0,
-        churn_noise: float = 1.003,
+        churn_noise: float = 1.0,
     ) -> None:
         """churn: S_churn, shared among all steps, added where σ/α lies within its ends; churn_noise: S_noise."""
         super().__init__(steps, grid, clip)
