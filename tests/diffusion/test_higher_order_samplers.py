@@ -126,8 +126,7 @@ def test_dpmpp_draws_the_data(stochastic: bool) -> None:
 def test_churn_keeps_the_spread_and_adds_noise() -> None:
     denoiser = oracle_denoiser(gaussian(0.5), LogLinearSigma(0.02, 20.0), Velocity(), FixedSmall())
     still, churned = (
-        Heun(40, by_sigma, None, churn=churn)(denoiser, in_turn(normals(60, 20_000, 1, 1, 1)))
-        for churn in (0.0, 20.0)
+        Heun(40, by_sigma, None, churn=churn)(denoiser, in_turn(normals(60, 20_000, 1, 1, 1))) for churn in (0.0, 20.0)
     )
     assert still.std().item() == pytest.approx(0.5, rel=0.02)
     assert churned.std().item() == pytest.approx(0.5, rel=0.02)

@@ -18,7 +18,7 @@ from noising.diffusion.levels import Geometry, NoiseLevel, VariancePreserving
 from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.objectives import Regression
 from noising.diffusion.parameterizations import Epsilon, Parameterization, Velocity
-from noising.diffusion.samplers import Sampler
+from noising.diffusion.samplers import Sampler, SingleStep
 from noising.diffusion.schedules import LinearLogSNR, Schedule
 from noising.diffusion.tabulated_schedules import Cosine
 from noising.diffusion.times import Draw, TimeSampler
@@ -251,7 +251,7 @@ def test_a_faulty_part_is_caught(group: str, part: object, sound: tuple[Recipe, 
     assert group in broken(recipe._replace(**{group: part}), sampler)
 
 
-class Louder(Sampler):
+class Louder(SingleStep):
     """Adds a fifth more noise than the reverse step has."""
 
     def step(self, denoiser, transition, x_t, prediction, noise):  # type: ignore[no-untyped-def]
