@@ -130,7 +130,7 @@ def test_fewer_evaluations_than_images_are_as_good_as_planned() -> None:
 def test_steps_are_drawn_where_the_terms_vary() -> None:
     """A systematic sample meets the planned shares to one draw in each stratum, and images come in whole rounds."""
     pilot = Pilot(log_strata(100, 6), torch.tensor([0.0, 4.0, 2.0, 1.0, 0.5, 0.1]).double(), 0.01, 0.02, 10, 60, 4)
-    plan = AdaptivePlan(pilot, 0.05, 8, image_set(10, 0))
+    plan = AdaptivePlan(pilot, 0.3, 8, image_set(10, 0))
     places = plan.places(torch.arange(10), Streams(0, "", range(10)))
     assert plan.draws % 10 == 0
     assert torch.equal(torch.bincount(places.row), torch.full((10,), 8 * plan.draws // 10))
@@ -173,6 +173,12 @@ def test_terms_that_never_vary_need_few_draws() -> None:
     assert plan.evaluations == 5 * 32 + 8 * plan.draws  # the pilot's are counted
     assert numbers["bound"] == pytest.approx(20)
     assert numbers["bound_mc_se"] == pytest.approx(0, abs=1e-12)
+
+
+def test_an_error_out_of_all_proportion_is_refused() -> None:
+    terms = Cached(torch.rand(5, 20, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"stderr=1e-09 would take .* where all terms of all images take 1e\+02"):
+        estimate(terms, Adaptive(1e-9, clip=None), 0)
 
 
 @pytest.mark.parametrize("options", [{"stderr": 0.0}, {"stderr": math.nan}, {"replicates": 7}, {"pilot_images": 1}])

@@ -37,6 +37,8 @@ __all__ = ["Adaptive", "AdaptivePlan", "Pilot"]
 DEFENSIVE = 0.05
 """The share of the draws that is spread over the strata evenly, should the pilot have seen too little of one."""
 
+MOST = 100
+"""Times the evaluations of the full sum that are still made; beyond that the error asked for is a mistake."""
 SMALLEST_SHARE = 4
 """Draws a stratum, on average, that a replicate has at least: with fewer, whole draws are too coarse for the shares."""
 
@@ -122,10 +124,16 @@ class AdaptivePlan(BoundPlan):
     by_image = False
 
     def __init__(self, pilot: Pilot, stderr: float, replicates: int, images: ImageSet) -> None:
-        """stderr: of the mean over the images, bits/dim."""
+        """stderr: of the mean over the images, bits/dim. Raises ValueError if it is out of all proportion."""
         self.pilot = pilot
         self.replicates = replicates
         self.draws = draws_needed(pilot, stderr * pilot.dims * math.log(2), replicates, images.size)
+        full = images.size * int(pilot.edges[-1] - 1)
+        if replicates * self.draws > MOST * full:
+            raise ValueError(
+                f"stderr={stderr:g} would take {replicates * self.draws:.2g} network evaluations, where all terms of "
+                f"all images take {full:.2g}: ask for a larger one"
+            )
         self.pilot_evaluations = pilot.evaluations
         self.evaluations = pilot.evaluations + replicates * self.draws
         self.even = self.draws % images.size == 0

@@ -130,7 +130,7 @@ def _measure_difference(cfg: DictConfig, run: Run) -> None:
     with blaming("runs"):
         pair = Difference(*terms)
     with recording(run, OmegaConf.to_container(cfg, resolve=True)):
-        with in_evaluation(first.denoiser), in_evaluation(second.denoiser):
+        with in_evaluation(first.denoiser), in_evaluation(second.denoiser), blaming("bound"):
             images = first.image_set(cfg.split, device)
             meter = measure(pair, estimator, images, cfg.batch_size, evaluations_bar)
         numbers = meter.compute()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from noising.configuration import blaming
 from noising.diffusion.bound_estimators import BoundEstimator, BoundPlan, ImageSet, evaluate
 from noising.diffusion.bound_meter import BoundMeter
 from noising.diffusion.bound_terms import ModelTerms
@@ -61,7 +62,7 @@ class BoundEvaluation:
         self.chain = Chain.uniform(denoiser.schedule, self.timesteps)
         self.terms = ModelTerms(denoiser, self.chain, self.decoder, self.estimator.clip)
         self._images = ImageSet(count, lambda index: (fetch(index), None), self.split, _SEED)
-        with _outside_autocast():
+        with _outside_autocast(), blaming("bound"):
             self.plan: BoundPlan = self.estimator.plan(self.terms, self._images, share)
         self.meter = BoundMeter(self.plan, self.timesteps)
         self._at_once = 1
