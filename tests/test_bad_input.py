@@ -85,6 +85,7 @@ def test_velocity_with_min_snr_is_fine_without_terminal_signal(noising: Callable
         ("seed=one", "seed must be a whole number from 0, got one"),
         ("ema.decay=1", "ema: decay must lie in [0, 1), got 1"),
         ("lr_schedule.warmup=-5", "lr_schedule: warmup must not be negative, got -5"),
+        ("grid=trailing timesteps=20", "grid: steps=100 is more than the 20 whole steps of the chain"),
         ("sampler.steps=0", "sampler: steps must be at least 1, got 0"),
         ("sampler.clip=-1", "sampler: clip must be positive or null, got -1"),
         ("validation_bound.times=7", "validation_bound: times must be an even number from 4, got 7"),
@@ -106,7 +107,7 @@ def test_velocity_with_min_snr_is_fine_without_terminal_signal(noising: Callable
     ],
 )
 def test_an_option_gets_its_line(override: str, message: str, noising: Callable[..., Outcome], tmp_path: Path) -> None:
-    outcome = noising("train", override)
+    outcome = noising("train", *override.split())
     assert outcome.code == 2, outcome
     assert outcome.err.startswith(f"error: {message}"), outcome.err
     assert outcome.err.count("\n") == 1

@@ -20,6 +20,7 @@ from noising.data.image_data import ImageData
 from noising.diffusion.bound_estimators import BoundEstimator
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.samplers import Sampler
+from noising.diffusion.schedules import Schedule
 from noising.recipe import Recipe, build_recipe
 from noising.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
 from noising.training.ema import EMA
@@ -99,9 +100,15 @@ def build_module(cfg: DictConfig, data: ImageData) -> DiffusionModule:
     )
 
 
-def build_sampler(cfg: DictConfig, timesteps: int) -> Sampler:
-    """The sampler, with the grid it steps on; timesteps: T of the chain that was trained."""
+def build_sampler(cfg: DictConfig, timesteps: int, schedule: Schedule | None = None) -> Sampler:
+    """The sampler, with the grid it steps on; timesteps: T of the chain that was trained.
+
+    schedule: on which the steps are tried before any work.
+    """
     sampler: Sampler = make(cfg.sampler, "sampler", grid=make(cfg.grid, "grid", timesteps=timesteps))
+    if schedule is not None:
+        with blaming("grid"):
+            sampler.chain(schedule)
     return sampler
 
 

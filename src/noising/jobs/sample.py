@@ -29,7 +29,7 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
     for option, least in (("n", 1), ("batch_size", 1), ("seed", 0)):
         require_whole(cfg, option, least)
     trained = load(cfg.checkpoint)
-    sampler = build_sampler(cfg, trained.config.timesteps)
+    sampler = build_sampler(cfg, trained.config.timesteps, trained.denoiser.schedule)
     data, run = trained.data, Run(run_dir)
     denoiser = trained.denoiser.to(find_device(cfg.device))
     shape = (data.channels, data.resolution, data.resolution)

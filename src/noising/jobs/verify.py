@@ -32,7 +32,8 @@ class VerificationError(UsageError):
 def verify(cfg: DictConfig, run_dir: Path) -> None:
     """Print the table, leave it and the plots in run_dir; raise VerificationError if an identity fails."""
     require_compatible(cfg)
-    recipe, sampler = build_recipe(cfg, RESOLUTION, LEVELS), build_sampler(cfg, cfg.timesteps)
+    recipe = build_recipe(cfg, RESOLUTION, LEVELS)
+    sampler = build_sampler(cfg, cfg.timesteps, recipe.schedule)
     rows = list(identities(recipe, sampler, cfg.timesteps))
     _write(run_dir / "identities.csv", rows)
     draw(run_dir / "verification.png", recipe, cfg.timesteps)

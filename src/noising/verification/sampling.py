@@ -11,6 +11,7 @@ from scipy.linalg import hadamard
 
 from noising.diffusion.decoders import Decoder
 from noising.diffusion.gaussian import Gaussian
+from noising.diffusion.grids import uniform
 from noising.diffusion.optimal_variance import Optimal
 from noising.diffusion.samplers import Sampler
 from noising.diffusion.transition import Chain
@@ -62,6 +63,10 @@ def spread(sampler: Sampler, recipe: Recipe, steps: int) -> float:
     denoiser = oracle_denoiser(oracle, recipe.schedule, recipe.parameterization, variance)
     finer = copy.copy(sampler)
     finer.steps, finer.clip = steps, None
+    try:
+        finer.chain(recipe.schedule)
+    except ValueError:  # whole steps of the chain, of which there are no more
+        finer.grid = uniform
     rows = 2 ** math.ceil(math.log2(steps + 2))
     noises = iter(torch.from_numpy(hadamard(rows)).double().reshape(rows, 1, 1, 1, rows))
     return float(finer(denoiser, lambda: next(noises)).square().mean().sqrt())
