@@ -69,7 +69,7 @@ def test_class_reaches_the_network_everywhere() -> None:
         assert not torch.equal(one[1:], without[1:])
 
 
-@pytest.mark.parametrize("estimator", [Exact(), Stratified(4), Adaptive(1.0)])
+@pytest.mark.parametrize("estimator", [Exact(), Stratified(4), Adaptive(100.0)])
 def test_class_reaches_the_network_in_every_estimate(estimator: BoundEstimator) -> None:
     schedule, label, x = Cosine(8), torch.tensor([0, 2, 5]), images(3)
     chosen = ImageSet(3, lambda index: (x[index], label[index]), "bound")
