@@ -112,7 +112,7 @@ def build_sampler(cfg: DictConfig, timesteps: int, schedule: Schedule | None = N
     return sampler
 
 
-def build_callbacks(cfg: DictConfig, run: Run, data: ImageData) -> list[Callback]:
+def build_callbacks(cfg: DictConfig, run: Run, data: ImageData, schedule: Schedule) -> list[Callback]:
     """The average, the progress bar, the checkpoints, and what the `callbacks` group names."""
     require_whole(cfg, "checkpoint_every_n_steps", least=1)
     ema: EMA = make(cfg.ema, "ema")
@@ -121,7 +121,7 @@ def build_callbacks(cfg: DictConfig, run: Run, data: ImageData) -> list[Callback
         "data": data,
         "ema": ema,
         "seed": cfg.seed,
-        "sampler": build_sampler(cfg, cfg.timesteps),
+        "sampler": build_sampler(cfg, cfg.timesteps, schedule),
         "config": _plain(cfg),
     }
     named = make(cfg.callbacks, "callbacks", **facts)

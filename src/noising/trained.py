@@ -62,6 +62,11 @@ class TrainedRun:
         return ImageSet(size or len(pixels), lambda index: (self.data.scale(pixels[index].to(device)), None), split)
 
     @property
+    def source(self) -> dict[str, Any]:
+        """Which model a number is of, for its card."""
+        return {"checkpoint": str(self.path), "step": self.step, "weights": self.weights}
+
+    @property
     def weights(self) -> dict[str, Any]:
         """What the weights are, for the card of a number: the average's decay and updates."""
         return {name: self.checkpoint["ema"][name] for name in ("decay", "updates")}

@@ -18,7 +18,10 @@ from torch.utils.data import DataLoader, Dataset
 from noising.data.order import BatchSlice, StepOrder, evaluation_batches
 from noising.randomness import generator
 
-__all__ = ["ImageData", "Images", "Splits"]
+__all__ = ["SPLITS", "ImageData", "Images", "Splits"]
+
+SPLITS = ("test", "train", "val")
+"""What is measured first, first."""
 
 
 class Images(NamedTuple):

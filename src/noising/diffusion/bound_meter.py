@@ -26,10 +26,10 @@ __all__ = ["BoundCurve", "BoundMeter", "measure"]
 
 BINS = 120
 """Of the steps, for the curves."""
-Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
-
 FEWEST = 64
 """Draws in a bin that is shown: neighbours are joined until they have so many."""
+
+Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
 class BoundCurve(NamedTuple):

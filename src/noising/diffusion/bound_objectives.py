@@ -40,6 +40,15 @@ class ChainObjective(Objective, ABC):
         # a time on the grid may lie a rounding above it
         return (t.double().cpu() * self.timesteps - 1e-6).ceil().long().clamp(1, self.timesteps)
 
+    def _look(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
+    ) -> tuple[Tensor, NoiseLevel, Tensor, Prediction]:
+        """The steps of times t, (B,), their level, x_t and what the denoiser says of it."""
+        steps = self._steps(t)
+        level = self._chain(denoiser.schedule).level(steps)
+        x_t = level.perturb(x, noise)
+        return steps, level, x_t, denoiser.at(x_t, level, **condition)  # type: ignore[arg-type]
+
     def _bound(self, denoiser: Denoiser, x: Tensor, x_t: Tensor, steps: Tensor, prediction: Prediction) -> Tensor:
         """T L_t in bits/dim, (B,): over steps drawn evenly, on average the bound but for the prior's term."""
         chain = self._chain(denoiser.schedule)
@@ -57,10 +66,7 @@ class VariationalBound(ChainObjective):
     def forward(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
     ) -> dict[str, Tensor]:
-        steps = self._steps(t)
-        level = self._chain(denoiser.schedule).level(steps)
-        x_t = level.perturb(x, noise)
-        prediction = denoiser.at(x_t, level, **condition)  # type: ignore[arg-type]
+        steps, _, x_t, prediction = self._look(denoiser, x, t, noise, **condition)
         return {"loss": self._bound(denoiser, x, x_t, steps, prediction)}
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
@@ -94,10 +100,7 @@ class Hybrid(ChainObjective):
     def forward(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
     ) -> dict[str, Tensor]:
-        steps = self._steps(t)
-        level = self._chain(denoiser.schedule).level(steps)
-        x_t = level.perturb(x, noise)
-        prediction = denoiser.at(x_t, level, **condition)  # type: ignore[arg-type]
+        steps, level, x_t, prediction = self._look(denoiser, x, t, noise, **condition)
         error = (prediction.output - denoiser.parameterization.target(x, noise, level)).square().flatten(1).mean(1)
         weight = like(self.weighting(level, denoiser.parameterization.gain(level)).flatten(), x)
         held = prediction._replace(x=prediction.x.detach())

@@ -50,8 +50,7 @@ def benchmark(cfg: DictConfig, run_dir: Path) -> None:
     with recording(run, OmegaConf.to_container(cfg, resolve=True)):
         with in_evaluation(trained.denoiser.to(device)):
             ratios = method.run(trained, device, cfg.batch_size)
-        source = {"checkpoint": str(trained.path), "step": trained.step, "weights": trained.weights}
-        cards = {f"benchmark/{ratio.key}": {**ratio.card, **source} for ratio in ratios}
+        cards = {f"benchmark/{ratio.key}": {**ratio.card, **trained.source} for ratio in ratios}
         run.record({f"benchmark/{ratio.key}": ratio.ratio for ratio in ratios}, cards)
     view = Table(title=f"{trained.data.name}, {os.path.relpath(trained.path)}", title_justify="left")
     for column in ("network evaluations", "all terms", "adaptive", "times fewer"):

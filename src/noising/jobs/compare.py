@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from noising.configuration import ConfigError, blaming, make, require_whole
+from noising.data.image_data import SPLITS
 from noising.diffusion.bound_meter import measure
 from noising.diffusion.bound_terms import Difference
 from noising.jobs.devices import find_device
@@ -116,7 +117,7 @@ def _cell(row: Row, name: str) -> str:
 def _measure_difference(cfg: DictConfig, run: Run) -> None:
     if len(cfg.runs) != 2:
         raise ConfigError(f"paired=true compares two runs, got {len(cfg.runs)}")
-    if cfg.split not in ("test", "train", "val"):
+    if cfg.split not in SPLITS:
         raise ConfigError(f"split must be test, train or val, got {cfg.split}")
     require_whole(cfg, "batch_size", 1)
     estimator = make(cfg.bound, "bound")
@@ -135,8 +136,8 @@ def _measure_difference(cfg: DictConfig, run: Run) -> None:
             meter = measure(pair, estimator, images, cfg.batch_size, evaluations_bar)
         numbers = meter.compute()
         card = {
-            "first": _source(first),
-            "second": _source(second),
+            "first": first.source,
+            "second": second.source,
             "estimator": OmegaConf.to_container(cfg.bound),
             "split": cfg.split,
             "images": meter.images,
@@ -154,10 +155,6 @@ def _require_same_images(first: TrainedRun, second: TrainedRun, split: str) -> N
     one, other = (getattr(trained.data, split).pixels for trained in (first, second))
     if first.data.levels != second.data.levels or one.shape != other.shape or not torch.equal(one, other):
         raise ConfigError(f"runs: their {split} images are not the same ({first.data.name}, {second.data.name})")
-
-
-def _source(trained: TrainedRun) -> dict[str, Any]:
-    return {"checkpoint": str(trained.path), "step": trained.step, "weights": trained.weights}
 
 
 def _print_difference(cfg: DictConfig, run: Run, numbers: Mapping[str, float], card: Mapping[str, Any]) -> None:

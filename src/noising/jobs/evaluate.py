@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from noising.build import build_evaluation_trainer, build_module
 from noising.configuration import ConfigError
+from noising.data.image_data import SPLITS
 from noising.jobs.summary import print_summary, recording
 from noising.trained import load
 from noising.training.ema import EMA
@@ -41,6 +42,5 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def _require_splits(cfg: DictConfig) -> None:
-    known = ("test", "train", "val")
-    if not OmegaConf.is_list(cfg.splits) or not cfg.splits or any(split not in known for split in cfg.splits):
-        raise ConfigError(f"splits must be a list of {', '.join(known)}, got {cfg.splits}: e.g. splits=[test]")
+    if not OmegaConf.is_list(cfg.splits) or not cfg.splits or any(split not in SPLITS for split in cfg.splits):
+        raise ConfigError(f"splits must be a list of {', '.join(SPLITS)}, got {cfg.splits}: e.g. splits=[test]")

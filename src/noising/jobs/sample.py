@@ -34,9 +34,7 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
     denoiser = trained.denoiser.to(find_device(cfg.device))
     shape = (data.channels, data.resolution, data.resolution)
     card = {
-        "checkpoint": str(trained.path),
-        "step": trained.step,
-        "weights": trained.weights,
+        **trained.source,
         "sampler": OmegaConf.to_container(cfg.sampler),
         "grid": OmegaConf.to_container(cfg.grid),
         "evaluations_per_image": sampler.evaluations,

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from noising.data.image_data import ImageData
+from noising.data.image_data import SPLITS, ImageData
 from noising.training.loggers import close_loggers
 from noising.training.module import DiffusionModule
 from noising.training.run import Run
@@ -22,8 +22,6 @@ from noising.training.run import Run
 __all__ = ["describe", "number", "print_summary", "recording"]
 
 _INTERRUPTED, _TERMINATED = 130, 143  # the shell's 128 + number of the signal
-
-_SPLITS = ("test", "train", "val")
 
 _ROWS = (
     ("bound", "bound on -log p(x)"),
@@ -72,7 +70,7 @@ def print_summary(run: Run) -> None:
     """The numbers with their errors, and where everything lies."""
     summary = run.summary
     console = Console(soft_wrap=True)
-    for split in _SPLITS:
+    for split in SPLITS:
         if f"{split}/bound" in summary:
             _print_bound(console, summary, split)
     if "train/images_per_second" in summary:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from noising.build import build_callbacks, build_data, build_module, build_sampler, build_trainer
+from noising.build import build_callbacks, build_data, build_module, build_trainer
 from noising.jobs.summary import describe, print_summary, recording
 from noising.recipe import require_compatible
 from noising.training.run import Run
@@ -24,8 +24,8 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     require_compatible(cfg)
     data = build_data(cfg)
     module = build_module(cfg, data)
-    build_sampler(cfg, cfg.timesteps, module.denoiser.schedule)  # refused now, not at the first grid of samples
-    trainer = build_trainer(cfg, run, data, build_callbacks(cfg, run, data))
+    callbacks = build_callbacks(cfg, run, data, module.denoiser.schedule)
+    trainer = build_trainer(cfg, run, data, callbacks)
 
     config = OmegaConf.to_container(cfg, resolve=True)
     checkpoint = run.last_checkpoint if cfg.resume and run.last_checkpoint.exists() else None

@@ -99,8 +99,8 @@ def rate_distortion(path: Path, bins: Sequence[StepBin], title: str) -> None:
         middle = [math.sqrt(row.first_step * (row.last_step + 1)) for row in rows]
         by_rate.plot(rate, rmse, marker=".", markersize=4, linewidth=1.4, color=COLOURS[split], label=split)
         by_step.plot(middle, rmse, linewidth=1.6, color=COLOURS[split], label=f"distortion, {split}")
-        other = by_step.twinx() if split == next(iter(_by_split(bins))) else None
-        if other is not None:
+        if split == bins[0].split:
+            other = by_step.twinx()
             other.plot(middle, rate, linewidth=1.6, linestyle="--", color="tab:orange")
             other.set_ylabel(f"rate, {split} (dashed)  [bits/dim]", color="tab:orange")
     by_rate.set(xlabel="rate: bits sent, from noise on  [bits/dim]", ylabel="distortion: RMSE of $\\hat x$  [of 255]")
