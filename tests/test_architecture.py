@@ -79,7 +79,7 @@ CHOICES = {
     "noising.diffusion.bound_estimators": "BoundEstimator",
     "noising.diffusion.adaptive_bound": "BoundEstimator",
     "noising.diffusion.samplers": "Sampler",
-    "noising.diffusion.higher_order_samplers": "Sampler",
+    "noising.diffusion.heun": "Sampler",
     "noising.diffusion.ode_solvers": "Solver",
     "noising.diffusion.divergences": "Divergence",
     "noising.data.digits": "ImageData",

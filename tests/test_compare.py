@@ -126,3 +126,18 @@ def test_benchmark_counts_what_is_saved(trained: Path, noising: Command, tmp_pat
     refused = noising("benchmark", "bound", f"checkpoint={trained}", "benchmark.stderr=0.0001", "hydra.run.dir=no")
     assert refused.code == 2
     assert "ask for" in refused.err
+
+
+def test_benchmark_of_samplers_needs_no_checkpoint(noising: Command, tmp_path: Path) -> None:
+    """What it measures is for people to read; that it compares all it names is tested."""
+    options = ("batch_size=1", "benchmark.steps=3", "benchmark.repeats=2", "device=cpu", "hydra.run.dir=bench")
+    outcome = noising("benchmark", "sampler", *options)
+    assert outcome.code == 0, outcome.err
+    summary = Run(tmp_path / "bench").summary
+    for name in ("ancestral", "ddim", "dpmpp_2m", "heun"):
+        card = summary["cards"][f"benchmark/sampler_{name}"]
+        assert card["shape"] == [1, 3, 32, 32]
+        assert 0 < card["ours_us"] < card["theirs_us"] + 1000
+    refused = noising("benchmark", "bound", "hydra.run.dir=no")
+    assert refused.code == 2
+    assert "checkpoint has no value" in refused.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import pkgutil
 from abc import ABC
 from collections.abc import Callable, Iterator
@@ -18,9 +19,11 @@ from noising.diffusion.learned_schedules import LearnedLogSNR
 from noising.diffusion.levels import Straight, VarianceExploding
 from noising.diffusion.noise_labels import LogSNR
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Flow, Karras, Parameterization, Score, Velocity
+from noising.diffusion.samplers import WeightedSum
 from noising.diffusion.schedule_wrappers import ResolutionShift, ZeroTerminalSNR
 from noising.diffusion.schedules import LinearLogSNR, LogLinearSigma, RectifiedFlow, Schedule, SigmoidAlphaBar
 from noising.diffusion.tabulated_schedules import Cosine, LinearBeta, ScaledLinearBeta, SigmoidBeta, TabulatedBeta
+from noising.diffusion.transition import Chain
 from noising.diffusion.variances import FixedSmall, ReverseVariance
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian
@@ -107,6 +110,15 @@ def images(count: int, levels: int = 17, side: int = 3, seed: int = 0) -> Tensor
 
 def normals(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def single_step(
+    sampler: WeightedSum, denoiser: Denoiser, chain: Chain, step: int, x_t: Tensor, x: Tensor, z: Tensor
+) -> Tensor:
+    """x_s by one step of a sampler with no memory, from x̂ = x and the noise z."""
+    keep, take, again, log_std, _ = (float(field[step - 1]) for field in sampler.weights(denoiser, chain.steps))
+    assert again == 0
+    return keep * x_t + take * x + math.exp(log_std) * z
 
 
 def in_turn(noises: Tensor) -> Callable[[], Tensor]:

@@ -18,7 +18,7 @@ from noising.diffusion.schedule_wrappers import ZeroTerminalSNR
 from noising.diffusion.tabulated_schedules import Cosine, LinearBeta, ScaledLinearBeta, SigmoidBeta, TabulatedBeta
 from noising.diffusion.transition import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall, Learned, LearnedRange, ReverseVariance
-from tests.diffusion.conftest import denoiser_of, images, normals
+from tests.diffusion.conftest import denoiser_of, images, normals, single_step
 
 T = 1000
 BETAS: dict[str, TabulatedBeta] = {
@@ -112,9 +112,8 @@ def test_ddim_step(kind: str, eta: float, clip: bool) -> None:
     denoiser, chain = ours(BETAS["linear"], kind, FixedSmall()), Chain.uniform(BETAS["linear"], 50)
     z = normals(2, 1, 3, 3, seed=4)
     for step in (2, 25, 50):
-        mine = DDIM(50, uniform_grid, eta=eta).step(
-            denoiser, chain[step], X_T, predict(denoiser, chain, step, clip), lambda: z
-        )
+        x = predict(denoiser, chain, step, clip).x
+        mine = single_step(DDIM(50, uniform_grid, eta=eta), denoiser, chain, step, X_T, x, z)
         stepped = theirs.step(
             OUTPUT, int(theirs.timesteps[50 - step]), X_T, eta=eta, use_clipped_model_output=clip, variance_noise=z
         ).prev_sample
@@ -175,7 +174,7 @@ def test_their_ddim_keeps_the_noise_of_before_the_clipping() -> None:
     step = 40
     prediction, index = predict(denoiser, chain, step, True), int(theirs.timesteps[50 - step])
     ancestral = denoiser.reverse(chain[step], X_T, prediction).sample(z)
-    mine = DDIM(50, uniform_grid, eta=1.0).step(denoiser, chain[step], X_T, prediction, lambda: z)
+    mine = single_step(DDIM(50, uniform_grid, eta=1.0), denoiser, chain, step, X_T, prediction.x, z)
     torch.testing.assert_close(mine, ancestral, rtol=1e-9, atol=1e-9)
     default = theirs.step(OUTPUT, index, X_T, eta=1.0, variance_noise=z).prev_sample
     derived = theirs.step(OUTPUT, index, X_T, eta=1.0, use_clipped_model_output=True, variance_noise=z).prev_sample

@@ -1,4 +1,4 @@
-"""Whole paths of the solvers of second order against those of `diffusers`: the same network, grid and x_T."""
+"""Whole paths of the solvers against those of `diffusers`: the same network, grid and x_T."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from functools import partial
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.grids import trailing
-from noising.diffusion.higher_order_samplers import DPMPP2M, Heun
+from noising.diffusion.heun import Heun
 from noising.diffusion.noise_labels import DiscreteStep
 from noising.diffusion.parameterizations import Epsilon
-from noising.diffusion.samplers import Sampler
+from noising.diffusion.samplers import DDIM, DPMPP2M, Sampler
 from noising.diffusion.tabulated_schedules import LinearBeta
 from noising.diffusion.variances import FixedSmall
 from tests.diffusion.conftest import in_turn, normals
@@ -43,6 +43,23 @@ def said(x: Tensor, index: Tensor) -> Tensor:
     return answer
 
 
+@pytest.mark.parametrize("clip", [None, 1.0], ids=["unclipped", "clipped"])
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+def test_ddim(eta: float, clip: float | None) -> None:
+    """Clipped, with ε̂ derived again on their side too."""
+    theirs = DDIMScheduler(T, clip_sample=clip is not None, **BETAS)
+    theirs.set_timesteps(20)
+    noises = normals(21, 2, 1, 3, 3)
+    x = noises[0]
+    points = ours(DDIM(20, GRID, clip, eta=eta), noises)
+    for index, now, z in zip(theirs.timesteps, points, [*noises[1:20], torch.zeros_like(x)], strict=True):
+        drawn = z if eta else None
+        x = theirs.step(
+            said(x, index), index, x, eta=eta, use_clipped_model_output=clip is not None, variance_noise=drawn
+        ).prev_sample
+        torch.testing.assert_close(now, x, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("steps", [10, 20])
 @pytest.mark.parametrize("stochastic", [False, True], ids=["ode", "sde"])
 def test_dpmpp_2m(steps: int, stochastic: bool) -> None:
@@ -59,7 +76,7 @@ def test_dpmpp_2m(steps: int, stochastic: bool) -> None:
     noises = normals(steps + 1, 2, 1, 3, 3)
     x = noises[0]
     for number, (index, now) in enumerate(
-        zip(theirs.timesteps, ours(DPMPP2M(steps, GRID, None, stochastic), noises), strict=True)
+        zip(theirs.timesteps, ours(DPMPP2M(steps, GRID, None, stochastic=stochastic), noises), strict=True)
     ):
         # what they draw is handed to them; in the last step it counts for nothing
         drawn = noises[number + 1] if stochastic and number + 1 < steps else torch.zeros_like(x)

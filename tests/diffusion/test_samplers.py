@@ -8,14 +8,22 @@ import pytest
 import torch
 
 from noising.diffusion.grids import quadratic, uniform
-from noising.diffusion.higher_order_samplers import DPMPP2M, Heun
+from noising.diffusion.heun import Heun
 from noising.diffusion.parameterizations import Velocity
-from noising.diffusion.samplers import DDIM, Ancestral, Sampler
+from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Sampler
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.tabulated_schedules import Cosine
 from noising.diffusion.transition import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall
-from tests.diffusion.conftest import Crooked, denoiser_of, final_classes, gaussian_denoiser, in_turn, normals
+from tests.diffusion.conftest import (
+    Crooked,
+    denoiser_of,
+    final_classes,
+    gaussian_denoiser,
+    in_turn,
+    normals,
+    single_step,
+)
 from tests.diffusion.test_bound import epsilon_of
 from tests.diffusion.test_transition import close, pair
 from tests.reference import ddpm
@@ -35,11 +43,11 @@ def test_single_steps_are_the_references(name: str, clip: float | None) -> None:
         predict = epsilon_of(Crooked(), denoiser.parameterization, chain, False)
         reverse = ddpm.Reverse(predict, table, ddpm.discretized_gaussian(17), clip=clip is not None)
         for t in (1, 2, 500, 1000):
-            prediction = denoiser.at(x_t, chain.level(t), clip)
-            ours = Ancestral(1000, uniform, clip).step(denoiser, chain[t], x_t, prediction, lambda: z)
+            x = denoiser.at(x_t, chain.level(t), clip).x
+            ours = single_step(Ancestral(1000, uniform, clip), denoiser, chain, t, x_t, x, z)
             close(ours, reference.ancestral_step(x_t.numpy(), t, z.numpy(), reverse), rtol=1e-7, atol=1e-9)
             for eta in (0.0, 0.4, 1.0):
-                ours = DDIM(1000, uniform, clip, eta).step(denoiser, chain[t], x_t, prediction, lambda: z)
+                ours = single_step(DDIM(1000, uniform, clip, eta=eta), denoiser, chain, t, x_t, x, z)
                 theirs = reference.ddim_step(x_t.numpy(), t, t - 1, z.numpy(), reverse, eta)
                 close(ours, theirs, rtol=1e-7, atol=1e-9)
 
@@ -47,13 +55,14 @@ def test_single_steps_are_the_references(name: str, clip: float | None) -> None:
 def test_long_ddim_steps_are_the_references() -> None:
     chain, reference = pair("cosine", 1000)
     denoiser = denoiser_of(Crooked(), chain.schedule)
-    coarse = DDIM(10, uniform, 1.0, 0.3).chain(chain.schedule)
+    sampler = DDIM(10, uniform, eta=0.3)
+    coarse = sampler.chain(chain.schedule)
     predict = epsilon_of(Crooked(), denoiser.parameterization, chain, False)
     reverse = ddpm.Reverse(predict, reference.fixed_small, ddpm.discretized_gaussian(17), clip=True)
     x_t, z = normals(3, 1, 3, 3), normals(3, 1, 3, 3, seed=1)
     for step in (1, 4, 10):
-        prediction = denoiser.at(x_t, coarse.level(step), 1.0)
-        ours = DDIM(10, uniform, 1.0, 0.3).step(denoiser, coarse[step], x_t, prediction, lambda: z)
+        x = denoiser.at(x_t, coarse.level(step), 1.0).x
+        ours = single_step(sampler, denoiser, coarse, step, x_t, x, z)
         theirs = reference.ddim_step(x_t.numpy(), 100 * step, 100 * (step - 1), z.numpy(), reverse, 0.3)
         close(ours, theirs, rtol=1e-7, atol=1e-9)
 
@@ -68,7 +77,7 @@ def test_whole_paths_are_the_references(name: str, clip: float | None) -> None:
     reverse = ddpm.Reverse(predict, reference.fixed_large, ddpm.discretized_gaussian(17), clip=clip is not None)
     noises = normals(51, 3, 1, 3, 3)
     for eta in (None, 0.0, 0.6):
-        sampler = Ancestral(50, uniform, clip) if eta is None else DDIM(50, uniform, clip, eta)
+        sampler = Ancestral(50, uniform, clip) if eta is None else DDIM(50, uniform, clip, eta=eta)
         x_t = noises[0].numpy()
         for t, point in zip(range(50, 0, -1), sampler.path(denoiser, in_turn(noises)), strict=True):
             z = noises[51 - t].numpy()

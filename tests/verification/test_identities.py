@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,12 +14,13 @@ from torch import Tensor
 
 from noising.build import build_sampler
 from noising.diffusion.decoders import Decoder, DiscretizedGaussian
+from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.levels import Geometry, NoiseLevel, VariancePreserving
 from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.objectives import Regression
 from noising.diffusion.parameterizations import Epsilon, Parameterization, Velocity
-from noising.diffusion.samplers import Sampler, SingleStep
+from noising.diffusion.samplers import Ancestral, Sampler, StepWeights, WeightedSum
 from noising.diffusion.schedules import LinearLogSNR, Schedule
 from noising.diffusion.tabulated_schedules import Cosine
 from noising.diffusion.times import Draw, TimeSampler
@@ -155,16 +157,16 @@ class SwappedEnds(ReverseVariance):
 
     outputs = 2
 
-    def log_variance(self, step: Transition, raw: Tensor | None) -> Tensor:
-        assert raw is not None
-        return LearnedRange().log_variance(step, -raw)
+    def line(self, step: Transition) -> tuple[Tensor, Tensor]:
+        intercept, slope = LearnedRange().line(step)
+        return intercept, -slope
 
 
 class TooLarge(ReverseVariance):
     """σ_t² for c σ_t²."""
 
-    def log_variance(self, step: Transition, raw: Tensor | None) -> Tensor:
-        return 2 * step.later.sigma.log()
+    def line(self, step: Transition) -> tuple[Tensor, Tensor]:
+        return 2 * step.later.sigma.log(), torch.zeros_like(step.c)
 
 
 @pytest.mark.parametrize("variance", [SwappedEnds(), TooLarge()], ids=["swapped", "too large"])
@@ -251,12 +253,12 @@ def test_a_faulty_part_is_caught(group: str, part: object, sound: tuple[Recipe, 
     assert group in broken(recipe._replace(**{group: part}), sampler)
 
 
-class Louder(SingleStep):
+class Louder(WeightedSum):
     """Adds a fifth more noise than the reverse step has."""
 
-    def step(self, denoiser, transition, x_t, prediction, noise):  # type: ignore[no-untyped-def]
-        reverse = denoiser.reverse(transition, x_t, prediction)
-        return reverse.mean + 1.2 * reverse.std * noise() if transition.earlier.sigma > 0 else reverse.mean
+    def weights(self, denoiser: Denoiser, steps: Transition) -> StepWeights:
+        weights = Ancestral(self.steps, self.grid).weights(denoiser, steps)
+        return weights._replace(log_std=weights.log_std + math.log(1.2))
 
 
 def test_a_faulty_sampler_is_caught(sound: tuple[Recipe, Sampler]) -> None:

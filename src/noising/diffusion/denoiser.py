@@ -5,8 +5,10 @@ Samplers, objectives and the bound see nothing else of the network.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from noising.diffusion.gaussian import Gaussian
@@ -17,7 +19,10 @@ from noising.diffusion.schedules import Schedule
 from noising.diffusion.transition import Transition
 from noising.diffusion.variances import ReverseVariance
 
-__all__ = ["Denoiser", "Prediction"]
+__all__ = ["Denoiser", "Look", "Prediction"]
+
+Look = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
+"""The number of a level, from 0, and x_t (B, C, H, W) -> x̂, a tensor of its own, and the raw variance."""
 
 
 class Prediction(NamedTuple):
@@ -75,6 +80,30 @@ class Denoiser(nn.Module):
             x = x.clamp(-clip, clip)
             noise = (x_t - like(level.alpha, x_t) * x) * like(1 / level.sigma, x_t)
         return Prediction(x, noise, output, raw_variance)
+
+    def along(self, levels: NoiseLevel, x: Tensor, class_label: Tensor | None = None) -> Look:
+        """x̂ at levels known beforehand, in fields of (S,), for images of x's shape (B, C, H, W), type and device.
+
+        Labels and coefficients are made here, once: a look is the network and two or three operations.
+        """
+        one, zero = torch.ones_like(levels.alpha), torch.zeros_like(levels.alpha)
+        by_output: list[float] = self.parameterization.solve(one, zero, levels)[0].tolist()
+        by_x_t: list[float] = self.parameterization.solve(zero, one, levels)[0].tolist()
+        scales: list[float] = self.parameterization.input_scale(levels).tolist()
+        labels = self.noise_label(levels).to(x.device, x.dtype)[:, None].expand(-1, len(x)).unbind()
+
+        def look(number: int, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
+            scaled = x_t if scales[number] == 1 else scales[number] * x_t
+            output, raw_variance = self.model(scaled, labels[number], class_label=class_label).to(x_t.dtype), None
+            if self.variance.outputs > 1:
+                output, raw_variance = output.chunk(self.variance.outputs, dim=1)
+            return torch.mul(x_t, by_x_t[number]).add_(output, alpha=by_output[number]), raw_variance
+
+        return look
+
+    def evaluations(self, levels: NoiseLevel) -> Tensor:
+        """How many network evaluations a look at each level takes: int64, of the levels' shape."""
+        return torch.ones_like(levels.t, dtype=torch.long)
 
     def reverse(self, step: Transition, x_t: Tensor, prediction: Prediction) -> Gaussian:
         """p(x_s | x_t): the posterior's mean with x̂ for x, and the reverse variance (Ho et al., eq. 11)."""

@@ -73,10 +73,11 @@ class Optimal(nn.Module, ReverseVariance):
         self.images = images
         self.error = error or DenoisingError()
 
-    def log_variance(self, step: Transition, raw: Tensor | None) -> Tensor:
+    def line(self, step: Transition) -> tuple[Tensor, Tensor]:
         if not self.error:
-            return step.small_log_variance
-        return (step.posterior_variance + (step.earlier.alpha * step.c) ** 2 * self.error(step.later)).log()
+            return step.small_log_variance, torch.zeros_like(step.c)
+        best = step.posterior_variance + (step.earlier.alpha * step.c) ** 2 * self.error(step.later)
+        return best.log(), torch.zeros_like(step.c)
 
 
 @torch.no_grad()

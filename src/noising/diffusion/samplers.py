@@ -1,22 +1,28 @@
 """Samplers: how an image is drawn from a denoiser, step by step along a grid of times.
 
-Noise comes from outside, so image number i is the same image wherever and with whatever others it is drawn. The grid's
-coefficients are host numbers, made once before the loop.
+A step of those here is a weighted sum, and its weights are host numbers, made once for the whole grid:
+
+    x_s = keep x_t + take x̂ + again x̂' + e^(log_std + per_raw v) z
+
+x̂' is the step before's x̂, v what the network says of the variance, z noise. Noise comes from outside, so image number i
+is the same image wherever and with whatever others it is drawn.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from noising.diffusion.denoiser import Denoiser, Prediction
+from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transition import Chain, Transition
 
-__all__ = ["DDIM", "Ancestral", "PathPoint", "Sampler", "SingleStep"]
+__all__ = ["DDIM", "DPMPP2M", "Ancestral", "PathPoint", "Sampler", "StepWeights", "WeightedSum"]
 
 
 class PathPoint(NamedTuple):
@@ -30,20 +36,29 @@ class PathPoint(NamedTuple):
 class Sampler(ABC):
     """Steps of a grid taken from noise to an image."""
 
-    def __init__(self, steps: int, grid: Callable[[int, Schedule], Tensor], clip: float | None = 1.0) -> None:
-        """steps: of the grid; grid: where they lie; clip: x̂ is kept in [−clip, clip]."""
+    def __init__(
+        self,
+        steps: int,
+        grid: Callable[[int, Schedule], Tensor],
+        clip: float | None = 1.0,
+        clip_quantile: float | None = None,
+    ) -> None:
+        """steps: of the grid; grid: where they lie; clip: x̂ is kept in [−clip, clip].
+
+        clip_quantile: an image whose |x̂| has this quantile beyond clip is kept within that quantile and scaled back to
+        clip, which leaves it its contrasts: dynamic thresholding. Saharia et al., "Photorealistic Text-to-Image
+        Diffusion Models with Deep Language Understanding" (2022), section 2.3. https://arxiv.org/abs/2205.11487
+        """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         if clip is not None and clip <= 0:
             raise ValueError(f"clip must be positive or null, got {clip}")
+        if clip_quantile is not None and (clip is None or not 0 < clip_quantile <= 1):
+            raise ValueError(f"clip_quantile must be in (0, 1] and needs a clip, got {clip_quantile} and clip {clip}")
         self.steps = steps
         self.grid = grid
         self.clip = clip
-
-    @property
-    def evaluations(self) -> int:
-        """Of the network, an image."""
-        return self.steps
+        self.clip_quantile = clip_quantile
 
     def chain(self, schedule: Schedule) -> Chain:
         """The steps this sampler takes on a schedule."""
@@ -55,58 +70,86 @@ class Sampler(ABC):
     ) -> Iterator[PathPoint]:
         """Every step from x_T to the image. noise: gives standard normal noise (B, C, H, W), x_T's first."""
 
+    def evaluations(self, denoiser: Denoiser) -> int:
+        """Of the network, an image."""
+        return int(denoiser.evaluations(self.chain(denoiser.schedule).steps.later).sum())
+
     def __call__(self, denoiser: Denoiser, noise: Callable[[], Tensor], class_label: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W), about [−1, 1]."""
         for point in self.path(denoiser, noise, class_label):
             image = point.x_t
         return image
 
+    def _keep(self, x: Tensor) -> Tensor:
+        """x̂ within its bounds; changes x itself."""
+        if self.clip is None:
+            return x
+        if self.clip_quantile is None:
+            return x.clamp_(-self.clip, self.clip)
+        ordered = x.abs().flatten(1).sort(dim=1).values  # torch.quantile refuses large batches
+        place = self.clip_quantile * (ordered.shape[1] - 1)
+        below, above = ordered[:, math.floor(place)], ordered[:, math.ceil(place)]
+        bound = torch.lerp(below, above, place % 1).clamp_(min=self.clip).reshape(-1, 1, 1, 1)
+        return x.clamp_(-bound, bound).mul_(self.clip / bound)
 
-class SingleStep(Sampler, ABC):
-    """A sampler that is its step: from x_t and one prediction of it, with no memory."""
+
+class StepWeights(NamedTuple):
+    """What the terms of each step weigh: float64 in fields of (S,), that of the first step first."""
+
+    keep: Tensor
+    take: Tensor
+    again: Tensor
+    log_std: Tensor
+    """−∞ where a step adds no noise."""
+    per_raw: Tensor
+
+
+class WeightedSum(Sampler, ABC):
+    """A sampler whose step is a weighted sum of x_t, of x̂ as seen here and one step before, and of noise."""
 
     @abstractmethod
-    def step(
-        self,
-        denoiser: Denoiser,
-        transition: Transition,
-        x_t: Tensor,
-        prediction: Prediction,
-        noise: Callable[[], Tensor],
-    ) -> Tensor:
-        """x_s from x_t (B, C, H, W); without noise where s is clean."""
+    def weights(self, denoiser: Denoiser, steps: Transition) -> StepWeights:
+        """Of steps that follow one another, in fields of (S,), the last to be taken first."""
 
     def path(
         self, denoiser: Denoiser, noise: Callable[[], Tensor], class_label: Tensor | None = None
     ) -> Iterator[PathPoint]:
-        chain = self.chain(denoiser.schedule)
         x_t = denoiser.schedule.prior_std * noise()
-        for step in range(len(chain), 0, -1):
-            transition = chain[step]
-            prediction = denoiser.at(x_t, transition.later, self.clip, class_label)
-            x_t = self.step(denoiser, transition, x_t, prediction, noise)
-            yield PathPoint(x_t, prediction.x)
+        steps = self.chain(denoiser.schedule).steps
+        look = denoiser.along(steps.later, x_t, class_label)
+        rows = list(zip(*(field.tolist() for field in self.weights(denoiser, steps)), strict=True))
+        before: Tensor | None = None
+        for number in range(len(rows) - 1, -1, -1):
+            keep, take, again, log_std, per_raw = rows[number]
+            x, raw = look(number, x_t)
+            x = self._keep(x)
+            x_t = torch.mul(x_t, keep).add_(x, alpha=take)
+            if again:
+                assert before is not None
+                x_t.add_(before, alpha=again)
+            if log_std > -math.inf:
+                if raw is None or not per_raw:
+                    x_t.add_(noise(), alpha=math.exp(log_std))
+                else:
+                    x_t.addcmul_(noise(), torch.mul(raw, per_raw).add_(log_std).exp_())
+            before = x
+            yield PathPoint(x_t, x)
 
 
-class Ancestral(SingleStep):
+class Ancestral(WeightedSum):
     """x_s drawn from the reverse step's own Gaussian p(x_s | x_t), on any grid and with any variance.
 
     Ho et al., "Denoising Diffusion Probabilistic Models" (2020), algorithm 2. https://arxiv.org/abs/2006.11239
     """
 
-    def step(
-        self,
-        denoiser: Denoiser,
-        transition: Transition,
-        x_t: Tensor,
-        prediction: Prediction,
-        noise: Callable[[], Tensor],
-    ) -> Tensor:
-        reverse = denoiser.reverse(transition, x_t, prediction)
-        return reverse.sample(noise()) if transition.earlier.sigma > 0 else reverse.mean
+    def weights(self, denoiser: Denoiser, steps: Transition) -> StepWeights:
+        intercept, slope = denoiser.variance.line(steps)
+        noisy = steps.earlier.sigma > 0  # the last step's image is the mean
+        log_std = torch.where(noisy, intercept / 2, -torch.inf)
+        return StepWeights(*steps.mean_weights, torch.zeros_like(log_std), log_std, slope / 2)
 
 
-class DDIM(SingleStep):
+class DDIM(WeightedSum):
     """x_s = α_s x̂ + √(σ_s² − v) ε̂ + √v z with v = η² c σ_s²: deterministic at η = 0, the ancestral step at η = 1.
 
     η = 0 is Euler's method in x/α against σ/α. Song et al., "Denoising Diffusion Implicit Models" (2020), equation 12.
@@ -114,22 +157,53 @@ class DDIM(SingleStep):
     """
 
     def __init__(
-        self, steps: int, grid: Callable[[int, Schedule], Tensor], clip: float | None = 1.0, eta: float = 0.0
+        self,
+        steps: int,
+        grid: Callable[[int, Schedule], Tensor],
+        clip: float | None = 1.0,
+        clip_quantile: float | None = None,
+        eta: float = 0.0,
     ) -> None:
-        super().__init__(steps, grid, clip)
+        super().__init__(steps, grid, clip, clip_quantile)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be between 0 and 1, got {eta}")
         self.eta = eta
 
-    def step(
+    def weights(self, denoiser: Denoiser, steps: Transition) -> StepWeights:
+        t, s = steps.later, steps.earlier
+        variance = self.eta**2 * steps.posterior_variance
+        keep = (s.sigma**2 - variance).sqrt() / t.sigma  # ε̂ = (x_t − α_t x̂)/σ_t
+        zero = torch.zeros_like(keep)
+        return StepWeights(keep, s.alpha - keep * t.alpha, zero, variance.log() / 2, zero)
+
+
+class DPMPP2M(WeightedSum):
+    """DPM-Solver++(2M): x̂ in λ, extrapolated from this step's and the last one's; or the SDE's own second-order step.
+
+    With h = λ_s/2 − λ_t/2 and D the extrapolated x̂, x_s = (σ_s/σ_t) x_t + α_s (1 − e^−h) D; stochastic: x_s =
+    (σ_s/σ_t) e^−h x_t + α_s (1 − e^−2h) D + σ_s √(1 − e^−2h) z. One network evaluation a step. From α_t = 0, and to
+    clean, a step is of first order, DDIM's. Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion
+    Probabilistic Models" (2022), algorithm 2, appendix A. https://arxiv.org/abs/2211.01095
+    """
+
+    def __init__(
         self,
-        denoiser: Denoiser,
-        transition: Transition,
-        x_t: Tensor,
-        prediction: Prediction,
-        noise: Callable[[], Tensor],
-    ) -> Tensor:
-        s = transition.earlier
-        variance = self.eta**2 * transition.posterior_variance
-        x_s = s.alpha * prediction.x + (s.sigma**2 - variance).sqrt() * prediction.noise
-        return x_s + variance.sqrt() * noise() if variance > 0 else x_s
+        steps: int,
+        grid: Callable[[int, Schedule], Tensor],
+        clip: float | None = 1.0,
+        clip_quantile: float | None = None,
+        stochastic: bool = False,
+    ) -> None:
+        super().__init__(steps, grid, clip, clip_quantile)
+        self.stochastic = stochastic
+
+    def weights(self, denoiser: Denoiser, steps: Transition) -> StepWeights:
+        t, s = steps.later, steps.earlier
+        h = (s.log_snr - t.log_snr) / 2
+        distance = 2 * h if self.stochastic else h
+        take = -s.alpha * torch.expm1(-distance)
+        further = h[:-1] / (2 * h[1:])  # as far again as from the step before to here
+        further = torch.cat([further.where(further.isfinite(), 0.0), torch.zeros_like(h[-1:])])
+        keep = s.sigma / t.sigma * (torch.exp(-h) if self.stochastic else 1.0)
+        variance = s.sigma**2 * -torch.expm1(-distance) if self.stochastic else torch.zeros_like(h)
+        return StepWeights(keep, take * (1 + further), -take * further, variance.log() / 2, torch.zeros_like(h))

@@ -46,11 +46,16 @@ class Transition(NamedTuple):
         mean = like(self.later.alpha / self.earlier.alpha, x_s) * x_s
         return Gaussian(mean, self.large_log_variance)
 
+    @property
+    def mean_weights(self) -> tuple[Tensor, Tensor]:
+        """What x_t and x weigh in the posterior's mean (eq. 7)."""
+        t, s = self.later, self.earlier
+        return t.alpha / s.alpha * (s.sigma / t.sigma) ** 2, s.alpha * self.c
+
     def mean(self, x_t: Tensor, x: Tensor) -> Tensor:
         """The posterior's mean given x_t and the clean image or its estimate (eq. 7). All (B, C, H, W)."""
-        t, s = self.later, self.earlier
-        keep = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
-        return like(keep, x_t) * x_t + like(s.alpha * self.c, x_t) * x
+        keep, take = self.mean_weights
+        return like(keep, x_t) * x_t + like(take, x_t) * x
 
     @property
     def posterior_variance(self) -> Tensor:
@@ -118,6 +123,12 @@ class Chain:
             return NoiseLevel(*(field[step] for field in self._levels))
         step = step.cpu()
         return NoiseLevel(*(field[step].reshape(-1, 1, 1, 1) for field in self._levels))
+
+    @property
+    def steps(self) -> Transition:
+        """All the steps at once, in fields of (T,)."""
+        earlier, later = (NoiseLevel(*(field[i] for field in self._levels)) for i in (slice(0, -1), slice(1, None)))
+        return Transition(later, earlier, self._first_log_variance)
 
     def __getitem__(self, step: int | Tensor) -> Transition:
         if isinstance(step, int) and not 1 <= step <= len(self):

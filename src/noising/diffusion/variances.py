@@ -18,7 +18,7 @@ __all__ = ["FixedLarge", "FixedSmall", "Learned", "LearnedRange", "ReverseVarian
 
 
 class ReverseVariance(ABC):
-    """The log-variance of a reverse step."""
+    """The log-variance of a reverse step: a line in what the network says of it, level where that says nothing."""
 
     outputs: int = 1
     """Network outputs per image channel: 1, or 2 where the variance is learned."""
@@ -27,22 +27,28 @@ class ReverseVariance(ABC):
     """Whether it is fitted to a trained denoiser, and so is not there yet while that trains."""
 
     @abstractmethod
+    def line(self, step: Transition) -> tuple[Tensor, Tensor]:
+        """(intercept, slope) of log Σ in the network's variance channels, float64, of the step's shape."""
+
     def log_variance(self, step: Transition, raw: Tensor | None) -> Tensor:
         """log Σ of p(x_s | x_t); raw: the network's variance channels (B, C, H, W), None where it has none."""
+        intercept, slope = self.line(step)
+        return intercept if raw is None else like(intercept, raw) + like(slope, raw) * raw
 
 
 class FixedSmall(ReverseVariance):
     """c σ_s², the posterior's own variance (β̃_t); the second step's where s is clean."""
 
-    def log_variance(self, step: Transition, raw: Tensor | None) -> Tensor:
-        return step.small_log_variance
+    def line(self, step: Transition) -> tuple[Tensor, Tensor]:
+        return step.small_log_variance, torch.zeros_like(step.c)
 
 
 class FixedLarge(ReverseVariance):
     """c σ_t², the forward step's variance (β_t); the second step's posterior variance where s is clean."""
 
-    def log_variance(self, step: Transition, raw: Tensor | None) -> Tensor:
-        return torch.where(step.earlier.sigma > 0, step.large_log_variance, step.first_log_variance)
+    def line(self, step: Transition) -> tuple[Tensor, Tensor]:
+        large = torch.where(step.earlier.sigma > 0, step.large_log_variance, step.first_log_variance)
+        return large, torch.zeros_like(step.c)
 
 
 class Learned(ReverseVariance):
@@ -50,9 +56,8 @@ class Learned(ReverseVariance):
 
     outputs = 2
 
-    def log_variance(self, step: Transition, raw: Tensor | None) -> Tensor:
-        assert raw is not None
-        return raw
+    def line(self, step: Transition) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(step.c), torch.ones_like(step.c)
 
 
 class LearnedRange(ReverseVariance):
@@ -65,7 +70,6 @@ class LearnedRange(ReverseVariance):
 
     outputs = 2
 
-    def log_variance(self, step: Transition, raw: Tensor | None) -> Tensor:
-        assert raw is not None
-        small, large = like(step.small_log_variance, raw), like(step.large_log_variance, raw)
-        return small + (raw + 1) / 2 * (large - small)
+    def line(self, step: Transition) -> tuple[Tensor, Tensor]:
+        small, large = step.small_log_variance, step.large_log_variance
+        return (small + large) / 2, (large - small) / 2

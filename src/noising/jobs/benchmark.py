@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from noising.configuration import make, require_whole
+from noising.configuration import ConfigError, make, require_whole
 from noising.jobs.devices import find_device
 from noising.jobs.summary import recording
 from noising.trained import TrainedRun, load
@@ -36,27 +37,35 @@ class Ratio(NamedTuple):
 class Benchmark(ABC):
     """A method against what it replaces."""
 
+    columns: ClassVar[tuple[str, str, str, str]]
+    """What is compared and in which unit, the baseline, ours, the ratio."""
+    needs_checkpoint: ClassVar[bool] = True
+
     @abstractmethod
-    def run(self, trained: TrainedRun, device: torch.device, batch_size: int) -> list[Ratio]:
-        """Measure both, in this process."""
+    def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
+        """Measure both, in this process; trained: None if it needs no checkpoint."""
 
 
 def benchmark(cfg: DictConfig, run_dir: Path) -> None:
     """Print the ratios, and leave them with their cards in summary.json."""
     require_whole(cfg, "batch_size", 1)
     method: Benchmark = make(cfg.benchmark, "benchmark")
+    if method.needs_checkpoint and cfg.checkpoint is None:
+        raise ConfigError("checkpoint has no value: add checkpoint=RUN, a run's folder or a checkpoint file")
     device = find_device(cfg.device)
-    trained, run = load(cfg.checkpoint), Run(run_dir)
+    trained, run = load(cfg.checkpoint) if method.needs_checkpoint else None, Run(run_dir)
     with recording(run, OmegaConf.to_container(cfg, resolve=True)):
-        with in_evaluation(trained.denoiser.to(device)):
+        with torch.no_grad(), in_evaluation(trained.denoiser.to(device)) if trained else nullcontext():
             ratios = method.run(trained, device, cfg.batch_size)
-        cards = {f"benchmark/{ratio.key}": {**ratio.card, **trained.source} for ratio in ratios}
+        source = trained.source if trained else {}
+        cards = {f"benchmark/{ratio.key}": {**ratio.card, **source} for ratio in ratios}
         run.record({f"benchmark/{ratio.key}": ratio.ratio for ratio in ratios}, cards)
-    view = Table(title=f"{trained.data.name}, {os.path.relpath(trained.path)}", title_justify="left")
-    for column in ("network evaluations", "all terms", "adaptive", "times fewer"):
-        view.add_column(column, justify="left" if column == "network evaluations" else "right")
+    title = f"{trained.data.name}, {os.path.relpath(trained.path)}" if trained else str(device)
+    view = Table(title=title, title_justify="left")
+    for place, column in enumerate(method.columns):
+        view.add_column(column, justify="right" if place else "left")
     for ratio in ratios:
-        view.add_row(ratio.what, ratio.baseline, ratio.ours, f"{ratio.ratio:.0f}")
+        view.add_row(ratio.what, ratio.baseline, ratio.ours, f"{ratio.ratio:.3g}")
     console = Console(soft_wrap=True)
     console.print(view)
     console.print(os.path.relpath(run.summary_file), highlight=False)

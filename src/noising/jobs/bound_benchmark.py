@@ -27,6 +27,8 @@ _STRATA, _IMAGES = 100, 128
 class BoundBenchmark(Benchmark):
     """Network evaluations to one and the same standard error."""
 
+    columns = ("network evaluations", "all terms", "adaptive", "times fewer")
+
     def __init__(
         self,
         stderr: float = 0.01,
@@ -51,7 +53,8 @@ class BoundBenchmark(Benchmark):
         self.full_sum_repeats = full_sum_repeats
         self.clip = clip
 
-    def run(self, trained: TrainedRun, device: torch.device, batch_size: int) -> list[Ratio]:
+    def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
+        assert trained is not None
         terms, images = trained.bound_terms(self.clip, device), trained.image_set("test", device)
         noise = full_sum_variance(terms, images)
         pilot = Adaptive(self.stderr, pilot_images=_MANY, clip=self.clip).pilot(terms, images)

@@ -37,7 +37,7 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
         **trained.source,
         "sampler": OmegaConf.to_container(cfg.sampler),
         "grid": OmegaConf.to_container(cfg.grid),
-        "evaluations_per_image": sampler.evaluations,
+        "evaluations_per_image": sampler.evaluations(denoiser),
         "seed": cfg.seed,
     }
     batches = [range(first, min(first + cfg.batch_size, cfg.n)) for first in range(0, cfg.n, cfg.batch_size)]

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.grids import karras, leading, quadratic, respaced, trailing, uniform, uniform_log_snr
-from noising.diffusion.higher_order_samplers import DPMPP2M, Heun
+from noising.diffusion.heun import Heun
 from noising.diffusion.parameterizations import Velocity
-from noising.diffusion.samplers import DDIM, Ancestral, Sampler
+from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Sampler
 from noising.diffusion.schedule_wrappers import ZeroTerminalSNR
 from noising.diffusion.schedules import LogLinearSigma, RectifiedFlow, Schedule
 from noising.diffusion.tabulated_schedules import Cosine, LinearBeta
@@ -91,8 +91,8 @@ def test_two_evaluations_a_step_are_counted() -> None:
     for sampler in (Heun(7, by_sigma), DPMPP2M(7, by_log_snr), DDIM(7, uniform), Ancestral(7, uniform)):
         calls.clear()
         sampler(denoiser, lambda: normals(2, 1, 3, 3))
-        assert len(calls) == sampler.evaluations
-    assert Heun(18, by_sigma).evaluations == 35
+        assert len(calls) == sampler.evaluations(denoiser)
+    assert Heun(18, by_sigma).evaluations(denoiser) == 35
 
 
 def test_one_step_of_either_is_ddims() -> None:
@@ -117,7 +117,7 @@ def test_dpmpp_draws_the_data(stochastic: bool) -> None:
     """The variance of what is drawn of Gaussian data, over fresh noise in every step."""
     denoiser = oracle_denoiser(gaussian(0.5), Cosine(1000), Velocity(), FixedSmall())
     noises = normals(60, 20_000, 1, 1, 1)
-    drawn = DPMPP2M(50, by_log_snr, None, stochastic)(denoiser, in_turn(noises))
+    drawn = DPMPP2M(50, by_log_snr, None, stochastic=stochastic)(denoiser, in_turn(noises))
     assert drawn.std().item() == pytest.approx(0.5, rel=0.02)
     fresh = (drawn * noises[0]).mean() / drawn.std()  # correlation with x_T
     assert (abs(fresh.item()) < 0.1) == stochastic
