@@ -1,0 +1,137 @@
+"""A small classifier of the data set's own images, whose penultimate features stand in for Inception's.
+
+Inception's features are of 299x299 photographs; on digits they are far from what tells good from bad, and its weights
+are a download. A network that learned to tell the set's own classes apart sees what matters in them.
+
+Legend: B images, C channels, K classes, h and w a layer's sides.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from noising.metrics.features import FeatureExtractor
+
+__all__ = ["Classifier", "fit_classifier"]
+
+STEPS = 600
+BATCH = 128
+"""Images a step. So the time does not grow with the set."""
+
+
+class Classifier(FeatureExtractor):
+    """Convolutions that halve the image until it is at most 4 wide, then two linear layers.
+
+    Args:
+        channels: of the image.
+        resolution: side of the image, at least 4.
+        levels: grey levels 0..levels-1, which become [-1, 1].
+        classes: K, at least 2.
+        width: channels of the first convolution; the others have twice as many.
+
+    Raises:
+        ValueError: one of the numbers cannot make a network; the message names it.
+    """
+
+    name = "classifier"
+    dims = 64
+    highest_level: Tensor
+    """A weight like the others, so that the digest tells it."""
+
+    def __init__(self, channels: int, resolution: int, levels: int, classes: int, width: int = 32) -> None:
+        super().__init__()
+        least = {"channels": 1, "resolution": 4, "levels": 2, "classes": 2, "width": 1}
+        given = {"channels": channels, "resolution": resolution, "levels": levels, "classes": classes, "width": width}
+        for name, value in given.items():
+            if value < least[name]:
+                raise ValueError(f"{name} must be at least {least[name]}, got {value}")
+        halvings = max(0, math.ceil(math.log2(resolution / 4)))
+        strides = [1] * max(0, 2 - halvings) + [2] * halvings  # two convolutions at least
+        inputs = [channels, width] + [2 * width] * (len(strides) - 2)
+        outputs = [width] + [2 * width] * (len(strides) - 1)
+        self.convolutions = nn.Sequential(*map(_convolution, inputs, outputs, strides))
+        side = math.ceil(resolution / 2**halvings)
+        self.project = nn.Sequential(nn.Flatten(), nn.Linear(2 * width * side**2, self.dims), nn.GELU())
+        self.classify = nn.Linear(self.dims, classes)
+        self.register_buffer("highest_level", torch.tensor(levels - 1.0))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> (B, 64)."""
+        x = 2 * pixels.to(torch.float32) / self.highest_level - 1  # (B, C, H, W) in [-1, 1]
+        x = self.convolutions(x)  # (B, 2 width, h, w)
+        features: Tensor = self.project(x)  # (B, 64)
+        return features
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """(B, C, H, W) uint8 -> (B, K)."""
+        logits: Tensor = self.classify(self(pixels))
+        return logits
+
+
+def _convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
+    convolution = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def fit_classifier(pixels: Tensor, labels: Tensor | None, levels: int, classes: int, seed: int = 0) -> Classifier:
+    """A classifier that learned the images, in evaluation mode and without gradients.
+
+    A fixed number of AdamW steps (https://arxiv.org/abs/1711.05101) on images shifted at random, with one cycle of the
+    learning rate (https://arxiv.org/abs/1708.07120). On the host, from generators of its own: equal arguments give
+    equal weights, bit by bit, on one machine with as many threads, and torch's own generators stay as they are.
+
+    Args:
+        pixels: (N, C, H, W) uint8, square, 0..levels-1.
+        labels: (N,) int64, 0..classes-1; None is refused.
+
+    Raises:
+        ValueError: no labels, or not one an image, or one out of range; fewer than 2 classes; images not square.
+    """
+    labels = _checked(pixels, labels, classes)
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set the devices' as well
+        classifier = Classifier(pixels.shape[1], pixels.shape[-1], levels, classes)
+        _fit(classifier, pixels.cpu(), labels.cpu(), torch.default_generator)
+    return classifier.eval().requires_grad_(False)
+
+
+def _checked(pixels: Tensor, labels: Tensor | None, classes: int) -> Tensor:
+    if labels is None or len(labels) != len(pixels) or len(labels) == 0:
+        got = "none" if labels is None else len(labels)
+        raise ValueError(f"a classifier needs one label for each image: {len(pixels)} images, labels: {got}")
+    if pixels.shape[-1] != pixels.shape[-2]:
+        raise ValueError(f"a classifier needs square images, got {pixels.shape[-2]}x{pixels.shape[-1]}")
+    if classes < 2:
+        raise ValueError(f"a classifier needs at least 2 classes, got {classes}")
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= classes:
+        raise ValueError(f"labels of {classes} classes must be 0..{classes - 1}, got {lowest}..{highest}")
+    return labels
+
+
+def _fit(classifier: Classifier, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+    optimizer = torch.optim.AdamW(classifier.parameters(), weight_decay=0.05)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.005, total_steps=STEPS)
+    rounds = math.ceil(STEPS * BATCH / len(pixels))
+    order = torch.cat([torch.randperm(len(pixels), generator=generator) for _ in range(rounds)])
+    for index in order[: STEPS * BATCH].view(STEPS, BATCH):
+        logits = classifier.logits(_shifted(pixels[index], generator))
+        loss = F.cross_entropy(logits, labels[index], label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        cycle.step()
+
+
+def _shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """(B, C, H, W), each image moved by up to an eighth of its side; its edge is repeated."""
+    side = pixels.shape[-1]
+    most = side // 8
+    shift = torch.randint(-most, most + 1, (2, len(pixels), 1), generator=generator)
+    rows, columns = (torch.arange(side) + shift).clamp(0, side - 1)  # (B, H), (B, W)
+    image = torch.arange(len(pixels))[:, None, None]
+    return pixels[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,0 +1,133 @@
+"""Mean and covariance of features, gathered batch by batch, and the distance between the two Gaussians that have them.
+
+What is kept is the scatter S = Σ (f − μ)(f − μ)ᵀ about the running mean, never Σ f fᵀ, whose difference from n μ μᵀ
+loses every digit once the mean is large against the spread. Two parts a and b are joined exactly, with δ = μ_b − μ_a:
+
+    n = n_a + n_b,   μ = μ_a + δ n_b/n,   S = S_a + S_b + δ δᵀ n_a n_b/n.
+
+Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances" (1979).
+http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf
+"""
+
+from __future__ import annotations
+
+from os import PathLike
+from typing import IO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["FeatureStatistics", "frechet_distance"]
+
+
+class FeatureStatistics:
+    """Count, mean and unbiased covariance of (B, dims) features; float64, on the host."""
+
+    def __init__(self, dims: int) -> None:
+        if dims < 1:
+            raise ValueError(f"dims must be at least 1, got {dims}")
+        self.dims = dims
+        self._count = 0
+        self._mean = torch.zeros(dims, dtype=torch.float64)
+        self._scatter = torch.zeros(dims, dims, dtype=torch.float64)
+
+    @property
+    def count(self) -> int:
+        """How many features there have been."""
+        return self._count
+
+    @property
+    def mean(self) -> Tensor:
+        """(dims,). Raises ValueError before the first feature."""
+        self._require(1, "mean")
+        return self._mean
+
+    @property
+    def covariance(self) -> Tensor:
+        """(dims, dims), divided by count − 1. Raises ValueError before the second feature."""
+        self._require(2, "covariance")
+        return self._scatter / (self._count - 1)
+
+    def update(self, features: Tensor) -> None:
+        """Add (B, dims) features of any kind and device. Raises ValueError, and adds none, if one is not finite."""
+        if features.ndim != 2 or features.shape[1] != self.dims:
+            raise ValueError(f"features must be (B, {self.dims}), got {tuple(features.shape)}")
+        if len(features) == 0:
+            return
+        features = features.detach().cpu().double()
+        if not bool(features.isfinite().all()):
+            raise ValueError(f"{int((~features.isfinite()).any(1).sum())} of {len(features)} features are not finite")
+        mean = features.mean(0)
+        centred = features - mean
+        self._join(len(features), mean, centred.T @ centred)
+
+    def merge(self, other: FeatureStatistics) -> None:
+        """Add all that the other has seen, as if it had been seen here. Raises ValueError if their dims differ."""
+        _require_equal_dims(self, other)
+        if other._count > 0:
+            self._join(other._count, other._mean, other._scatter)
+
+    def save(self, file: IO[bytes]) -> None:
+        """Write an .npz with mu (dims,), sigma (dims, dims) and count. Raises ValueError below two features."""
+        np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy(), count=np.int64(self._count))
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> FeatureStatistics:
+        """Read what `save` wrote. Raises ValueError if the file lacks a field or they do not fit together."""
+        with np.load(path, allow_pickle=False) as fields:
+            missing = {"mu", "sigma", "count"} - set(fields)
+            if missing:
+                raise ValueError(f"{path} has no {', '.join(sorted(missing))}: not statistics saved here")
+            mean, covariance = (torch.from_numpy(np.asarray(fields[name], np.float64)) for name in ("mu", "sigma"))
+            count = int(fields["count"])
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or count < 2:
+            raise ValueError(
+                f"{path} does not hold statistics: mu {tuple(mean.shape)}, sigma {tuple(covariance.shape)}, {count=}"
+            )
+        statistics = cls(len(mean))
+        statistics._count, statistics._mean, statistics._scatter = count, mean, covariance * (count - 1)
+        return statistics
+
+    def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        total = self._count + count
+        shift = mean - self._mean
+        self._scatter = self._scatter + scatter + torch.outer(shift, shift) * (self._count * count / total)
+        self._mean = self._mean + shift * (count / total)
+        self._count = total
+
+    def _require(self, least: int, what: str) -> None:
+        if self._count < least:
+            raise ValueError(f"the {what} needs at least {least} features, there are {self._count}")
+
+
+def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
+    """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½), never negative, in squared units of the features.
+
+    With any roots Σ = R Rᵀ, the trace of (Σ_a Σ_b)^½ is the sum of the singular values of R_aᵀ R_b: real whatever the
+    rounding, and as accurate for near-singular covariances as the covariances themselves.
+
+    Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (2017), equation 6. https://arxiv.org/abs/1706.08500
+
+    Raises:
+        ValueError: the dims differ, or one has no more features than dims, so that its covariance is singular.
+    """
+    _require_equal_dims(a, b)
+    fewest = min(a.count, b.count)
+    if fewest <= a.dims:
+        raise ValueError(f"a Fréchet distance of {a.dims} dims needs at least {a.dims + 1} features, got {fewest}")
+    shift = a.mean - b.mean
+    overlap = torch.linalg.svdvals(_root(a.covariance).T @ _root(b.covariance)).sum()
+    return max(0.0, float(shift @ shift + a.covariance.trace() + b.covariance.trace() - 2 * overlap))
+
+
+def _root(covariance: Tensor) -> Tensor:
+    """R with R Rᵀ = Σ; rounding's negative eigenvalues are 0."""
+    values, vectors = torch.linalg.eigh(covariance)
+    root: Tensor = vectors * values.clamp(min=0).sqrt()
+    return root
+
+
+def _require_equal_dims(a: FeatureStatistics, b: FeatureStatistics) -> None:
+    if a.dims != b.dims:
+        raise ValueError(f"the features have {a.dims} dims on one side and {b.dims} on the other")

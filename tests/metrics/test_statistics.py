@@ -1,0 +1,190 @@
+"""Statistics are exact however they were gathered, and the distance of two Gaussians is the one of the books."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from torch import Tensor
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from noising.metrics.statistics import FeatureStatistics, frechet_distance
+
+DIMS = 6
+
+
+def normals(*shape: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
+
+
+def statistics_of(features: Tensor) -> FeatureStatistics:
+    statistics = FeatureStatistics(features.shape[1])
+    statistics.update(features)
+    return statistics
+
+
+def with_moments(mean: Tensor, root: Tensor, seed: int = 0) -> FeatureStatistics:
+    """Those of 50 features that have exactly this mean and the covariance root rootᵀ."""
+    drawn = normals(50, len(mean), seed=seed)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(drawn.T.cov()), (drawn - drawn.mean(0)).T, upper=False)
+    return statistics_of(mean + white.T @ root.T)
+
+
+# Statistics
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("sizes", [[97], [1] * 97, [50, 40, 7], [0, 3, 94], [3, 0, 94]], ids=str)
+def test_batches_and_parts_of_any_size_are_the_whole(sizes: list[int], offset: float) -> None:
+    features = normals(sum(sizes), DIMS) @ normals(DIMS, DIMS, seed=1)
+    in_batches, of_parts = FeatureStatistics(DIMS), FeatureStatistics(DIMS)
+    for part in (features + offset).split(sizes):
+        in_batches.update(part)
+        of_parts.merge(statistics_of(part))
+    tolerance = 1e-12 if offset == 0 else 1e-8  # 1e6 + f itself is rounded to 1e-10
+    for statistics in (in_batches, of_parts):
+        assert statistics.count == sum(sizes)
+        torch.testing.assert_close(statistics.mean - offset, features.mean(0), rtol=0, atol=tolerance)
+        torch.testing.assert_close(statistics.covariance, features.T.cov(), rtol=0, atol=tolerance)
+
+
+def test_batches_far_from_one_another_keep_the_spread_within_and_between() -> None:
+    features = normals(40, DIMS) + 1e6 * (torch.arange(40) >= 10)[:, None]
+    statistics = FeatureStatistics(DIMS)
+    for part in features.split(10):
+        statistics.update(part)
+    torch.testing.assert_close(statistics.covariance, features.T.cov(), rtol=1e-12, atol=0)
+
+
+def test_merging_leaves_the_other_and_may_be_with_itself() -> None:
+    features, more = normals(20, DIMS), normals(30, DIMS, seed=1)
+    a, b = statistics_of(features), statistics_of(more)
+    a.merge(b)
+    torch.testing.assert_close(b.covariance, more.T.cov(), rtol=0, atol=1e-12)
+    b.merge(b)
+    assert (a.count, b.count) == (50, 60)
+    torch.testing.assert_close(b.covariance, torch.cat([more, more]).T.cov(), rtol=0, atol=1e-12)
+
+
+def test_features_of_single_precision_are_gathered_in_double() -> None:
+    features = normals(1000, DIMS).float() + 100
+    torch.testing.assert_close(statistics_of(features).covariance, features.double().T.cov(), rtol=0, atol=1e-12)
+
+
+def test_a_file_holds_all(tmp_path: Path) -> None:
+    statistics = statistics_of(normals(20, DIMS))
+    with open(tmp_path / "real.npz", "wb") as file:
+        statistics.save(file)
+    with np.load(tmp_path / "real.npz", allow_pickle=False) as fields:
+        assert {name: fields[name].shape for name in fields} == {"mu": (DIMS,), "sigma": (DIMS, DIMS), "count": ()}
+    read = FeatureStatistics.load(tmp_path / "real.npz")
+    assert read.count == 20
+    torch.testing.assert_close(read.mean, statistics.mean, rtol=0, atol=0)
+    torch.testing.assert_close(read.covariance, statistics.covariance, rtol=1e-15, atol=0)
+
+
+# The distance
+
+
+@pytest.mark.parametrize("smallest", [0.5, 1e-9, 0.0])
+def test_distance_of_commuting_covariances(smallest: float) -> None:
+    """With the same eigenvectors, ‖δ‖² + Σ (√a − √b)² over the eigenvalues."""
+    vectors = torch.linalg.qr(normals(DIMS, DIMS)).Q
+    a = torch.tensor([4.0, 3.0, 2.0, 1.0, smallest, smallest], dtype=torch.float64)
+    b = torch.tensor([1.0, 2.0, 9.0, smallest, 1.0, smallest], dtype=torch.float64)
+    shift = normals(DIMS, seed=1)
+    expected = shift @ shift + ((a.sqrt() - b.sqrt()) ** 2).sum()
+    found = frechet_distance(
+        with_moments(torch.zeros(DIMS, dtype=torch.float64), vectors * a.sqrt(), seed=2),
+        with_moments(shift, vectors * b.sqrt(), seed=3),
+    )
+    assert found == pytest.approx(float(expected), rel=1e-10 if smallest else 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_distance_by_the_matrix_root(seed: int) -> None:
+    a, b = (statistics_of(normals(40, DIMS, seed=10 * seed + k) @ normals(DIMS, DIMS, seed=k)) for k in (1, 2))
+    root = scipy.linalg.sqrtm((a.covariance @ b.covariance).numpy())
+    shift = a.mean - b.mean
+    expected = float(shift @ shift + (a.covariance + b.covariance).trace()) - 2 * np.trace(root).real
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-10)
+    assert frechet_distance(b, a) == pytest.approx(expected, rel=1e-10)
+
+
+def test_distance_of_equals_is_zero_even_of_rank_one() -> None:
+    wide = statistics_of(normals(40, DIMS))
+    thin = statistics_of(normals(40, 1) * torch.ones(DIMS, dtype=torch.float64))
+    for statistics in (wide, thin):
+        assert 0 <= frechet_distance(statistics, statistics) < 1e-12
+
+
+def test_distance_is_that_of_torchmetrics() -> None:
+    class FourNumbers(torch.nn.Module):
+        num_features = 4
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return pixels.double().flatten(1)[:, ::3] ** 0.5
+
+    drawn = np.random.default_rng(0)
+    real, fake = (torch.from_numpy(drawn.integers(0, top, (60, 3, 2, 2), dtype=np.uint8)) for top in (256, 200))
+    theirs = FrechetInceptionDistance(feature=FourNumbers()).set_dtype(torch.float64)  # type: ignore[arg-type]
+    theirs.update(real, real=True)
+    theirs.update(fake, real=False)
+    ours = frechet_distance(*(statistics_of(FourNumbers()(pixels)) for pixels in (real, fake)))
+    assert ours > 1
+    assert ours == pytest.approx(float(theirs.compute()), rel=1e-6)
+
+
+# One line each
+
+
+def test_features_that_cannot_be_gathered_are_refused_and_change_nothing() -> None:
+    statistics = statistics_of(normals(20, DIMS))
+    before = statistics.mean
+    for bad in (float("nan"), float("inf")):
+        features = normals(5, DIMS)
+        features[1:3, 2] = bad
+        with pytest.raises(ValueError, match=r"^2 of 5 features are not finite$"):
+            statistics.update(features)
+    with pytest.raises(ValueError, match=r"^features must be \(B, 6\), got \(5, 7\)$"):
+        statistics.update(normals(5, 7))
+    with pytest.raises(ValueError, match=r"^features must be \(B, 6\), got \(6,\)$"):
+        statistics.update(normals(6))
+    assert statistics.count == 20
+    assert torch.equal(statistics.mean, before)
+
+
+def test_dims_must_agree() -> None:
+    a, b = statistics_of(normals(20, 3)), statistics_of(normals(20, 4))
+    line = r"^the features have 3 dims on one side and 4 on the other$"
+    with pytest.raises(ValueError, match=line):
+        a.merge(b)
+    with pytest.raises(ValueError, match=line):
+        frechet_distance(a, b)
+    with pytest.raises(ValueError, match=r"^dims must be at least 1, got 0$"):
+        FeatureStatistics(0)
+
+
+def test_too_few_features() -> None:
+    enough, few, one = (statistics_of(normals(count, DIMS)) for count in (DIMS + 1, DIMS, 1))
+    assert frechet_distance(enough, enough) < 1e-12
+    for pair in ((enough, few), (few, enough)):
+        with pytest.raises(ValueError, match=r"^a Fréchet distance of 6 dims needs at least 7 features, got 6$"):
+            frechet_distance(*pair)
+    with pytest.raises(ValueError, match=r"^the covariance needs at least 2 features, there are 1$"):
+        _ = one.covariance
+    with pytest.raises(ValueError, match=r"^the mean needs at least 1 features, there are 0$"):
+        _ = FeatureStatistics(DIMS).mean
+
+
+def test_files_that_are_not_statistics(tmp_path: Path) -> None:
+    path = tmp_path / "other.npz"
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ValueError, match=r"other\.npz has no count: not statistics saved here$"):
+        FeatureStatistics.load(path)
+    np.savez(path, mu=np.zeros(3), sigma=np.eye(2), count=9)
+    with pytest.raises(ValueError, match=r"does not hold statistics: mu \(3,\), sigma \(2, 2\), count=9$"):
+        FeatureStatistics.load(path)
