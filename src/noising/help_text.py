@@ -23,6 +23,7 @@ GROUPS = {
     "divergence": "the flow's change of volume: exact or estimated",
     "sampler": "the step by which images are drawn",
     "grid": "where a sampler's steps lie",
+    "guidance": "stronger conditioning, by a second prediction",
     "model": "the network",
     "data": "the images",
     "optimizer": "the optimizer",

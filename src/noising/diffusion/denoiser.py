@@ -68,6 +68,15 @@ class Denoiser(nn.Module):
         self, x_t: Tensor, level: NoiseLevel, clip: float | None = None, class_label: Tensor | None = None
     ) -> Prediction:
         """The same at a level made before. With clip, x̂ is kept in [−clip, clip] and ε̂ derived from it again."""
+        prediction = self.predict(x_t, level, class_label)
+        if clip is None:
+            return prediction
+        x = prediction.x.clamp(-clip, clip)
+        noise = (x_t - like(level.alpha, x_t) * x) * like(1 / level.sigma, x_t)
+        return prediction._replace(x=x, noise=noise)
+
+    def predict(self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None) -> Prediction:
+        """What the network says, as it says it."""
         label = self.noise_label(level).to(x_t.device, x_t.dtype, non_blocking=True)
         scaled = like(self.parameterization.input_scale(level), x_t) * x_t
         # under autocast the network answers in half precision: what is solved from it is not
@@ -76,9 +85,6 @@ class Denoiser(nn.Module):
         if self.variance.outputs > 1:
             output, raw_variance = raw.chunk(self.variance.outputs, dim=1)
         x, noise = self.parameterization.solve(output, x_t, level)
-        if clip is not None:
-            x = x.clamp(-clip, clip)
-            noise = (x_t - like(level.alpha, x_t) * x) * like(1 / level.sigma, x_t)
         return Prediction(x, noise, output, raw_variance)
 
     def along(self, levels: NoiseLevel, x: Tensor, class_label: Tensor | None = None) -> Look:
