@@ -203,17 +203,6 @@ def test_two_processes_evaluate_as_one(trained: Path, noising: Command, tmp_path
         assert cards[0]["evaluations"] == cards[1]["evaluations"]
 
 
-def test_image_i_is_the_same_image_at_any_batch_size(trained: Path, noising: Command, tmp_path: Path) -> None:
-    common = ("sample", f"checkpoint={trained}", "sampler=ancestral", "sampler.steps=5", "n=5", "device=cpu")
-    for size in (2, 5):
-        assert noising(*common, f"batch_size={size}", f"hydra.run.dir=by{size}").code == 0
-    by_two, by_five = (np.load(tmp_path / name / "samples.npz")["arr_0"] for name in ("by2", "by5"))
-    assert by_two.shape == (5, 8, 8, 1)
-    np.testing.assert_array_equal(by_two, by_five)
-    with Image.open(tmp_path / "by2" / "images" / "000003.png") as single:
-        np.testing.assert_array_equal(np.asarray(single), by_two[3, :, :, 0])
-
-
 def test_colour_images_train_and_sample(noising: Command, tmp_path: Path) -> None:
     outcome = noising(
         "train",

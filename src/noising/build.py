@@ -39,6 +39,7 @@ __all__ = [
     "build_module",
     "build_sampler",
     "build_trainer",
+    "told_classes",
 ]
 
 
@@ -63,9 +64,21 @@ def build_model(cfg: DictConfig, data: ImageData, recipe: Recipe) -> torch.nn.Mo
         channels=data.channels,
         out_channels=data.channels * recipe.variance.outputs,
         resolution=data.resolution,
-        classes=0,
+        classes=told_classes(cfg, data),
     )
     return model
+
+
+def told_classes(cfg: DictConfig, data: ImageData) -> int:
+    """How many classes the network is told apart; 0 without `label_dropout`."""
+    dropout = cfg.get("label_dropout")
+    if dropout is None:
+        return 0
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise ConfigError(f"label_dropout must be null (no classes) or a number in [0, 1), got {dropout}")
+    if not data.classes:
+        raise ConfigError(f"label_dropout={dropout}: {data.name} has no classes; use label_dropout=null")
+    return data.classes
 
 
 def build_denoiser(cfg: DictConfig, data: ImageData) -> Denoiser:
@@ -97,6 +110,8 @@ def build_module(cfg: DictConfig, data: ImageData) -> DiffusionModule:
         validation=evaluation("validation_bound", "val"),
         test=evaluation("bound", "test"),
         seed=cfg.seed,
+        classes=told_classes(cfg, data),
+        label_dropout=cfg.get("label_dropout") or 0.0,
     )
 
 
@@ -121,6 +136,7 @@ def build_callbacks(cfg: DictConfig, run: Run, data: ImageData, schedule: Schedu
         "data": data,
         "ema": ema,
         "seed": cfg.seed,
+        "classes": told_classes(cfg, data),
         "sampler": build_sampler(cfg, cfg.timesteps, schedule),
         "config": _plain(cfg),
     }

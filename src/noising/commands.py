@@ -32,6 +32,7 @@ COMMANDS = {  # name of the command and of its config: the job, what it does
     "benchmark": ("noising.jobs.benchmark:benchmark", "measure what a method saves, as ratios in one run"),
     "likelihood": ("noising.jobs.likelihood:likelihood", "the exact likelihood of a trained model's flow, in bits/dim"),
     "sample": ("noising.jobs.sample:sample", "draw images from a trained model"),
+    "latents": ("noising.jobs.latents:latents", "images between two noises, and images to noise and back"),
     "verify": ("noising.jobs.verify:verify", "hold the theory's identities against a config"),
     "weightings": ("noising.jobs.weightings:weightings", "draw what losses weigh: w(λ) and p(λ) on one axis"),
 }
@@ -66,6 +67,10 @@ def likelihood() -> None:
 
 def sample() -> None:
     main("sample")
+
+
+def latents() -> None:
+    main("latents")
 
 
 def verify() -> None:
@@ -163,6 +168,7 @@ def prepare(composing: Composer, overrides: Sequence[str], multirun: bool, task:
     else:
         composing.check(config, overrides)
     overrides, task.claimed = folders.claim(config, overrides, multirun)
+    task.record = folders.hydra_record(overrides)
     return overrides
 
 
@@ -174,6 +180,7 @@ class Task:
         self.job = job
         self.exit_code = 0
         self.claimed: Path | None = None  # the folder made for this run, removed if nothing comes of it
+        self.record: dict[Path, bytes] = {}  # of the options that a run was started with, for one that is continued
         self._process = os.getpid()
 
     def __call__(self, config: DictConfig) -> None:
@@ -201,6 +208,8 @@ class Task:
         self.exit_code = max(self.exit_code, code)
         if not sweeping:
             folders.remove_if_empty(self.claimed)
+            for file, content in self.record.items():
+                file.write_bytes(content)
             raise SystemExit(code)
 
 

@@ -190,6 +190,15 @@ def _agreed_name() -> str:
     return f"torchrun-{agent}-{start}"
 
 
+def hydra_record(overrides: Sequence[str]) -> dict[Path, bytes]:
+    """What Hydra wrote of the options of the run that is continued: it will write there anew, even if that is refused.
+
+    `overrides` are `claim`'s, which name the folder.
+    """
+    folder = _given(overrides, _key(multirun=False))
+    return {path: path.read_bytes() for path in Path(folder or "").glob(".hydra/*.yaml")} if folder else {}
+
+
 def remove_if_empty(folder: Path | None) -> None:
     """Removes a folder with no more in it than Hydra's record of the options and a log, and empty parents."""
     if folder is None or not folder.is_dir():

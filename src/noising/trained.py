@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,18 +11,19 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from noising.build import build_data, build_denoiser
-from noising.configuration import ConfigError, blaming
-from noising.data.image_data import ImageData
+from noising.build import build_data, build_denoiser, told_classes
+from noising.configuration import ConfigError, blaming, make
+from noising.data.image_data import ImageData, Images
 from noising.diffusion.bound_estimators import ImageSet
 from noising.diffusion.bound_terms import ModelTerms
 from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.guidance import Classless, Guided, unconditional
 from noising.diffusion.transition import Chain
 from noising.recipe import build_recipe
 from noising.training.checkpoints import load_checkpoint
 from noising.training.run import Run
 
-__all__ = ["TrainedRun", "load"]
+__all__ = ["TrainedRun", "load", "trained_denoiser"]
 
 
 @dataclass(frozen=True)
@@ -50,21 +52,49 @@ class TrainedRun:
         denoiser.load_state_dict(weights | self.checkpoint["ema"]["weights"])
         return denoiser.eval()
 
+    @property
+    def classes(self) -> int:
+        """How many classes the network is told apart, 0 if it was trained without."""
+        return told_classes(self.config, self.data)
+
+    def guided(self, guidance: DictConfig | None) -> Denoiser:
+        """The denoiser, driven as a `guidance` node says; as it is without one."""
+        if guidance is None:
+            return self.denoiser
+        with blaming("guidance"):
+            guided: Guided = make(guidance, "guidance")(self.denoiser)
+        if isinstance(guided.guide.model, Classless) and not self.config.get("label_dropout"):
+            raise ConfigError(
+                "guidance=classifier_free needs a model that was trained with classes and without: "
+                f"this one had label_dropout={self.config.get('label_dropout')}; train with label_dropout=0.1"
+            )
+        return guided
+
     def bound_terms(self, clip: float | None, device: torch.device | str = "cpu") -> ModelTerms:
         """The terms of its bound, with the averaged weights, on the chain and decoder it was trained with."""
-        denoiser = self.denoiser.to(device)
+        denoiser = self.denoiser.to(device) if self.classes else unconditional(self.denoiser.to(device))
         decoder = build_recipe(self.config, self.data.resolution, self.data.levels).decoder
         return ModelTerms(denoiser, Chain.uniform(denoiser.schedule, self.config.timesteps), decoder, clip)
 
     def image_set(self, split: str, device: torch.device | str = "cpu", size: int | None = None) -> ImageSet:
-        """The first `size` images of a split, default all, keyed as in every evaluation of it."""
-        pixels = getattr(self.data, split).pixels
-        return ImageSet(size or len(pixels), lambda index: (self.data.scale(pixels[index].to(device)), None), split)
+        """The first `size` images of a split with their classes, default all, keyed as in every evaluation of it."""
+        images: Images = getattr(self.data, split)
+
+        def fetch(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            labels = None if images.labels is None else images.labels[index].to(device)
+            return self.data.scale(images.pixels[index].to(device)), labels
+
+        return ImageSet(size or len(images.pixels), fetch, split)
 
     @property
     def source(self) -> dict[str, Any]:
         """Which model a number is of, for its card."""
-        return {"checkpoint": str(self.path), "step": self.step, "weights": self.weights}
+        return {"checkpoint": str(self.path), "sha256": self._digest, "step": self.step, "weights": self.weights}
+
+    @cached_property
+    def _digest(self) -> str:
+        with open(self.path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -85,3 +115,8 @@ def load(run: str | Path) -> TrainedRun:
         if key not in checkpoint:
             raise ConfigError(f"checkpoint={run}: {path} holds no {key}: it was not written by noising")
     return TrainedRun(path, OmegaConf.create(checkpoint["config"]), int(checkpoint["global_step"]), checkpoint)
+
+
+def trained_denoiser(checkpoint: str) -> Denoiser:
+    """The denoiser of a run or checkpoint file, for an option that wants one."""
+    return load(checkpoint).denoiser

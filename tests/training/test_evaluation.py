@@ -16,7 +16,7 @@ from tests.diffusion.conftest import Crooked, denoiser_of, images
 def evaluated(*parts: list[int], split: str = "val") -> BoundEvaluation:
     evaluation = BoundEvaluation(Stratified(8), DiscretizedGaussian(17), 50, split)
     x = images(6).float()
-    evaluation.begin(denoiser_of(Crooked(), Cosine(50)), 6, lambda index: x[index])
+    evaluation.begin(denoiser_of(Crooked(), Cosine(50)), 6, lambda index: (x[index], None))
     for part in parts:
         evaluation.update(x[part], torch.tensor(part))
     return evaluation
@@ -45,7 +45,7 @@ def test_autocast_does_not_reach_the_bound() -> None:
 
     def bound() -> dict[str, float]:
         evaluation, x = BoundEvaluation(Adaptive(0.1), DiscretizedGaussian(17), 50, "val"), images(3).float()
-        evaluation.begin(denoiser, 3, lambda index: x[index])
+        evaluation.begin(denoiser, 3, lambda index: (x[index], None))
         evaluation.update(x, torch.arange(3))
         return evaluation.meter.compute()
 
@@ -58,7 +58,7 @@ def test_autocast_does_not_reach_the_bound() -> None:
 def test_it_begins_anew() -> None:
     evaluation, x = evaluated([0, 1, 2]), images(6).float()
     assert evaluation.card()["images"] == 3
-    evaluation.begin(denoiser_of(Crooked(), Cosine(50)), 6, lambda index: x[index])
+    evaluation.begin(denoiser_of(Crooked(), Cosine(50)), 6, lambda index: (x[index], None))
     evaluation.update(x[:2], torch.tensor([0, 1]))
     assert evaluation.card()["images"] == 2
     assert evaluation.meter.compute() == evaluated([0, 1]).meter.compute()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from noising.build import build_data, build_module
+from noising.configuration import ConfigError
 from noising.data.image_data import ImageData
 from noising.diffusion.objectives import Objective
 from noising.training.module import DiffusionModule
@@ -94,3 +95,53 @@ def test_importance_weights_reach_the_loss(data: ImageData) -> None:
     loss = module.training_step({"image": torch.zeros(8, 1, 8, 8)}, batch_idx=0)
     t = module.objective.t
     torch.testing.assert_close(loss, (2 * t * t).float().mean())
+
+
+class Told(Objective):
+    """Keeps the classes it is given."""
+
+    def forward(self, denoiser: Any, x: Tensor, t: Tensor, noise: Tensor, **condition: Any) -> dict[str, Tensor]:
+        self.class_label: Tensor | None = condition["class_label"]
+        return {"loss": t.float()}
+
+
+def told(data: ImageData, dropout: float | None, step: int = 0, rank: int = 0, size: int = 1000) -> Tensor | None:
+    module: DiffusionModule = build_module(composed(f"label_dropout={'null' if dropout is None else dropout}"), data)
+    module.objective = listening = Told()
+    trainer = SimpleNamespace(
+        global_step=step, global_rank=rank, world_size=2, accumulate_grad_batches=1, optimizers=[]
+    )
+    module.trainer = trainer  # type: ignore[assignment]
+    batch = {"image": torch.zeros(size, 1, 8, 8), "label": torch.arange(size) % 10}
+    module.training_step(batch, batch_idx=step)
+    return listening.class_label
+
+
+def test_classes_are_withheld_from_some(data: ImageData) -> None:
+    whole = torch.arange(1000) % 10
+    assert told(data, None) is None
+    assert torch.equal(not_none(told(data, 0)), whole)
+    some = not_none(told(data, 0.1))
+    withheld = some != whole
+    assert (some[withheld] == 10).all()  # the network's row for no class
+    assert abs(int(withheld.sum()) - 100) < 4 * (1000 * 0.1 * 0.9) ** 0.5
+    assert torch.equal(not_none(told(data, 0.1)), some)
+    for elsewhere in (told(data, 0.1, step=1), told(data, 0.1, rank=1)):
+        assert not torch.equal(not_none(elsewhere) == 10, withheld)
+
+
+def not_none(label: Tensor | None) -> Tensor:
+    assert label is not None
+    return label
+
+
+@pytest.mark.parametrize("bad", ["1", "-0.1", "true", "often"])
+def test_bad_label_dropout_is_named(bad: str, data: ImageData) -> None:
+    with pytest.raises(ConfigError, match="label_dropout"):
+        build_module(composed(f"label_dropout={bad}"), data)
+
+
+def test_classes_need_labels() -> None:
+    cfg = composed("label_dropout=0.1", "data=photo_patches")
+    with pytest.raises(ConfigError, match="has no classes"):
+        build_module(cfg, build_data(cfg))

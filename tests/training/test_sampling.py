@@ -7,8 +7,8 @@ import torch
 from noising.diffusion.grids import uniform
 from noising.diffusion.samplers import DDIM, Ancestral
 from noising.diffusion.tabulated_schedules import Cosine
-from noising.training.figures import image_grid
-from noising.training.sampling import draw_images, draw_path, frames, in_evaluation
+from noising.training.figures import image_grid, sample_grid, side_by_side
+from noising.training.sampling import PathFrames, asked_classes, draw_images, frames, in_evaluation
 from tests.diffusion.conftest import Crooked, denoiser_of
 
 SHAPE = (1, 4, 4)
@@ -55,10 +55,22 @@ def test_autocast_does_not_reach_the_sampler() -> None:
 
 def test_path_ends_in_the_images() -> None:
     denoiser = denoiser_of(Dropping(), Cosine(100))
-    sampler = Ancestral(10, uniform)
-    path = draw_path(denoiser, sampler, SHAPE, 0, [5, 9], frame_count=4)
-    assert path.shape == (4, 2, *SHAPE)
-    assert torch.equal(path[-1], draw_images(denoiser, sampler, SHAPE, 0, [5, 9]))
+    watch = PathFrames(10, images=2, count=4)
+    images = draw_images(denoiser, Ancestral(10, uniform), SHAPE, 0, [5, 9, 2], watch=watch)
+    assert watch.tensor.shape == (4, 2, 2, *SHAPE)
+    assert torch.equal(watch.tensor[-1, 0], images[:2])
+    assert torch.equal(watch.tensor[-1, 1], images[:2])  # to clean, the step is x̂ itself
+    assert not torch.equal(watch.tensor[0, 0], watch.tensor[0, 1])
+
+
+def test_classes_are_asked_for_in_turn() -> None:
+    asked = asked_classes(range(8, 13), 10)
+    assert asked is not None
+    assert asked.tolist() == [8, 9, 0, 1, 2]
+    only = asked_classes([4, 7], 10, only=3)
+    assert only is not None
+    assert only.tolist() == [3, 3]
+    assert asked_classes(range(5), 0) is None
 
 
 def test_frames_are_spread_and_hold_the_last() -> None:
@@ -74,3 +86,21 @@ def test_grid_shows_the_images_in_reading_order() -> None:
     colours = image_grid(images.expand(5, 3, 2, 2), gap=0)
     assert colours.shape[2] == 3
     assert colours.shape[0] == 4 * round(512 / 6)
+
+
+def test_grid_has_one_class_a_row() -> None:
+    images = torch.arange(64, dtype=torch.uint8).reshape(64, 1, 1, 1).expand(64, 1, 2, 2)
+    grid = sample_grid(images, classes=10)
+    factor = grid.shape[0] // (10 * 3 + 1)  # 10 rows of 6 columns, enlarged by a whole factor
+    gap, step = factor, 3 * factor
+    seen = grid[gap::step, gap::step][:10, :6]
+    assert (seen % 10 == torch.arange(10)[:, None].numpy()).all()
+    assert seen[0].tolist() == [0, 10, 20, 30, 40, 50]
+    assert sample_grid(images, classes=100).shape == image_grid(images).shape
+
+
+def test_two_grids_stand_side_by_side() -> None:
+    left, right = torch.zeros(4, 1, 2, 2, dtype=torch.uint8), torch.full((4, 1, 2, 2), 200, dtype=torch.uint8)
+    both, one = side_by_side(left, right), image_grid(left)
+    assert (both[:, : one.shape[1]] == one).all()
+    assert (both[:, -one.shape[1] :] == image_grid(right)).all()

@@ -81,7 +81,14 @@ class Optimal(nn.Module, ReverseVariance):
 
 
 @torch.no_grad()
-def fit(denoiser: Denoiser, x: Tensor, noises: Iterable[Tensor], timesteps: int, clip: float | None) -> None:
+def fit(
+    denoiser: Denoiser,
+    x: Tensor,
+    noises: Iterable[Tensor],
+    timesteps: int,
+    clip: float | None,
+    class_label: Tensor | None = None,
+) -> None:
     """Measure the error of a denoiser whose variance is `Optimal`, and give it to that variance.
 
     x: (B, C, H, W), images of the training set; noises: standard normal, of x's shape, a new one for each level; the
@@ -96,6 +103,6 @@ def fit(denoiser: Denoiser, x: Tensor, noises: Iterable[Tensor], timesteps: int,
     errors = []
     for t, noise in zip(denoiser.schedule.time(log_snr), noises, strict=False):
         level = denoiser.schedule(t)
-        prediction = denoiser.at(level.perturb(x, noise), level, clip)
+        prediction = denoiser.at(level.perturb(x, noise), level, clip, class_label)
         errors.append((prediction.x - x).square().double().mean())
     variance.error.set(log_snr, torch.stack(errors))

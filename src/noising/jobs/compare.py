@@ -93,7 +93,11 @@ def _row(path: str) -> Row:
 
 def _measurement(card: Mapping[str, Any]) -> dict[str, Any]:
     """What a card says of how, not of which model."""
-    return {key: value for key, value in card.items() if key not in ("checkpoint", "step", "weights", "evaluations")}
+    return {
+        key: value
+        for key, value in card.items()
+        if key not in ("checkpoint", "sha256", "step", "weights", "evaluations")
+    }
 
 
 def _flat(tree: Mapping[str, Any], prefix: str) -> Row:

@@ -1,4 +1,4 @@
-"""The device that a job without a Trainer runs on."""
+"""The devices that a job without a Trainer runs on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 from noising.configuration import ConfigError
 
-__all__ = ["find_device"]
+__all__ = ["find_device", "find_devices"]
 
 
 def find_device(name: str) -> torch.device:
@@ -17,3 +17,17 @@ def find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device={name}: {str(error).splitlines()[0]}") from error
     return device
+
+
+def find_devices(name: str, count: int) -> list[torch.device]:
+    """So many of them: CUDA's first ones, or as many processes on the host. Raises ConfigError if there are fewer."""
+    device = find_device(name)
+    if count == 1:
+        return [device]
+    if device.index is not None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"devices={count}: device={name} is one device; use device=cuda, cpu or auto")
+    if device.type == "cpu":
+        return [device] * count
+    if count > torch.cuda.device_count():
+        raise ConfigError(f"devices={count} is more than the {torch.cuda.device_count()} CUDA devices there are")
+    return [torch.device("cuda", index) for index in range(count)]

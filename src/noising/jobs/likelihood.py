@@ -51,9 +51,10 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
 
     def measure(batch: torch.Tensor) -> FlowBits:
         x = data.scale(data.test.pixels[batch].to(device))
+        classes = data.test.labels[batch].to(device) if trained.classes and data.test.labels is not None else None
         # of two keys: u is the same whatever the probe
         places, probes = (Streams(_SEED, f"likelihood/{use}", batch.tolist()) for use in ("dequantization", "probe"))
-        return flow(denoiser, x, data.levels, places, probes)
+        return flow(denoiser, x, data.levels, places, probes, classes)
 
     with recording(run, OmegaConf.to_container(cfg, resolve=True)):
         with in_evaluation(denoiser), blaming("solver"):
@@ -102,6 +103,7 @@ def _card(cfg: DictConfig, trained: TrainedRun, flow: FlowLikelihood, result: Re
         "data": trained.data.name,
         "split": "test",
         "grey_levels": trained.data.levels,
+        "classes": trained.classes,
         "replicates": flow.replicates,
         "solver": OmegaConf.to_container(cfg.solver),
         "divergence": OmegaConf.to_container(cfg.divergence),

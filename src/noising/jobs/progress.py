@@ -12,7 +12,7 @@ __all__ = ["evaluations_bar"]
 
 
 @contextmanager
-def evaluations_bar(total: int) -> Iterator[Callable[[int], None]]:
+def evaluations_bar(total: int) -> Iterator[Callable[[float], None]]:
     """Gives what is told how many more network evaluations were made."""
     columns = (TextColumn("network evaluations"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:

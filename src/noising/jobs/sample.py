@@ -1,4 +1,4 @@
-"""`sample`: images from a checkpoint, as a grid, single PNGs, one .npz, and the reverse process in motion."""
+"""`sample`: images from a checkpoint, as one .npz or single PNGs, a grid, and how they come out of noise."""
 
 from __future__ import annotations
 
@@ -6,50 +6,59 @@ import os
 from pathlib import Path
 
 import numpy as np
-import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.progress import track
+from torch import Tensor
 
-from noising.build import build_sampler
-from noising.configuration import require_whole
-from noising.jobs.devices import find_device
+from noising.configuration import ConfigError
+from noising.jobs.drawing import Drawing, Shards
 from noising.jobs.summary import recording
-from noising.trained import load
-from noising.training.figures import image_grid, save_animation, save_png
+from noising.training.figures import image_grid, sample_grid, save_animation, save_png, side_by_side
+from noising.training.path_figure import path_strip
 from noising.training.run import Run, replacing
-from noising.training.sampling import draw_images, draw_path
+from noising.training.sampling import frames
 
 __all__ = ["sample"]
 
-GRID_IMAGES, PATH_IMAGES = 64, 16
+FORMATS = ("npz", "png")
 
 
 def sample(cfg: DictConfig, run_dir: Path) -> None:
-    """Draw cfg.n images: image i depends on (seed, i) alone, whatever the batch size."""
-    for option, least in (("n", 1), ("batch_size", 1), ("seed", 0)):
-        require_whole(cfg, option, least)
-    trained = load(cfg.checkpoint)
-    sampler = build_sampler(cfg, trained.config.timesteps, trained.denoiser.schedule)
-    data, run = trained.data, Run(run_dir)
-    denoiser = trained.denoiser.to(find_device(cfg.device))
-    shape = (data.channels, data.resolution, data.resolution)
-    card = {
-        **trained.source,
-        "sampler": OmegaConf.to_container(cfg.sampler),
-        "grid": OmegaConf.to_container(cfg.grid),
-        "evaluations_per_image": sampler.evaluations(denoiser),
-        "seed": cfg.seed,
-    }
-    batches = [range(first, min(first + cfg.batch_size, cfg.n)) for first in range(0, cfg.n, cfg.batch_size)]
+    """Draw cfg.n images: image i depends on (seed, i) alone, whatever the batch size and the devices."""
+    run = Run(run_dir)
+    if cfg.resume and run.status == "finished":
+        print(f"{os.path.relpath(run.path)} is finished: there is nothing left to draw")
+        return
+    if cfg.format not in FORMATS:
+        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {cfg.format}")
+    drawing = Drawing(cfg)
+    shards = Shards(run.path / "shards", drawing, path=True)
+    shards.require_same()
+    classes = drawing.classes if cfg.class_label is None else 0
     with recording(run, OmegaConf.to_container(cfg, resolve=True)):
-        drawn = [draw_images(denoiser, sampler, shape, cfg.seed, batch).cpu() for batch in track(batches, "sampling")]
-        images = data.to_8bit(data.unscale(torch.cat(drawn)))
-        for number, image in enumerate(images):
-            save_png(run.path / "images" / f"{number:06d}.png", image_grid(image[None], gap=0, enlarge=False))
+        shards.fill()
+        images = drawing.data.to_8bit(shards.read())
+        written = _write(run, images, cfg.format)
+        save_png(run.samples_image, sample_grid(images, classes))
+        _show_path(run, drawing, shards.read_path())
+        run.record({"sample/images": cfg.n}, {"sample/images": drawing.card})
+        shards.remove()
+    print(f"{cfg.n} images in {os.path.relpath(run.path)}: {written}, samples.png, path.png, reverse_process.gif")
+
+
+def _write(run: Run, images: Tensor, kind: str) -> str:
+    """(n, C, H, W) uint8 as files; the .npz holds one array (n, H, W, C), arr_0, as the field's evaluators read it."""
+    if kind == "npz":
         with replacing(run.path / "samples.npz") as file:
             np.savez_compressed(file, images.permute(0, 2, 3, 1).numpy())
-        save_png(run.samples_image, image_grid(images[:GRID_IMAGES]))
-        path = draw_path(denoiser, sampler, shape, cfg.seed, range(min(cfg.n, PATH_IMAGES)))
-        save_animation(run.reverse_process, [image_grid(data.to_8bit(data.unscale(x_t))) for x_t in path.cpu()])
-        run.record({"sample/images": cfg.n}, {"sample/images": card})
-    print(f"{cfg.n} images in {os.path.relpath(run.path)}: images/, samples.npz, samples.png, reverse_process.gif")
+        return "samples.npz"
+    for number, image in enumerate(images):
+        save_png(run.path / "images" / f"{number:06d}.png", image_grid(image[None], gap=0, enlarge=False))
+    return "images/"
+
+
+def _show_path(run: Run, drawing: Drawing, path: Tensor) -> None:
+    path = drawing.data.to_8bit(path)
+    save_animation(run.reverse_process, [side_by_side(*frame) for frame in path])
+    levels = drawing.sampler.chain(drawing.denoiser.schedule).steps.earlier
+    numbers = [drawing.sampler.steps - 1 - step for step in frames(drawing.sampler.steps, len(path))]
+    path_strip(run.path / "path.png", path, levels.t[numbers].tolist(), levels.log_snr[numbers].tolist())

@@ -52,16 +52,17 @@ class BoundEvaluation:
         self,
         denoiser: Denoiser,
         count: int,
-        fetch: Callable[[Tensor], Tensor],
+        fetch: Callable[[Tensor], tuple[Tensor, Tensor | None]],
         share: Callable[[Any], Any] | None = None,
     ) -> None:
         """Plan the draws for `count` images, and forget those seen before; the schedule may have changed since.
 
-        fetch: indices (B,) -> images (B, C, H, W) in [−1, 1] on the denoiser's device; share: rank 0's to every rank.
+        fetch: indices (B,) -> images (B, C, H, W) in [−1, 1] and their classes, if the network is told them, on the
+        denoiser's device; share: rank 0's to every rank.
         """
         self.chain = Chain.uniform(denoiser.schedule, self.timesteps)
         self.terms = ModelTerms(denoiser, self.chain, self.decoder, self.estimator.clip)
-        self._images = ImageSet(count, lambda index: (fetch(index), None), self.split, _SEED)
+        self._images = ImageSet(count, fetch, self.split, _SEED)
         with _outside_autocast(), blaming("bound"):
             self.plan: BoundPlan = self.estimator.plan(self.terms, self._images, share)
         self.meter = BoundMeter(self.plan, self.timesteps)
@@ -69,7 +70,7 @@ class BoundEvaluation:
 
     @torch.no_grad()
     def update(self, x: Tensor, index: Tensor, class_label: Tensor | None = None) -> None:
-        """Add images x (B, C, H, W) in [−1, 1], of global indices (B,); in float32 always."""
+        """Add images x (B, C, H, W) in [−1, 1], of global indices (B,) and classes (B,); in float32 always."""
         self._at_once = max(self._at_once, len(x))  # the last batch, of few images, has its many draws in few batches
         with _outside_autocast():
             images = self._images

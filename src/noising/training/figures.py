@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-__all__ = ["image_grid", "learning_curves", "save_animation", "save_figure", "save_png"]
+__all__ = [
+    "Pixels",
+    "image_grid",
+    "learning_curves",
+    "sample_grid",
+    "save_animation",
+    "save_figure",
+    "save_png",
+    "side_by_side",
+]
 
 Pixels = NDArray[np.uint8]
 
@@ -20,19 +29,37 @@ GRID_SIDE = 512
 """Grids are enlarged, by a whole factor, to about this many pixels a side: 8x8 digits are to be seen too."""
 
 
-def image_grid(images: Tensor, gap: int | None = None, enlarge: bool = True) -> Pixels:
-    """(B, C, H, W) uint8 in 0..255 to one picture (H', W', 3) or (H', W'), a near square of images with a gap."""
+def image_grid(images: Tensor, gap: int | None = None, enlarge: bool = True, classes: int = 0) -> Pixels:
+    """(B, C, H, W) uint8 in 0..255 to one picture (H', W', 3) or (H', W'), a near square of images with a gap.
+
+    classes: with some, one a row, image i standing in row i mod classes.
+    """
     count, channels, height, width = images.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
+    columns = math.ceil(count / classes) if classes else math.ceil(math.sqrt(count))
+    rows = classes or math.ceil(count / columns)
     gap = max(1, height // 16) if gap is None else gap
     canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 128, np.uint8)
     for place, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
-        top, left = (gap + (side + gap) * at for side, at in zip((height, width), divmod(place, columns), strict=True))
+        row, column = divmod(place, classes)[::-1] if classes else divmod(place, columns)
+        top, left = gap + (height + gap) * row, gap + (width + gap) * column
         canvas[top : top + height, left : left + width] = image
     factor = max(1, round(GRID_SIDE / max(canvas.shape[:2]))) if enlarge else 1
     canvas = canvas.repeat(factor, axis=0).repeat(factor, axis=1)
     return canvas[..., 0] if channels == 1 else canvas
+
+
+def sample_grid(images: Tensor, classes: int = 0, most: int = 64) -> Pixels:
+    """A grid of the first images, at most so many; where image i is of class i mod classes, one class a row."""
+    if not 0 < classes <= min(most, len(images)):
+        return image_grid(images[:most])
+    return image_grid(images[: min(most, len(images)) // classes * classes], classes=classes)
+
+
+def side_by_side(left: Tensor, right: Tensor) -> Pixels:
+    """Two grids of as many images (B, C, H, W) uint8, with a white bar between."""
+    grids = [image_grid(images) for images in (left, right)]
+    bar = np.full_like(grids[0][:, : max(8, grids[0].shape[1] // 32)], 255)
+    return np.concatenate([grids[0], bar, grids[1]], axis=1)
 
 
 def save_png(path: Path, picture: Pixels) -> None:

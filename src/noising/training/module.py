@@ -41,8 +41,15 @@ class DiffusionModule(LightningModule):
         validation: BoundEvaluation,
         test: BoundEvaluation,
         seed: int,
+        classes: int = 0,
+        label_dropout: float = 0.0,
     ) -> None:
-        """optimizer: parameters -> Optimizer; lr_schedule: optimizer step -> factor on its rate."""
+        """optimizer: parameters -> Optimizer; lr_schedule: optimizer step -> factor on its rate.
+
+        classes: what the network is told apart, 0 if it is told none; label_dropout: the part of the training images
+        whose class is withheld, by the class number `classes`. Ho & Salimans, "Classifier-Free Diffusion Guidance"
+        (2022), algorithm 1. https://arxiv.org/abs/2207.12598
+        """
         super().__init__()
         self.denoiser = denoiser
         self.objective = objective
@@ -52,6 +59,8 @@ class DiffusionModule(LightningModule):
         self.validation = validation
         self.test = test
         self.seed = seed
+        self.classes = classes
+        self.label_dropout = label_dropout
         self.restored_step = 0
         # Loss sums and counts by quartile of t since they were last logged. Kept on the device, so that no step waits
         # for a number; no buffer, since DDP would overwrite each rank's with rank 0's.
@@ -108,13 +117,24 @@ class DiffusionModule(LightningModule):
         t, weight = self.times.sample(draw, self.denoiser.schedule)
         noise = normal(x.shape, self.seed, "noise", step, micro, rank, device=x.device)
         seed_global_generators(self.seed, "dropout", step, micro, rank)
-        terms = self.objective(self.denoiser, x, t, noise)
+        terms = self.objective(self.denoiser, x, t, noise, class_label=self._with_some_withheld(batch, step, micro))
         loss: Tensor = terms["loss"]
         if self.times.learns:  # from all ranks, so that all go on drawing from one distribution
             seen: Tensor = self.all_gather(torch.stack([t.to(loss), loss.detach()]))  # type: ignore[assignment]
             self.times.observe(*seen.reshape(-1, 2, len(t)).transpose(0, 1).flatten(1))
         self._note(t, loss.detach())
         return (weight.to(loss, non_blocking=True) * loss).mean()
+
+    def class_label(self, batch: dict[str, Tensor]) -> Tensor | None:
+        """What the network is told of a batch: (B,) int64, or None."""
+        return batch["label"] if self.classes else None
+
+    def _with_some_withheld(self, batch: dict[str, Tensor], step: int, micro: int) -> Tensor | None:
+        label = self.class_label(batch)
+        if label is None or not self.label_dropout:
+            return label
+        drawn = generator(self.seed, "label", step, micro, self.global_rank).random(len(label)) < self.label_dropout
+        return label.masked_fill(torch.from_numpy(drawn).to(label.device, non_blocking=True), self.classes)
 
     def _note(self, t: Tensor, loss: Tensor) -> None:
         quartile = ((t * QUARTILES).ceil().long() - 1).clamp(0, QUARTILES - 1).to(loss.device, non_blocking=True)
@@ -153,7 +173,7 @@ class DiffusionModule(LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add a batch to the validation bound."""
-        self.validation.update(batch["image"], batch["index"])
+        self.validation.update(batch["image"], batch["index"], self.class_label(batch))
 
     def on_validation_epoch_end(self) -> None:
         self._log_bound(self.validation)
@@ -163,7 +183,7 @@ class DiffusionModule(LightningModule):
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Add a batch to the bound of the split that is tested."""
-        self.test.update(batch["image"], batch["index"])
+        self.test.update(batch["image"], batch["index"], self.class_label(batch))
 
     def on_test_epoch_end(self) -> None:
         self._log_bound(self.test)
@@ -171,14 +191,14 @@ class DiffusionModule(LightningModule):
     def _begin(self, evaluation: BoundEvaluation, batches: Sequence[int | float]) -> None:
         """Plan the evaluation of the images that so many batches of every rank hold."""
         data: ImageData = self.trainer.datamodule  # type: ignore[attr-defined]
-        pixels = getattr(data, evaluation.split).pixels
+        pixels, labels = getattr(data, evaluation.split)
         count = data.images_in(int(sum(batches)), len(pixels), self.trainer.world_size)
-        evaluation.begin(
-            self.denoiser,
-            count,
-            lambda index: data.scale(pixels[index].to(self.device)),
-            self.trainer.strategy.broadcast,
-        )
+
+        def fetch(index: Tensor) -> tuple[Tensor, Tensor | None]:
+            told = labels[index].to(self.device) if self.classes else None
+            return data.scale(pixels[index].to(self.device)), told
+
+        evaluation.begin(self.denoiser, count, fetch, self.trainer.strategy.broadcast)
 
     def _log_bound(self, evaluation: BoundEvaluation) -> None:
         """Sums over ranks, not means of means: every image counts once wherever it was evaluated."""

@@ -68,6 +68,7 @@ class Record(Callback):
             "data": data.name,
             "data_scaling": f"2 p/{data.levels - 1} - 1, p = 0..{data.levels - 1}",
             "grey_levels": data.levels,
+            "classes": pl_module.classes,
             "weights": {"ema_decay": self.ema.decay, "ema_updates": self.ema.updates},
             "step": pl_module.trained_steps,
             **(self.source or {}),

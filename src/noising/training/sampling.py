@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser
-from noising.diffusion.samplers import Sampler
+from noising.diffusion.samplers import PathPoint, Sampler
 from noising.randomness import Streams
 
-__all__ = ["draw_images", "draw_path", "frames", "in_evaluation"]
+__all__ = ["PathFrames", "asked_classes", "draw_images", "frames", "in_evaluation"]
 
 
 class in_evaluation:  # noqa: N801 - a context manager reads as a phrase
@@ -35,34 +35,56 @@ class in_evaluation:  # noqa: N801 - a context manager reads as a phrase
             module.training = training
 
 
+def asked_classes(
+    indices: Sequence[int], classes: int, only: int | None = None, device: torch.device | str = "cpu"
+) -> Tensor | None:
+    """What is asked for image i: `only`, or class i mod `classes`; (B,) int64, or None where there are no classes."""
+    if not classes:
+        return None
+    return torch.tensor([index % classes if only is None else only for index in indices], device=device)
+
+
 def draw_images(
-    denoiser: Denoiser, sampler: Sampler, shape: Sequence[int], seed: int, indices: Sequence[int]
-) -> Tensor:
-    """The images of these indices: (B, *shape) on the denoiser's device, kept in [−1, 1]."""
-    device = next(denoiser.parameters()).device
-    streams = Streams(seed, "sample", indices, device)
-    with in_evaluation(denoiser):
-        return sampler(denoiser, lambda: streams.normal(shape)).clamp(-1, 1)
-
-
-def draw_path(
     denoiser: Denoiser,
     sampler: Sampler,
     shape: Sequence[int],
     seed: int,
     indices: Sequence[int],
-    frame_count: int = 40,
+    class_label: Tensor | None = None,
+    watch: Callable[[int, PathPoint], None] | None = None,
 ) -> Tensor:
-    """The same images on their way from noise: (frames, B, *shape), the last the images themselves."""
+    """The images of these indices: (B, *shape) on the denoiser's device, kept in [−1, 1].
+
+    watch: is shown where the images stand after each step, counted from 0.
+    """
     device = next(denoiser.parameters()).device
     streams = Streams(seed, "sample", indices, device)
-    kept = set(frames(sampler.steps, frame_count))
     with in_evaluation(denoiser):
-        path = sampler.path(denoiser, lambda: streams.normal(shape))
-        return torch.stack([point.x_t.clamp(-1, 1) for step, point in enumerate(path) if step in kept])
+        for step, point in enumerate(sampler.path(denoiser, lambda: streams.normal(shape), class_label)):
+            if watch is not None:
+                watch(step, point)
+        return point.x_t.clamp(-1, 1)
 
 
 def frames(steps: int, count: int) -> list[int]:
     """At most `count` of the steps 0..steps − 1, evenly spread, the last always among them."""
     count = min(steps, count)
     return [(i + 1) * steps // count - 1 for i in range(count)]
+
+
+class PathFrames:
+    """Keeps how the first images of a batch come out of noise: x_t and x̂ after some of the steps."""
+
+    def __init__(self, steps: int, images: int, count: int = 40) -> None:
+        self.steps = frames(steps, count)
+        self.images = images
+        self._kept: list[Tensor] = []
+
+    def __call__(self, step: int, point: PathPoint) -> None:
+        if step in self.steps:
+            self._kept.append(torch.stack([x[: self.images].clamp(-1, 1) for x in point]))
+
+    @property
+    def tensor(self) -> Tensor:
+        """(frames, 2, B, C, H, W) in [−1, 1]: x_t, and x̂ as the step before it saw it."""
+        return torch.stack(self._kept)

@@ -39,7 +39,9 @@ class VarianceFit(Callback):
             return
         device = pl_module.device
         x = self.data.scale(self.data.train.pixels[: variance.images]).to(device)
+        labels = self.data.train.labels
+        classes = labels[: variance.images].to(device) if pl_module.classes and labels is not None else None
         noises = (normal(x.shape, _SEED, "variance", knot, device=device) for knot in range(variance.knots))
         evaluation = pl_module.test
         with self.ema.swapped(pl_module), in_evaluation(pl_module.denoiser):
-            fit(pl_module.denoiser, x, noises, evaluation.timesteps, evaluation.estimator.clip)
+            fit(pl_module.denoiser, x, noises, evaluation.timesteps, evaluation.estimator.clip, classes)

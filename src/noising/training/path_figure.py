@@ -1,0 +1,51 @@
+"""The picture of how images come out of noise: x_t and x̂ side by side, along t and λ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from noising.training.figures import image_grid, save_figure
+
+__all__ = ["path_strip"]
+
+COLUMNS, ROWS = 10, 4
+
+
+def path_strip(file: Path, path: Tensor, times: Sequence[float], log_snrs: Sequence[float]) -> None:
+    """Draw (frames, 2, B, C, H, W) uint8, x_t and x̂; times, log_snrs: those of x_t, one a frame."""
+    count = min(COLUMNS, len(path))
+    chosen = [(i + 1) * len(path) // count - 1 for i in range(count)]
+    figure = Figure(figsize=(1.0 + 1.1 * count, 9.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    rows = min(ROWS, path.shape[2])
+    for axes, which, name in ((upper, 0, "$x_t$"), (lower, 1, r"$\hat x$, as that step saw it")):
+        _tiles(axes, path[chosen, which, :rows])
+        axes.set_ylabel(name, fontsize=13)
+    labels = [f"t = {times[i]:.2g}\nλ = {_short(log_snrs[i])}" for i in chosen]
+    side = path.shape[-1] + 1
+    lower.set_xticks([side * (i + 0.5) for i in range(count)], labels)
+    lower.set_xlabel("after the step to")
+    save_figure(figure, file)
+
+
+def _tiles(axes: Axes, frames: Tensor) -> None:
+    """(columns, rows, C, H, W): a column a frame."""
+    columns, rows = frames.shape[:2]
+    tiled = frames.flatten(0, 1)
+    picture = image_grid(tiled, gap=1, enlarge=False, classes=rows)
+    side = frames.shape[-1] + 1
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=(0, columns * side + 1, rows * side + 1, 0))
+    axes.set_yticks([])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def _short(log_snr: float) -> str:
+    return "∞" if math.isinf(log_snr) else f"{round(log_snr, 1) + 0.0:.1f}"  # no −0.0
