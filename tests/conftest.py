@@ -6,10 +6,14 @@ import os
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", WANDB_MODE="offline", HYDRA_FULL_ERROR="0")
 
+import atexit
 import contextlib
 import io
+import logging
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +21,10 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it
+    os.environ["NOISING_CACHE"] = tempfile.mkdtemp(prefix="noising-cache-")
+    atexit.register(shutil.rmtree, os.environ["NOISING_CACHE"], ignore_errors=True)
 
 # A network and a schedule of work that take a second: for tests of everything around them.
 SMALL = [
@@ -61,6 +69,15 @@ def run_command(name: str, folder: Path, *overrides: str) -> Outcome:
         os.chdir(before)
         sys.argv = argv
     return Outcome(int(code or 0), out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Hydra's handlers write to the streams of the test they were made in, which are closed in the next."""
+    log = logging.getLogger()
+    handlers, level = log.handlers[:], log.level
+    yield
+    log.handlers[:], log.level = handlers, level
 
 
 @pytest.fixture

@@ -92,7 +92,20 @@ def test_two_evaluations_a_step_are_counted() -> None:
         calls.clear()
         sampler(denoiser, lambda: normals(2, 1, 3, 3))
         assert len(calls) == sampler.evaluations(denoiser)
-    assert Heun(18, by_sigma).evaluations(denoiser) == 35
+    assert Heun(18, by_sigma).evaluations(denoiser_of(Crooked(), LinearBeta(1000))) == 35
+
+
+def test_heun_begins_in_noise() -> None:
+    """From σ/α = 2·10⁴ in few even steps: the second look sees more than the first, and that must not be multiplied."""
+    denoiser = oracle_denoiser(mixture(), Cosine(1000), Velocity(), FixedSmall())
+    assert Cosine(1000)(torch.ones(1)).log_snr.item() < -2 * math.log(1e4)
+
+    def drawn(sampler: Sampler) -> Tensor:
+        return sampler(denoiser, lambda: normals(50, 1, 2, 2))
+
+    exact = drawn(DPMPP2M(1000, uniform, None))
+    errors = [float((drawn(sampler(10, uniform, None)) - exact).abs().max()) for sampler in (Heun, DDIM)]
+    assert errors[0] < errors[1] / 2
 
 
 def test_one_step_of_either_is_ddims() -> None:

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -25,7 +26,7 @@ from noising.configuration import ConfigError, require_whole
 from noising.diffusion.samplers import PathPoint
 from noising.jobs.devices import find_device, find_devices
 from noising.jobs.progress import evaluations_bar
-from noising.trained import load
+from noising.trained import TrainedRun, load
 from noising.training.run import replacing
 from noising.training.sampling import PathFrames, asked_classes, draw_images
 
@@ -35,23 +36,27 @@ PATH_IMAGES = 16
 
 
 class Drawing:
-    """A model, a sampler and a seed: whatever decides the images. cfg: that of `sample`, or of `evaluate`."""
+    """A model, a sampler and a seed: whatever decides the images."""
 
-    def __init__(self, cfg: DictConfig) -> None:
-        """Raises ConfigError for what is wrong with an option, before any work."""
+    def __init__(self, cfg: DictConfig, trained: TrainedRun | None = None) -> None:
+        """cfg: that of `sample`, or `evaluate`'s part of it; trained: cfg.checkpoint, where it was loaded before.
+
+        Raises ConfigError for what is wrong with an option, before any work.
+        """
         for option, least in (("n", 1), ("batch_size", 1), ("seed", 0), ("devices", 1)):
             require_whole(cfg, option, least)
         self.cfg = cfg
-        self.trained = load(cfg.checkpoint)
+        self.trained = trained or load(cfg.checkpoint)
         self.denoiser = self.trained.guided(cfg.get("guidance"))
         self.sampler = build_sampler(cfg, self.trained.config.timesteps, self.denoiser.schedule)
         self.data = self.trained.data
         self.classes = self.trained.classes
-        if cfg.class_label is not None:
+        self.class_label: int | None = cfg.get("class_label")
+        if self.class_label is not None:
             require_whole(cfg, "class_label", least=0)
-            if not cfg.class_label < self.classes:
+            if not self.class_label < self.classes:
                 has = f"has classes 0 to {self.classes - 1}" if self.classes else "was trained without classes"
-                raise ConfigError(f"class_label={cfg.class_label}: the model {has}")
+                raise ConfigError(f"class_label={self.class_label}: the model {has}")
         self.evaluations = self.sampler.evaluations(self.denoiser)
         self.devices = find_devices(cfg.device, cfg.devices)
 
@@ -66,7 +71,7 @@ class Drawing:
             **self.trained.source,
             **plain,
             "evaluations_per_image": self.evaluations,
-            "class_label": self.cfg.class_label if self.cfg.class_label is not None else self._in_turn,
+            "class_label": self.class_label if self.class_label is not None else self._in_turn,
             "precision": "float32",
             "seed": self.cfg.seed,
         }
@@ -75,10 +80,14 @@ class Drawing:
     def _in_turn(self) -> str | None:
         return f"image i is asked for class i mod {self.classes}" if self.classes else None
 
+    def asked(self, batch: range, device: torch.device | str = "cpu") -> Tensor | None:
+        """The classes that the images are asked for: (B,) int64, or None where the model knows none."""
+        return asked_classes(batch, self.classes, self.class_label, device)
+
     def draw(self, batch: range, device: torch.device, watch: Callable[[int, PathPoint], None] | None = None) -> Tensor:
         """The images of a batch: (B, C, H, W) uint8 grey levels on the host."""
         shape = (self.data.channels, self.data.resolution, self.data.resolution)
-        asked = asked_classes(batch, self.classes, self.cfg.class_label, device)
+        asked = self.asked(batch, device)
         denoiser = self.denoiser.to(device)
         drawn = draw_images(denoiser, self.sampler, shape, self.cfg.seed, batch, asked, watch)
         return self.data.unscale(drawn).cpu()
@@ -132,18 +141,25 @@ class Shards:
             if stepped is not None:
                 stepped()
 
+        began = time.perf_counter()
         images = self.drawing.draw(batch, device, watch)
+        seconds = time.perf_counter() - began
         if frames is not None:
-            _save(self._path_file, self.drawing.data.unscale(frames.tensor).cpu())
-        _save(self._file(batch), images)
+            _save(self._path_file, images=self.drawing.data.unscale(frames.tensor).cpu().numpy())
+        _save(self._file(batch), images=images.numpy(), seconds=seconds)
 
     def read(self) -> Tensor:
         """All images, (n, C, H, W) uint8 grey levels."""
-        return torch.cat([torch.from_numpy(np.load(self._file(batch))) for batch in self.batches])
+        return torch.cat([_load(self._file(batch), "images") for batch in self.batches])
 
     def read_path(self) -> Tensor:
         """(frames, 2, B, C, H, W) uint8 grey levels: x_t and x̂ of the first images."""
-        return torch.from_numpy(np.load(self._path_file))
+        return _load(self._path_file, "images")
+
+    @property
+    def seconds(self) -> float:
+        """What the devices spent on all images, one device's after the other's."""
+        return sum(float(_load(self._file(batch), "seconds")) for batch in self.batches)
 
     def remove(self) -> None:
         """Once the images are elsewhere."""
@@ -181,15 +197,20 @@ class Shards:
 
     @property
     def _path_file(self) -> Path:
-        return self.folder / "path.npy"
+        return self.folder / "path.npz"
 
     def _file(self, batch: range) -> Path:
-        return self.folder / f"{batch.start:09d}.npy"
+        return self.folder / f"{batch.start:09d}.npz"
 
 
-def _save(file: Path, images: Tensor) -> None:
+def _save(file: Path, **arrays: Any) -> None:
     with replacing(file) as target:
-        np.save(target, images.numpy())
+        np.savez(target, **arrays)
+
+
+def _load(file: Path, name: str) -> Tensor:
+    with np.load(file) as arrays:
+        return torch.from_numpy(arrays[name])
 
 
 _worker: tuple[Shards, torch.device]

@@ -1,7 +1,8 @@
-"""`evaluate`: a checkpoint's bound on its test set, by any estimator."""
+"""`evaluate`: a checkpoint's bound on its test set, by any estimator; or its samples, by any sampler."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from noising.build import build_evaluation_trainer, build_module
 from noising.configuration import ConfigError
 from noising.data.image_data import SPLITS
+from noising.jobs.evaluate_samples import evaluate_samples
 from noising.jobs.summary import print_summary, recording
 from noising.trained import load
 from noising.training.ema import EMA
@@ -20,10 +22,21 @@ __all__ = ["evaluate"]
 
 
 def evaluate(cfg: DictConfig, run_dir: Path) -> None:
-    """Measure the averaged weights of a checkpoint; leave summary.json and the bound by step in run_dir."""
+    """Measure the averaged weights of a checkpoint: their bound, or with a sampler in the config their samples."""
+    run = Run(run_dir)
+    if cfg.resume and run.status == "finished":
+        print(f"{os.path.relpath(run.path)} is finished")
+    elif cfg.get("sampler") is None:
+        _evaluate_bound(cfg, run)
+    else:
+        evaluate_samples(cfg, run)
+
+
+def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
+    if cfg.get("guidance") is not None:
+        raise ConfigError("guidance changes samples, not the bound: add sampler=ddim, say")
     _require_splits(cfg)
     trained = load(cfg.checkpoint)
-    run = Run(run_dir)
     config = OmegaConf.merge(trained.config, {"bound": None}, {"bound": cfg.bound})
     assert isinstance(config, DictConfig)
     module = build_module(config, trained.data)

@@ -1,0 +1,204 @@
+"""The quality of samples by sampler, against a computation of its own; a sweep of it; what is kept and gone on with."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.linalg
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+import noising as package
+from noising.configuration import ConfigError
+from noising.data.image_data import ImageData
+from noising.jobs.drawing import Drawing
+from noising.metrics.classifier import Classifier
+from noising.sweep import Row
+from noising.sweep_figure import draw, series
+from noising.training import references
+from noising.training.references import References
+from noising.training.run import Run
+from noising.training.sample_quality import SampleQuality
+from tests.conftest import Outcome
+
+Command = Callable[..., Outcome]
+
+FEW = ["n=70", "repeats=2", "batch_size=70", "device=cpu"]
+
+
+@pytest.fixture(scope="module")
+def digits(trained: Path) -> ImageData:
+    return package.load(trained).data
+
+
+def distance(classifier: Classifier, a: torch.Tensor, b: torch.Tensor) -> float:
+    """Heusel et al. (2017), equation 6, by scipy's square root."""
+    with torch.no_grad():
+        features: list[NDArray[np.float64]] = [classifier(pixels).double().numpy() for pixels in (a, b)]
+    mean = [f.mean(0) for f in features]
+    covariance = [np.cov(f.T) for f in features]
+    root = scipy.linalg.sqrtm(covariance[0] @ covariance[1]).real
+    return float(((mean[0] - mean[1]) ** 2).sum() + np.trace(covariance[0] + covariance[1] - 2 * root))
+
+
+def spread(pixels: torch.Tensor, count: int) -> torch.Tensor:
+    return pixels[[i * len(pixels) // count for i in range(count)]]
+
+
+def test_a_sweep_of_samplers(trained: Path, digits: ImageData, noising: Command, tmp_path: Path) -> None:
+    sweep = ("-m", f"checkpoint={trained}", "sampler=ddim,heun", "sampler.steps=2,4", *FEW, "hydra.sweep.dir=sweep")
+    outcome = noising("evaluate", *sweep)
+    assert outcome.code == 0, outcome.err
+    with open(tmp_path / "sweep" / "sweep.csv") as file:
+        table = list(csv.DictReader(file))
+    seen = [(row["sampler"], row["sampler.steps"], int(row["test/evaluations_per_image"])) for row in table]
+    assert seen == [("ddim", "2", 2), ("ddim", "4", 4), ("heun", "2", 2), ("heun", "4", 6)]
+    with Image.open(tmp_path / "sweep" / "quality.png") as figure:
+        assert figure.size[0] > 1000
+    # the second job, from the images that `sample` draws
+    job = tmp_path / "sweep" / table[1]["folder"]
+    assert not (job / "shards").exists()
+    drawing = ("sampler=ddim", "sampler.steps=4", "n=140", "batch_size=70", "device=cpu", "hydra.run.dir=drawn")
+    assert noising("sample", f"checkpoint={trained}", *drawing).code == 0
+    drawn = np.load(tmp_path / "drawn" / "samples.npz")["arr_0"].astype(np.float64) * 16 / 255
+    pixels = torch.from_numpy(drawn.round().astype(np.uint8)).permute(0, 3, 1, 2)
+    classifier, train = References(digits).classifier, spread(digits.train.pixels, 70)
+    distances = [distance(classifier, part, train) for part in (pixels[:70], pixels[70:])]
+    summary = Run(job).summary
+    assert summary["test/fd"] == pytest.approx(np.mean(distances), rel=1e-4)
+    assert summary["test/fd_mc_se"] == pytest.approx(abs(distances[0] - distances[1]) / 2, rel=1e-3)
+    assert summary["test/fd_baseline"] == pytest.approx(
+        distance(classifier, spread(digits.test.pixels, 70), train), rel=1e-4
+    )
+    assert 0 < summary["test/seconds_per_image"] < 1
+    card = summary["cards"]["test/fd"]
+    expected = {"samples": 70, "repeats": 2, "seed": 0, "extractor_sha256": classifier.digest, "class_label": None}
+    assert {name: card[name] for name in expected} == expected
+    assert card["sampler"]["steps"] == 4
+
+
+def test_a_sweep_goes_on_where_it_stopped(
+    trained: Path, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[tuple[int, range]] = []
+    draw = Drawing.draw
+
+    def two_batches(self: Drawing, batch: range, *args: object) -> torch.Tensor:
+        drawn.append((self.sampler.steps, batch))
+        if len(drawn) == 4:
+            raise KeyboardInterrupt
+        return draw(self, batch, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Drawing, "draw", two_batches)
+    sweep = ("-m", f"checkpoint={trained}", "sampler=ddim", "sampler.steps=2,3", *FEW)
+    assert noising("evaluate", *sweep).code == 130
+    assert not list(tmp_path.rglob("sweep.csv"))
+    monkeypatch.setattr(references, "fit_classifier", None)  # what is real has been seen
+    outcome = noising("evaluate", *sweep, "resume=true")
+    assert outcome.code == 0, outcome.err
+    first, second = range(70), range(70, 140)
+    assert drawn == [(2, first), (2, second), (3, first), (3, second), (3, second)]
+    (table,) = tmp_path.rglob("sweep.csv")
+    with open(table) as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["finished", "finished"]
+    assert (table.parent / "quality.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "blamed"),
+    [
+        (["n=361"], "n=361 is more than the 360 test images of digits: lower it"),
+        (["n=64"], "n=64: a Fréchet distance of 64 features needs at least 65 samples"),
+        (["n=some"], "n must be a whole number"),
+        (["repeats=0"], "repeats must be a whole number"),
+        (["guidance=classifier_free"], "guidance changes samples, not the bound"),
+        (["sampler=dimm"], "did you mean ddim?"),
+    ],
+)
+def test_a_bad_option_is_one_line(options: list[str], blamed: str, trained: Path, noising: Command) -> None:
+    sampler = [] if "guidance=classifier_free" in options else ["sampler=ddim"]
+    outcome = noising("evaluate", f"checkpoint={trained}", *sampler, *options)
+    assert outcome.code == 2
+    assert blamed in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
+
+
+def test_data_without_labels_is_refused(digits: ImageData) -> None:
+    class Unlabelled:
+        name, classes = "patches", 0
+
+    with pytest.raises(ConfigError, match="patches has no labels"):
+        References(Unlabelled())  # type: ignore[arg-type]
+
+
+def test_real_images_show_what_they_are(digits: ImageData) -> None:
+    quality = SampleQuality(References(digits), None, repeats=1)
+    assert quality.count == 360
+    test, labels = digits.test
+    assert labels is not None
+    right = quality.measure(test, labels)
+    assert right["fd"] == pytest.approx(quality.yardstick)
+    assert "fd_mc_se" not in right
+    assert right["class_accuracy"] == right["class_accuracy_baseline"] > 0.95
+    wrong = quality.measure(test, (labels + 1) % 10)
+    assert wrong["class_accuracy"] < 0.05
+    assert wrong["class_accuracy_mc_se"] < 0.02
+    noise = torch.randint(0, 17, test.shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    assert quality.measure(noise, None)["fd"] > 10 * quality.yardstick
+
+
+def test_a_damaged_cache_is_made_again(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NOISING_CACHE", str(tmp_path))
+    monkeypatch.setattr(references, "fit_classifier", lambda *given: Classifier(1, 8, 17, 10))
+    torch.manual_seed(0)
+    kept = References(digits)
+    statistics = kept.statistics("test", 100)
+    files = sorted(tmp_path.iterdir())
+    assert [file.suffix for file in files] == [".pt", ".npz"]
+    again = References(digits)
+    assert again.classifier.digest == kept.classifier.digest
+    assert torch.equal(again.statistics("test", 100).covariance, statistics.covariance)
+    assert sorted(tmp_path.iterdir()) == files
+    for file in files:
+        file.write_bytes(file.read_bytes()[:100])
+    torch.manual_seed(0)
+    mended = References(digits)
+    assert torch.equal(mended.statistics("test", 100).covariance, statistics.covariance)
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NOISING_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(references, "fit_classifier", lambda *given: Classifier(1, 8, 17, 10))
+    with pytest.raises(ConfigError, match="set NOISING_CACHE"):
+        _ = References(digits).classifier
+
+
+def row(status: str = "finished", fd: float = 1.0, evaluations: int = 5, **swept: str) -> Row:
+    numbers = {"test/fd": fd, "test/evaluations_per_image": evaluations, "test/seconds_per_image": 0.1}
+    return {**{name.replace("__", "."): value for name, value in swept.items()}, "status": status, **numbers}
+
+
+def test_what_stands_on_the_axis(tmp_path: Path) -> None:
+    steps = [row(sampler=s, sampler__steps=str(n), evaluations=n) for n in (20, 5) for s in ("ddim", "heun")]
+    axis, lines = series(steps)
+    assert axis == "test/evaluations_per_image"
+    assert {name: [r[axis] for r in line] for name, line in lines.items()} == {"ddim": [5, 20], "heun": [5, 20]}
+    scales = [row(checkpoint="A", grid=g, guidance__scale=s) for g in ("karras", "uniform") for s in ("3", "1.5")]
+    axis, lines = series(scales)
+    assert axis == "guidance.scale"
+    assert {name: [r[axis] for r in line] for name, line in lines.items()} == {
+        "grid=karras": ["1.5", "3"],
+        "grid=uniform": ["1.5", "3"],
+    }
+    for number, table in enumerate((steps, scales)):
+        draw(tmp_path / f"{number}.png", table)
+        with Image.open(tmp_path / f"{number}.png") as picture:
+            assert np.asarray(picture.convert("L")).std() > 10
