@@ -67,7 +67,7 @@ def operations(sampler: Sampler, parameterization: Parameterization, variance: R
         (DDIM(STEPS, uniform, eta=0.5), FixedLarge(), 6),
         (DPMPP2M(STEPS, uniform), FixedLarge(), 6),
         (DPMPP2M(STEPS, uniform, stochastic=True), FixedLarge(), 7),
-        (Heun(STEPS, partial(karras, timesteps=1000)), FixedLarge(), 9),
+        (Heun(STEPS, partial(karras, timesteps=1000)), FixedLarge(), 10),
     ],
     ids=["ancestral", "learned", "ddim", "ddim_eta", "dpmpp_2m", "dpmpp_2m_sde", "heun"],
 )

@@ -21,7 +21,7 @@ class Heun(Sampler):
     """Heun's method in x/α against σ/α, with fresh noise before each step where churn asks for it.
 
         Euler   x_s  = (σ_s/σ_t) x_t + (α_s − α_t σ_s/σ_t) x̂(x_t)
-        Heun    x_s' = ½ x_s + ½ ((α_s/α_t) x_t + (σ_s − σ_t α_s/α_t) ε̂(x_s))
+        Heun    x_s' = x_s + ½ α_s (σ_t α_s/(α_t σ_s) − 1) (x̂(x_s) − x̂(x_t))
 
     Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), algorithm 2; without
     churn their algorithm 1. https://arxiv.org/abs/2206.00364
@@ -81,23 +81,20 @@ class Heun(Sampler):
             x_s = torch.mul(x_t, keep).add_(x, alpha=take)
             if number and corrected[number]:
                 ahead = self._keep(look_ahead(number - 1, x_s)[0])
-                of_x_t, of_x_s, of_ahead = heun[number]
-                x_s = torch.mul(x_s, of_x_s).add_(x_t, alpha=of_x_t).add_(ahead, alpha=of_ahead)
+                x_s.add_(ahead.sub_(x), alpha=heun[number])
             x_t = x_s
             yield PathPoint(x_t, x)
 
-    def _weights(self, chain: Chain, t: NoiseLevel) -> tuple[list[list[float]], list[list[float]], list[list[float]]]:
-        """What weighs: x_t and the noise in the churn; x_t and x̂ in Euler's step; x_t, x_s and its x̂ in Heun's."""
+    def _weights(self, chain: Chain, t: NoiseLevel) -> tuple[list[list[float]], list[list[float]], list[float]]:
+        """What weighs: x_t and the noise in the churn; x_t and x̂ in Euler's step; what x̂ changed by in Heun's."""
         before, s = chain.steps.later, chain.steps.earlier
         kept = t.alpha / before.alpha
         spread = (t.sigma / t.alpha) ** 2 - (before.sigma / before.alpha) ** 2
         added = torch.where(t.log_snr < before.log_snr, self.churn_noise * t.alpha * spread.clamp(min=0).sqrt(), 0.0)
         keep = s.sigma / t.sigma
-        stride = (s.sigma - t.sigma * s.alpha / t.alpha) / 2
-        ahead = stride / s.sigma  # ε̂ = (x_s − α_s x̂)/σ_s
-        rows = ((kept, added), (keep, s.alpha - keep * t.alpha), (s.alpha / t.alpha / 2, 0.5 + ahead, -ahead * s.alpha))
-        churn, euler, heun = (torch.stack(row, dim=1).tolist() for row in rows)
-        return churn, euler, heun
+        churn, euler = torch.stack([kept, added], dim=1), torch.stack([keep, s.alpha - keep * t.alpha], dim=1)
+        heun = s.alpha * (s.alpha / (t.alpha * keep) - 1) / 2
+        return churn.tolist(), euler.tolist(), heun.tolist()
 
     def _churned(self, schedule: Schedule, t: NoiseLevel) -> NoiseLevel:
         """Levels up to √2 times as noisy, where churn asks for it and the schedule goes as far."""
