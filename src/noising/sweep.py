@@ -101,10 +101,14 @@ def print_table(sweep: Path) -> None:
     numbers = [name for name in columns if any(type(row.get(name)) in (int, float) for row in table)]
     # errors stand beside their numbers, and baselines are the same for all
     tested = [n for n in numbers if n.startswith("test/") and not n.endswith(("_se", "_baseline"))]
-    shown = [*(differ or overrides), "status", *(tested or numbers[:6])]
+    ended = [] if all(row["status"] == "finished" for row in table) else ["status"]
+    shown = [*(differ or overrides), *ended, *(tested or numbers[:6])]
     view = Table(title=str(sweep), title_justify="left")
     for name in shown:
-        view.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
+        cells = [_cell(row, name) for row in table]
+        width = max(map(len, cells)) if name in numbers else None  # in a narrow terminal only headings are broken
+        heading = name if name in overrides else name.replace("_", " ")
+        view.add_column(heading, justify="right" if name in numbers else "left", overflow="fold", min_width=width)
     for row in table:
         view.add_row(*(_cell(row, name) for name in shown))
     Console().print(view)
