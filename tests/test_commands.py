@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -321,6 +322,21 @@ def test_help_is_short_and_lists_the_groups(run: Run) -> None:
     assert "cosine, linear" in out
     assert GROUPS["schedule"] in out
     assert "_target_" not in out
+
+
+@pytest.mark.parametrize(
+    ("command", "takes", "not_these"),
+    [
+        ("evaluate", {"bound", "sampler", "guidance", "logger"}, {"schedule", "trainer", "benchmark"}),
+        ("train", {"experiment", "logger", "weighting"}, {"guidance", "solver"}),
+    ],
+)
+def test_help_lists_the_groups_that_the_command_takes(command: str, takes: set[str], not_these: set[str]) -> None:
+    script = Path(__file__).parents[1] / ("train.py" if command == "train" else f"scripts/{command}.py")
+    out = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True).stdout
+    listed = set(re.findall(r"^  (\w+)  +\S", out, re.MULTILINE))
+    assert takes <= listed
+    assert not listed & not_these
 
 
 @pytest.mark.parametrize(

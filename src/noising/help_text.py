@@ -6,7 +6,7 @@ import textwrap
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 GROUPS = {
     "schedule": "how much signal and noise an image holds at each time",
@@ -38,13 +38,17 @@ GROUPS = {
 _INDENT = " " * 22
 
 
-def group_list() -> str:
-    """The groups found on Hydra's search path (the user's --config-dir too) with their words and choices."""
+def group_list(*, _root_: DictConfig) -> str:
+    """The groups that the command takes, with their words and the choices on Hydra's search path (the user's
+    --config-dir too).
+    """
     loader = GlobalHydra.instance().config_loader()
     lines = []
     for group in sorted(loader.get_group_options("", ObjectType.GROUP)):
         choices = loader.get_group_options(group, ObjectType.CONFIG)
-        if group != "hydra" and choices:
+        # a group of which several are taken, as in `logger: [csv]`, is in no choice: their names are its keys
+        several = not set(choices).isdisjoint(_root_.get(group) or {})
+        if group in _root_.hydra.runtime.choices or several:
             lines.append(f"  {group:17} {GROUPS.get(group, '')}".rstrip())
             lines += textwrap.wrap(", ".join(choices), 100, initial_indent=_INDENT, subsequent_indent=_INDENT)
     return "\n".join(lines)

@@ -100,11 +100,13 @@ def _draw_line(axes: Axes, axis: str, key: str, unit: float, label: str, line: l
 
 
 def _plain_numbers(axes: Axes) -> None:
-    """20 and not 2 · 10¹, at 1, 2 and 5 of every decade."""
+    """20 and not 2 · 10¹, at 1, 2 and 5 of every decade, and between them where there is less than one."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     for place in (axes.xaxis, axes.yaxis):
         if place.get_scale() == "log":
-            place.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            lowest, highest = place.get_view_interval()
+            within = (1.5, 2.5, 3.0, 4.0, 7.0) if highest < 10 * lowest else ()
+            place.set_major_locator(LogLocator(subs=sorted((1.0, 2.0, 5.0, *within))))
             place.set_minor_locator(NullLocator())
             place.set_major_formatter("{x:g}")

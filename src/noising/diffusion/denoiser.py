@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from noising.diffusion.gaussian import Gaussian
-from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.levels import NoiseLevel, factors, like
 from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
@@ -94,15 +94,18 @@ class Denoiser(nn.Module):
         """
         one, zero = torch.ones_like(levels.alpha), torch.zeros_like(levels.alpha)
         by_output: list[float] = self.parameterization.solve(one, zero, levels)[0].tolist()
-        by_x_t: list[float] = self.parameterization.solve(zero, one, levels)[0].tolist()
+        by_x_t = factors(self.parameterization.solve(zero, one, levels)[0], x)
         scales: list[float] = self.parameterization.input_scale(levels).tolist()
         labels = self.noise_label(levels).to(x.device, x.dtype)[:, None].expand(-1, len(x)).unbind()
+        model, outputs = self.model, self.variance.outputs  # a module's members take longer to find than to use
 
         def look(number: int, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
             scaled = x_t if scales[number] == 1 else scales[number] * x_t
-            output, raw_variance = self.model(scaled, labels[number], class_label=class_label).to(x_t.dtype), None
-            if self.variance.outputs > 1:
-                output, raw_variance = output.chunk(self.variance.outputs, dim=1)
+            output, raw_variance = model(scaled, labels[number], class_label=class_label), None
+            if output.dtype != x_t.dtype:
+                output = output.to(x_t.dtype)
+            if outputs > 1:
+                output, raw_variance = output.chunk(outputs, dim=1)
             return torch.mul(x_t, by_x_t[number]).add_(output, alpha=by_output[number]), raw_variance
 
         return look

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser
-from noising.diffusion.levels import NoiseLevel
+from noising.diffusion.levels import NoiseLevel, factors
 from noising.diffusion.samplers import PathPoint, Sampler
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transition import Chain
@@ -59,7 +59,7 @@ class Heun(Sampler):
     def evaluations(self, denoiser: Denoiser) -> int:
         steps = self.chain(denoiser.schedule).steps
         start = self._churned(denoiser.schedule, steps.later)
-        second = denoiser.evaluations(steps.earlier)[(steps.earlier.sigma > 0) & (start.log_snr > self._SILENT)]
+        second = denoiser.evaluations(steps.earlier)[self._corrected(steps.earlier, start)]
         return int(denoiser.evaluations(start).sum() + second.sum())
 
     def path(
@@ -70,31 +70,35 @@ class Heun(Sampler):
         start = self._churned(denoiser.schedule, chain.steps.later)
         look = denoiser.along(start, x_t, class_label)
         look_ahead = denoiser.along(chain.steps.later, x_t, class_label)
-        churn, euler, heun = self._weights(chain, start)
-        corrected = (start.log_snr > self._SILENT).tolist()
+        churn, keep, take, further = self._weights(chain, start, x_t)
         for number in range(len(chain) - 1, -1, -1):
             kept, added = churn[number]
             if added:
                 x_t = torch.mul(x_t, kept).add_(noise(), alpha=added)
             x = self._keep(look(number, x_t)[0])
-            keep, take = euler[number]
-            x_s = torch.mul(x_t, keep).add_(x, alpha=take)
-            if number and corrected[number]:
+            x_s = torch.mul(x_t, keep[number]).add_(x, alpha=take[number])
+            if further[number]:
                 ahead = self._keep(look_ahead(number - 1, x_s)[0])
-                x_s.add_(ahead.sub_(x), alpha=heun[number])
+                x_s.add_(ahead.sub_(x), alpha=further[number])
             x_t = x_s
             yield PathPoint(x_t, x)
 
-    def _weights(self, chain: Chain, t: NoiseLevel) -> tuple[list[list[float]], list[list[float]], list[float]]:
+    def _weights(
+        self, chain: Chain, t: NoiseLevel, x_t: Tensor
+    ) -> tuple[list[list[float]], tuple[Tensor, ...], list[float], list[float]]:
         """What weighs: x_t and the noise in the churn; x_t and x̂ in Euler's step; what x̂ changed by in Heun's."""
         before, s = chain.steps.later, chain.steps.earlier
-        kept = t.alpha / before.alpha
         spread = (t.sigma / t.alpha) ** 2 - (before.sigma / before.alpha) ** 2
         added = torch.where(t.log_snr < before.log_snr, self.churn_noise * t.alpha * spread.clamp(min=0).sqrt(), 0.0)
+        churn = torch.stack([t.alpha / before.alpha, added], dim=1)
         keep = s.sigma / t.sigma
-        churn, euler = torch.stack([kept, added], dim=1), torch.stack([keep, s.alpha - keep * t.alpha], dim=1)
-        heun = s.alpha * (s.alpha / (t.alpha * keep) - 1) / 2
-        return churn.tolist(), euler.tolist(), heun.tolist()
+        further = s.alpha * (s.alpha / (t.alpha * keep) - 1) / 2
+        further = further.where(self._corrected(s, t), 0.0)
+        return churn.tolist(), factors(keep, x_t), (s.alpha - keep * t.alpha).tolist(), further.tolist()
+
+    def _corrected(self, s: NoiseLevel, t: NoiseLevel) -> Tensor:
+        """Which steps have a second look."""
+        return (s.sigma > 0) & (t.log_snr > self._SILENT)
 
     def _churned(self, schedule: Schedule, t: NoiseLevel) -> NoiseLevel:
         """Levels up to √2 times as noisy, where churn asks for it and the schedule goes as far."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.levels import factors
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transition import Chain, Transition
 
@@ -117,7 +118,8 @@ class WeightedSum(Sampler, ABC):
         x_t = denoiser.schedule.prior_std * noise()
         steps = self.chain(denoiser.schedule).steps
         look = denoiser.along(steps.later, x_t, class_label)
-        rows = list(zip(*(field.tolist() for field in self.weights(denoiser, steps)), strict=True))
+        keep, *others = self.weights(denoiser, steps)
+        rows = list(zip(factors(keep, x_t), *(field.tolist() for field in others), strict=True))
         before: Tensor | None = None
         for number in range(len(rows) - 1, -1, -1):
             keep, take, again, log_std, per_raw = rows[number]
