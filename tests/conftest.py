@@ -42,6 +42,7 @@ SMALL = [
     "bound=stratified",
     "bound.times=8",
     "validation_bound.times=4",
+    "~metrics",
 ]
 
 

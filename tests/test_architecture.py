@@ -82,6 +82,7 @@ CHOICES = {
     "noising.diffusion.heun": "Sampler",
     "noising.diffusion.ode_solvers": "Solver",
     "noising.diffusion.divergences": "Divergence",
+    "noising.training.protocols": "Protocol",
     "noising.data.digits": "ImageData",
     "noising.data.photo_patches": "ImageData",
     "noising.data.image_folder": "ImageData",
@@ -114,7 +115,7 @@ def test_every_function_of_a_group_has_a_yaml(module: str) -> None:
 
 def test_yaml_is_named_after_its_class() -> None:
     for target, path in _targets().items():
-        if path.parent.name not in ("callbacks", "ema", "trainer", "optimizer", "logger", "benchmark"):
+        if path.parent.name not in ("callbacks", "ema", "trainer", "optimizer", "logger", "benchmark", "metrics"):
             name = target.rpartition(".")[2]
             snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
             assert path.stem in (snake, "linear", "dpmpp_2m"), f"{path.stem} names {name}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from noising.jobs.ranking import measurement, verdict
 from noising.training.run import Run
 from tests.conftest import SMALL, Outcome, run_command
 
@@ -71,7 +72,8 @@ def test_side_by_side(trained: Path, tmp_path: Path) -> None:
         "trainer.max_steps",
         "test/bound",
         "measured differently",
-        "test/bound.times",
+        "times, of test/bound",
+        "not ranked",
     ):
         assert words in outcome.out, words
     assert "parameterization" not in outcome.out  # what is the same is not shown
@@ -82,6 +84,41 @@ def test_side_by_side(trained: Path, tmp_path: Path) -> None:
     assert rows[0]["option parameterization._target_"] == "noising.diffusion.parameterizations.Epsilon"
 
 
+def row(value: float, error: float = 0.1, **card: object) -> dict[str, object]:
+    return {
+        "test/fd": value,
+        "test/fd_mc_se": error,
+        "test/coverage": value,
+        **{f"card test/fd.{key.replace('__', '.')}": entry for key, entry in card.items()},
+    }
+
+
+def test_what_is_best_and_what_is_not_ranked() -> None:
+    a, b = row(3.0, samples=360, sampler__steps=5), row(2.0, samples=360, sampler__steps=5)
+    assert verdict("test/fd", [a, b], ["A", "B"], []) == "B"
+    assert verdict("test/coverage", [a, b], ["A", "B"], []) == "A"
+    near = row(2.2, samples=360, sampler__steps=5)
+    assert verdict("test/fd", [a, near, b], ["A", "C", "B"], []) == "no difference to be seen"
+    more = row(1.0, samples=720, sampler__steps=9)
+    assert verdict("test/fd", [a, more], ["A", "D"], []) == "not ranked: samples and 1 more differ"
+    assert verdict("test/fd", [a, more], ["A", "D"], ["sampler"]) == "not ranked: samples differs"
+    assert verdict("test/fd", [a, more], ["A", "D"], ["sampler", "samples"]) == "D"
+    assert verdict("test/fd", [a, {}], ["A", "E"], []) == ""  # not measured of one
+    assert verdict("test/seconds", [{"test/seconds": 1.0}] * 2, ["A", "B"], []) == ""
+
+
+def test_a_card_says_how_and_not_of_which_model() -> None:
+    card = {
+        "checkpoint": "a",
+        "sha256": "b",
+        "step": 9,
+        "weights": {"decay": 0.99, "updates": 9},
+        "reference": {"images": 360},
+        "evaluations_per_image": 5,
+    }
+    assert measurement(card) == {"weights.decay": 0.99, "reference.images": 360}
+
+
 def test_what_cannot_be_compared(trained: Path, noising: Command, tmp_path: Path) -> None:
     other = [*SMALL, "trainer.max_steps=5", "trainer.val_check_interval=5", "hydra.run.dir=short", "timesteps=50"]
     assert noising("train", *other).code == 0
@@ -89,6 +126,7 @@ def test_what_cannot_be_compared(trained: Path, noising: Command, tmp_path: Path
         "runs must be two or more run folders": ("runs=[a]",),
         "nowhere holds no summary.json": (str(trained), "nowhere"),
         "of 1000 and of 50 steps": (str(trained), "short", "paired=true"),
+        "vary must be a list": (str(trained), "short", "vary=sampler"),
         "paired=true compares two runs, got 3": (str(trained), "short", "short", "paired=true"),
         "split must be": (str(trained), str(trained), "paired=true", "split=night"),
         "no run's folder or checkpoint file": (str(trained), "nowhere", "paired=true"),

@@ -18,17 +18,19 @@ from noising.configuration import ConfigError
 from noising.data.image_data import ImageData
 from noising.jobs.drawing import Drawing
 from noising.metrics.classifier import Classifier
+from noising.metrics.statistics_files import write_statistics
 from noising.sweep import Row
 from noising.sweep_figure import draw, series
 from noising.training import references
-from noising.training.references import References
+from noising.training.protocols import ClassifierDistance
+from noising.training.references import References, fitted_classifier
 from noising.training.run import Run
 from noising.training.sample_quality import SampleQuality
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
 
-FEW = ["n=70", "repeats=2", "batch_size=70", "device=cpu"]
+FEW = ["metrics.n=70", "metrics.repeats=2", "batch_size=70", "device=cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +38,14 @@ def digits(trained: Path) -> ImageData:
     return package.load(trained).data
 
 
+def eight_bits(digits: torch.Tensor) -> torch.Tensor:
+    return (digits.double() * 255 / 16).round().to(torch.uint8)
+
+
 def distance(classifier: Classifier, a: torch.Tensor, b: torch.Tensor) -> float:
-    """Heusel et al. (2017), equation 6, by scipy's square root."""
+    """Heusel et al. (2017), equation 6, by scipy's square root; of 17 grey levels."""
     with torch.no_grad():
-        features: list[NDArray[np.float64]] = [classifier(pixels).double().numpy() for pixels in (a, b)]
+        features: list[NDArray[np.float64]] = [classifier(eight_bits(x)).double().numpy() for x in (a, b)]
     mean = [f.mean(0) for f in features]
     covariance = [np.cov(f.T) for f in features]
     root = scipy.linalg.sqrtm(covariance[0] @ covariance[1]).real
@@ -67,7 +73,7 @@ def test_a_sweep_of_samplers(trained: Path, digits: ImageData, noising: Command,
     assert noising("sample", f"checkpoint={trained}", *drawing).code == 0
     drawn = np.load(tmp_path / "drawn" / "samples.npz")["arr_0"].astype(np.float64) * 16 / 255
     pixels = torch.from_numpy(drawn.round().astype(np.uint8)).permute(0, 3, 1, 2)
-    classifier, train = References(digits).classifier, spread(digits.train.pixels, 70)
+    classifier, train = fitted_classifier(digits), spread(digits.train.pixels, 70)
     distances = [distance(classifier, part, train) for part in (pixels[:70], pixels[70:])]
     summary = Run(job).summary
     assert summary["test/fd"] == pytest.approx(np.mean(distances), rel=1e-4)
@@ -112,10 +118,15 @@ def test_a_sweep_goes_on_where_it_stopped(
 @pytest.mark.parametrize(
     ("options", "blamed"),
     [
-        (["n=361"], "n=361 is more than the 360 test images of digits: lower it"),
-        (["n=64"], "n=64: a Fréchet distance of 64 features needs at least 65 samples"),
-        (["n=some"], "n must be a whole number"),
-        (["repeats=0"], "repeats must be a whole number"),
+        (["metrics.n=1400"], "metrics.n=1400 is more than the 1309 train images of digits: lower it"),
+        (["metrics.n=64"], "metrics.n=64: a Fréchet distance of 64 features needs at least 65 samples"),
+        (["metrics.n=some"], "metrics.n"),
+        (["metrics.repeats=0"], "metrics: repeats must be a whole number from 1, got 0"),
+        (["metrics.real=some"], "metrics: real must be null (as many as n), all, or a number"),
+        (["metrics.split=night"], "metrics: split must be one of test, train, val, got night"),
+        (["metrics.reference=none.npz"], "metrics: reference=none.npz: there is no such file"),
+        (["metrics=fid", "metrics.inception_weights=none"], "metrics: inception_weights=none: there is no such file"),
+        (["~metrics"], "choose one"),
         (["guidance=classifier_free"], "guidance changes samples, not the bound"),
         (["sampler=dimm"], "did you mean ddim?"),
     ],
@@ -128,47 +139,90 @@ def test_a_bad_option_is_one_line(options: list[str], blamed: str, trained: Path
     assert len(outcome.err.strip().splitlines()) == 1
 
 
-def test_data_without_labels_is_refused(digits: ImageData) -> None:
+def test_data_without_labels_is_refused() -> None:
     class Unlabelled:
         name, classes = "patches", 0
 
     with pytest.raises(ConfigError, match="patches has no labels"):
-        References(Unlabelled())  # type: ignore[arg-type]
+        fitted_classifier(Unlabelled())  # type: ignore[arg-type]
 
 
 def test_real_images_show_what_they_are(digits: ImageData) -> None:
-    quality = SampleQuality(References(digits), None, repeats=1)
+    quality = SampleQuality(ClassifierDistance(repeats=1), digits)
     assert quality.count == 360
     test, labels = digits.test
     assert labels is not None
-    right = quality.measure(test, labels)
-    assert right["fd"] == pytest.approx(quality.yardstick)
+    seen = quality.references.features(test)
+    right = quality.measure(seen, labels)
+    for name in ("fd", "kd", "precision", "recall", "density", "coverage", "memorized", "class_accuracy"):
+        assert right[name] == pytest.approx(right[f"{name}_baseline"]), name
     assert "fd_mc_se" not in right
-    assert right["class_accuracy"] == right["class_accuracy_baseline"] > 0.95
-    wrong = quality.measure(test, (labels + 1) % 10)
+    assert right["class_accuracy"] > 0.95
+    wrong = quality.measure(seen, (labels + 1) % 10)
     assert wrong["class_accuracy"] < 0.05
     assert wrong["class_accuracy_mc_se"] < 0.02
     noise = torch.randint(0, 17, test.shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    assert quality.measure(noise, None)["fd"] > 10 * quality.yardstick
+    noisy = quality.measure(quality.references.features(noise), None)
+    assert noisy["fd"] > 10 * right["fd"]
+    assert noisy["precision"] < 0.1
+
+
+def test_copies_of_training_images_are_found(digits: ImageData) -> None:
+    quality = SampleQuality(ClassifierDistance(repeats=1), digits)
+    copied = torch.arange(0, 1309, 3)[:360]
+    found = quality.measure(quality.references.features(digits.train.pixels[copied]), None)
+    assert found["memorized"] == 1
+    mixed = torch.cat([digits.test.pixels[:300], digits.train.pixels[:60]])
+    likest = quality.likest(quality.references.features(mixed))
+    assert set(likest.samples.tolist()) <= set(range(300, 360))
+    assert torch.equal(likest.neighbours[:, 0], likest.samples - 300)
+
+
+def test_repeats_are_averaged_and_never_picked_from(digits: ImageData) -> None:
+    twice, once = (SampleQuality(ClassifierDistance(n=100, repeats=repeats), digits) for repeats in (2, 1))
+    features = twice.references.features(digits.test.pixels[:200])
+    both, one, other = twice.measure(features, None), *(once.measure(f, None) for f in features.split(100))
+    assert both["fd"] == pytest.approx((one["fd"] + other["fd"]) / 2)
+    assert both["fd_mc_se"] == pytest.approx(abs(one["fd"] - other["fd"]) / 2)
+
+
+def test_mirrored_images_and_statistics_from_elsewhere(digits: ImageData, tmp_path: Path) -> None:
+    plain, flipped = (SampleQuality(ClassifierDistance(n=100, flips=flips), digits) for flips in (False, True))
+    assert (plain.real.statistics.count, flipped.real.statistics.count) == (100, 200)
+    both = torch.cat([spread(digits.train.pixels, 100), spread(digits.train.pixels, 100).flip(-1)])
+    torch.testing.assert_close(flipped.real.features, plain.references.features(both))
+    features = plain.references.features(digits.test.pixels[:300])
+    target = tmp_path / "real.npz"
+    with open(target, "wb") as file:
+        write_statistics(file, ".npz", flipped.real.statistics, flipped.real.card)
+    elsewhere = SampleQuality(ClassifierDistance(n=100, reference=str(target)), digits)
+    assert elsewhere.measure(features, None)["fd"] == pytest.approx(flipped.measure(features, None)["fd"])
+    assert elsewhere.card["reference"]["flips"] is True
+    for change, words in (({"resolution": 9}, "resolution 9, where digits has 8"), ({"channels": 3}, "channels 3")):
+        with open(target, "wb") as file:
+            write_statistics(file, ".npz", flipped.real.statistics, {**flipped.real.card, **change})
+        with pytest.raises(ConfigError, match=words):
+            SampleQuality(ClassifierDistance(n=100, reference=str(target)), digits)
 
 
 def test_a_damaged_cache_is_made_again(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOISING_CACHE", str(tmp_path))
-    monkeypatch.setattr(references, "fit_classifier", lambda *given: Classifier(1, 8, 17, 10))
-    torch.manual_seed(0)
-    kept = References(digits)
-    statistics = kept.statistics("test", 100)
+    monkeypatch.setattr(references, "fit_classifier", lambda *given: Classifier(1, 8, 10))
+
+    def made() -> References:
+        torch.manual_seed(0)
+        return References(digits, fitted_classifier(digits), 100)
+
+    first = made()
+    features = first.of("test", 100).features
     files = sorted(tmp_path.iterdir())
     assert [file.suffix for file in files] == [".pt", ".npz"]
-    again = References(digits)
-    assert again.classifier.digest == kept.classifier.digest
-    assert torch.equal(again.statistics("test", 100).covariance, statistics.covariance)
+    assert torch.equal(made().of("test", 100).features, features)
     assert sorted(tmp_path.iterdir()) == files
     for file in files:
         file.write_bytes(file.read_bytes()[:100])
-    torch.manual_seed(0)
-    mended = References(digits)
-    assert torch.equal(mended.statistics("test", 100).covariance, statistics.covariance)
+    assert torch.equal(made().of("test", 100).features, features)
+    assert made().digest == first.digest
 
 
 def test_a_cache_that_cannot_be_written_is_named(
@@ -176,9 +230,9 @@ def test_a_cache_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("NOISING_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(references, "fit_classifier", lambda *given: Classifier(1, 8, 17, 10))
+    monkeypatch.setattr(references, "fit_classifier", lambda *given: Classifier(1, 8, 10))
     with pytest.raises(ConfigError, match="set NOISING_CACHE"):
-        _ = References(digits).classifier
+        fitted_classifier(digits)
 
 
 def row(status: str = "finished", fd: float = 1.0, evaluations: int = 5, **swept: str) -> Row:

@@ -28,7 +28,9 @@ from noising.training.evaluation import BoundEvaluation
 from noising.training.loggers import build_loggers
 from noising.training.module import DiffusionModule
 from noising.training.progress import StepProgress
+from noising.training.protocols import ClassifierDistance, Protocol
 from noising.training.run import Run
+from noising.training.sample_quality import SampleQuality
 from noising.training.variance_fit import VarianceFit
 
 __all__ = [
@@ -37,10 +39,13 @@ __all__ = [
     "build_denoiser",
     "build_model",
     "build_module",
+    "build_quality",
     "build_sampler",
     "build_trainer",
     "told_classes",
 ]
+
+log = logging.getLogger(__name__)
 
 
 def build_data(cfg: DictConfig) -> ImageData:
@@ -127,6 +132,17 @@ def build_sampler(cfg: DictConfig, timesteps: int, schedule: Schedule | None = N
     return sampler
 
 
+def build_quality(cfg: DictConfig, data: ImageData) -> SampleQuality | None:
+    """What measures samples, before any work; None without metrics, and where the default ones need labels."""
+    if cfg.get("metrics") is None:
+        return None
+    protocol: Protocol = make(cfg.metrics, "metrics")
+    if isinstance(protocol, ClassifierDistance) and not data.classes:
+        log.info("samples are not measured: metrics=fd needs labels, and %s has none; metrics=fid does not", data.name)
+        return None
+    return SampleQuality(protocol, data)
+
+
 def build_callbacks(cfg: DictConfig, run: Run, data: ImageData, schedule: Schedule) -> list[Callback]:
     """The average, the progress bar, the checkpoints, and what the `callbacks` group names."""
     require_whole(cfg, "checkpoint_every_n_steps", least=1)
@@ -139,6 +155,7 @@ def build_callbacks(cfg: DictConfig, run: Run, data: ImageData, schedule: Schedu
         "classes": told_classes(cfg, data),
         "sampler": build_sampler(cfg, cfg.timesteps, schedule),
         "config": _plain(cfg),
+        "quality": build_quality(cfg, data),
     }
     named = make(cfg.callbacks, "callbacks", **facts)
     # the average first: it is swapped in before, and out after, whatever the others do with the weights

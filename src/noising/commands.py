@@ -33,6 +33,7 @@ COMMANDS = {  # name of the command and of its config: the job, what it does
     "likelihood": ("noising.jobs.likelihood:likelihood", "the exact likelihood of a trained model's flow, in bits/dim"),
     "sample": ("noising.jobs.sample:sample", "draw images from a trained model"),
     "latents": ("noising.jobs.latents:latents", "images between two noises, and images to noise and back"),
+    "reference": ("noising.jobs.reference:reference", "statistics of real images' features, and files of them"),
     "verify": ("noising.jobs.verify:verify", "hold the theory's identities against a config"),
     "weightings": ("noising.jobs.weightings:weightings", "draw what losses weigh: w(λ) and p(λ) on one axis"),
 }
@@ -71,6 +72,10 @@ def sample() -> None:
 
 def latents() -> None:
     main("latents")
+
+
+def reference() -> None:
+    main("reference")
 
 
 def verify() -> None:

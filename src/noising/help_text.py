@@ -21,6 +21,7 @@ GROUPS = {
     "benchmark": "what is measured against what",
     "solver": "how the flow's equation is solved, and how exactly",
     "divergence": "the flow's change of volume: exact or estimated",
+    "metrics": "how the quality of samples is measured",
     "sampler": "the step by which images are drawn",
     "grid": "where a sampler's steps lie",
     "guidance": "stronger conditioning, by a second prediction",

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
 from noising.data.digits import Digits
-from noising.data.image_data import Splits
+from noising.data.image_data import Images, Splits
 from noising.metrics import classifier as module
 from noising.metrics.classifier import Classifier, fit_classifier
 from noising.metrics.features import FeatureExtractor, feature_statistics
@@ -20,12 +20,16 @@ from noising.metrics.statistics import FeatureStatistics, frechet_distance
 
 @pytest.fixture(scope="module")
 def digits() -> Splits:
-    return Digits(batch_size=1).load()
+    """In 8 bits."""
+    data = Digits(batch_size=1)
+    data.setup()
+    splits = (Images(data.to_8bit(pixels), labels) for pixels, labels in (data.train, data.val, data.test))
+    return Splits(*splits, classes=data.classes)
 
 
 @pytest.fixture(scope="module")
 def classifier(digits: Splits) -> Classifier:
-    return fit_classifier(*digits.train, digits.levels, digits.classes)
+    return fit_classifier(*digits.train, digits.classes)
 
 
 @pytest.fixture
@@ -33,8 +37,8 @@ def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STEPS", 10)
 
 
-def drawn(*shape: int, levels: int = 256) -> Tensor:
-    return torch.randint(0, levels, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+def drawn(*shape: int) -> Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 # What it learned
@@ -42,7 +46,7 @@ def drawn(*shape: int, levels: int = 256) -> Tensor:
 
 def test_it_knows_digits_that_it_has_not_seen(classifier: Classifier, digits: Splits) -> None:
     """0.997, 0.997 and 1.000 with seeds 0, 1 and 2."""
-    right = classifier.logits(digits.test.pixels).argmax(1) == digits.test.labels
+    right = classifier.class_logits(classifier(digits.test.pixels)).argmax(1) == digits.test.labels
     assert float(right.float().mean()) >= 0.985
 
 
@@ -57,12 +61,12 @@ def test_distance_tells_digits_from_blurred_ones_and_from_noise(classifier: Clas
 
     assert distance(some) < 6
     assert distance(some) < distance(blurred) / 5
-    assert distance(some) < distance(drawn(360, 1, 8, 8, levels=17)) / 15
+    assert distance(some) < distance(drawn(360, 1, 8, 8)) / 15
 
 
 @pytest.mark.usefixtures("few_steps")
 def test_it_is_at_rest(digits: Splits) -> None:
-    classifier = fit_classifier(*digits.train, 17, 10)
+    classifier = fit_classifier(*digits.train, 10)
     assert not classifier.training
     assert not any(weight.requires_grad for weight in classifier.parameters())
     pixels = digits.test.pixels[:50]
@@ -76,12 +80,12 @@ def test_it_is_at_rest(digits: Splits) -> None:
 def test_equal_arguments_give_equal_bits_and_the_global_generator_stays(digits: Splits) -> None:
     torch.manual_seed(1)
     state = torch.get_rng_state()
-    first = fit_classifier(*digits.train, 17, 10)
+    first = fit_classifier(*digits.train, 10)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
     with torch.inference_mode():  # as in Lightning's evaluation
-        again = fit_classifier(*digits.train, 17, 10)
-    other = fit_classifier(*digits.train, 17, 10, seed=1)
+        again = fit_classifier(*digits.train, 10)
+    other = fit_classifier(*digits.train, 10, seed=1)
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name
     assert first.digest == again.digest != other.digest
@@ -122,24 +126,21 @@ def test_the_digest_tells_names_shapes_and_kinds() -> None:
 # The network
 
 
-@pytest.mark.parametrize(
-    ("channels", "side", "levels"), [(1, 4, 2), (1, 8, 17), (3, 9, 256), (1, 28, 256), (3, 32, 256)]
-)
-def test_images_of_every_size(channels: int, side: int, levels: int) -> None:
-    made = Classifier(channels, side, levels, classes=7).eval()
-    pixels = drawn(5, channels, side, side, levels=levels)
+@pytest.mark.parametrize(("channels", "side"), [(1, 4), (1, 8), (3, 9), (1, 28), (3, 32)])
+def test_images_of_every_size(channels: int, side: int) -> None:
+    made = Classifier(channels, side, classes=7).eval()
+    pixels = drawn(5, channels, side, side)
     assert made(pixels).shape == (5, made.dims)
     assert made(pixels).dtype == torch.float32
-    assert made.logits(pixels).shape == (5, 7)
+    assert made.class_logits(made(pixels)).shape == (5, 7)
 
 
-@pytest.mark.parametrize("levels", [2, 17, 256])
-def test_the_first_and_last_level_are_the_ends_of_the_scale(levels: int) -> None:
+def test_the_first_and_last_level_are_the_ends_of_the_scale() -> None:
     seen: list[Tensor] = []
-    made = Classifier(1, 8, levels, 2).eval()
+    made = Classifier(1, 8, 2).eval()
     made.convolutions.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     pixels = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-    pixels[..., 4:] = levels - 1
+    pixels[..., 4:] = 255
     made(pixels)
     assert torch.equal(seen[0][..., :4], torch.full((1, 1, 8, 4), -1.0))
     assert torch.equal(seen[0][..., 4:], torch.full((1, 1, 8, 4), 1.0))
@@ -155,8 +156,8 @@ def test_shifts_move_each_image_whole() -> None:
 
 
 def test_statistics_are_of_all_features_in_evaluation_mode() -> None:
-    made = Classifier(1, 8, 17, 10).train()
-    pixels = drawn(50, 1, 8, 8, levels=17)
+    made = Classifier(1, 8, 10).train()
+    pixels = drawn(50, 1, 8, 8)
     found = feature_statistics(made, pixels.split(15))
     whole = FeatureStatistics(64)
     whole.update(made.eval()(pixels))
@@ -181,13 +182,11 @@ def test_statistics_are_of_all_features_in_evaluation_mode() -> None:
 def test_labels_that_cannot_be_learned(labels: list[int] | None, classes: int, line: str) -> None:
     given = None if labels is None else torch.tensor(labels)
     with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
-        fit_classifier(drawn(3, 1, 8, 8), given, 256, classes)
+        fit_classifier(drawn(3, 1, 8, 8), given, classes)
 
 
 def test_networks_that_cannot_be() -> None:
     with pytest.raises(ValueError, match=r"^resolution must be at least 4, got 3$"):
-        Classifier(1, 3, 256, 10)
-    with pytest.raises(ValueError, match=r"^levels must be at least 2, got 1$"):
-        Classifier(1, 8, 1, 10)
+        Classifier(1, 3, 10)
     with pytest.raises(ValueError, match=r"^a classifier needs square images, got 8x9$"):
-        fit_classifier(drawn(3, 1, 8, 9), torch.tensor([0, 1, 0]), 256, 2)
+        fit_classifier(drawn(3, 1, 8, 9), torch.tensor([0, 1, 0]), 2)

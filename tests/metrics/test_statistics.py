@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import scipy.linalg
@@ -72,18 +70,6 @@ def test_merging_leaves_the_other_and_may_be_with_itself() -> None:
 def test_features_of_single_precision_are_gathered_in_double() -> None:
     features = normals(1000, DIMS).float() + 100
     torch.testing.assert_close(statistics_of(features).covariance, features.double().T.cov(), rtol=0, atol=1e-12)
-
-
-def test_a_file_holds_all(tmp_path: Path) -> None:
-    statistics = statistics_of(normals(20, DIMS))
-    with open(tmp_path / "real.npz", "wb") as file:
-        statistics.save(file)
-    with np.load(tmp_path / "real.npz", allow_pickle=False) as fields:
-        assert {name: fields[name].shape for name in fields} == {"mu": (DIMS,), "sigma": (DIMS, DIMS), "count": ()}
-    read = FeatureStatistics.load(tmp_path / "real.npz")
-    assert read.count == 20
-    torch.testing.assert_close(read.mean, statistics.mean, rtol=0, atol=0)
-    torch.testing.assert_close(read.covariance, statistics.covariance, rtol=1e-15, atol=0)
 
 
 # The distance
@@ -178,13 +164,3 @@ def test_too_few_features() -> None:
         _ = one.covariance
     with pytest.raises(ValueError, match=r"^the mean needs at least 1 features, there are 0$"):
         _ = FeatureStatistics(DIMS).mean
-
-
-def test_files_that_are_not_statistics(tmp_path: Path) -> None:
-    path = tmp_path / "other.npz"
-    np.savez(path, mu=np.zeros(3), sigma=np.eye(3))
-    with pytest.raises(ValueError, match=r"other\.npz has no count: not statistics saved here$"):
-        FeatureStatistics.load(path)
-    np.savez(path, mu=np.zeros(3), sigma=np.eye(2), count=9)
-    with pytest.raises(ValueError, match=r"does not hold statistics: mu \(3,\), sigma \(2, 2\), count=9$"):
-        FeatureStatistics.load(path)

@@ -97,6 +97,8 @@ class ImageData(LightningDataModule, ABC):
     resolution: int
     levels: int
     classes: int
+    resize: str | None = None
+    """The filter that brought the images to their size; None where they were of it."""
     tested: str = "test"
     """The split that Trainer.test evaluates."""
 

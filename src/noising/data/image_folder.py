@@ -47,6 +47,7 @@ class ImageFolder(ImageData):
     """
 
     name = "image_folder"
+    resize = "Pillow Lanczos"
 
     def __init__(
         self,

@@ -23,8 +23,10 @@ from noising.data.image_data import SPLITS
 from noising.diffusion.bound_meter import measure
 from noising.diffusion.bound_terms import Difference
 from noising.jobs.devices import find_device
+from noising.jobs.numbers import number
 from noising.jobs.progress import evaluations_bar
-from noising.jobs.summary import number, recording
+from noising.jobs.ranking import measurement, verdict
+from noising.jobs.summary import recording
 from noising.trained import TrainedRun, load
 from noising.training.run import Run, replacing
 from noising.training.sampling import in_evaluation
@@ -43,10 +45,12 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
     if cfg.paired:
         _measure_difference(cfg, Run(run_dir))
     else:
-        _read(list(cfg.runs), Run(run_dir), OmegaConf.to_container(cfg, resolve=True))
+        if not OmegaConf.is_list(cfg.vary):
+            raise ConfigError(f"vary must be a list of entries of the cards, got {cfg.vary}: e.g. vary=[sampler,grid]")
+        _read(list(cfg.runs), Run(run_dir), OmegaConf.to_container(cfg, resolve=True), list(cfg.vary))
 
 
-def _read(paths: list[str], run: Run, config: Any) -> None:
+def _read(paths: list[str], run: Run, config: Any, vary: list[str]) -> None:
     """comparison.csv: a row a run, of the options and the numbers; the table shows what differs."""
     rows = [_row(path) for path in paths]
     names = dict.fromkeys(name for row in rows for name in row)
@@ -63,20 +67,32 @@ def _read(paths: list[str], run: Run, config: Any) -> None:
     numbers = [name for name in names if "/" in name and not name.startswith(("option ", "card "))]
     shown = [name for name in numbers if not name.endswith(_NOT_SHOWN)]
     view = Table(title="runs side by side: the options that differ, and what was measured", title_justify="left")
-    view.add_column("")
+    view.add_column("", overflow="fold")
     for path in paths:
         view.add_column(os.path.relpath(path), justify="right", overflow="fold")
+    view.add_column("best", overflow="fold")
+    relative = [os.path.relpath(path) for path in paths]
     for name in [*options, "status", *shown]:
-        view.add_row(name.removeprefix("option "), *(_cell(row, name) for row in rows))
+        cells = [_cell(row, name) for row in rows]
+        view.add_row(name.removeprefix("option "), *cells, verdict(name, rows, relative, vary))
     console.print(view)
     if cards:
         view = Table(title="measured differently: what the cards do not agree on", title_justify="left")
         for path in ("", *map(os.path.relpath, paths)):
             view.add_column(path, overflow="fold")
-        for name in cards:
-            view.add_row(name.removeprefix("card "), *(str(row.get(name, "")) for row in rows))
+        for entry, values in _grouped(cards, rows):
+            view.add_row(entry, *values)
         console.print(view)
     console.print(os.path.relpath(run.path / "comparison.csv"), highlight=False)
+
+
+def _grouped(cards: list[str], rows: list[Row]) -> list[tuple[str, tuple[str, ...]]]:
+    """Each entry once, with the numbers that it is of and what the runs' cards say there."""
+    of: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for name in cards:
+        number_, _, entry = name.removeprefix("card ").partition(".")
+        of.setdefault((entry, tuple(str(row.get(name, "")) for row in rows)), []).append(number_)
+    return [(f"{entry}, of {', '.join(numbers)}", values) for (entry, values), numbers in of.items()]
 
 
 def _row(path: str) -> Row:
@@ -87,17 +103,8 @@ def _row(path: str) -> Row:
             raise ConfigError(f"runs: {path} holds no summary.json: it is no run's folder, or has not begun")
         options = _flat(run.config, "option ")
     numbers = {key: value for key, value in summary.items() if "/" in key and not isinstance(value, Mapping)}
-    cards = _flat({key: _measurement(card) for key, card in summary.get("cards", {}).items()}, "card ")
+    cards = _flat({key: measurement(card) for key, card in summary.get("cards", {}).items()}, "card ")
     return {"run": path, **options, "status": run.status, **numbers, **cards}
-
-
-def _measurement(card: Mapping[str, Any]) -> dict[str, Any]:
-    """What a card says of how, not of which model."""
-    return {
-        key: value
-        for key, value in card.items()
-        if key not in ("checkpoint", "sha256", "step", "weights", "evaluations")
-    }
 
 
 def _flat(tree: Mapping[str, Any], prefix: str) -> Row:

@@ -3,74 +3,53 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import time
 
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
-from rich.table import Table
 
-from noising.configuration import require_whole
+from noising.configuration import ConfigError, make
 from noising.jobs.drawing import Drawing, Shards
-from noising.jobs.summary import number, recording
+from noising.jobs.quality_table import print_quality
+from noising.jobs.summary import recording
 from noising.trained import load
 from noising.training.figures import sample_grid, save_png
-from noising.training.references import References
+from noising.training.protocols import Protocol
 from noising.training.run import Run
-from noising.training.sample_quality import SampleQuality
+from noising.training.sample_quality import SampleQuality, measured
 
 __all__ = ["evaluate_samples"]
 
-_ROWS = (("fd", "Fréchet distance (FD) to training images"), ("class_accuracy", "part that shows the class asked for"))
-
 
 def evaluate_samples(cfg: DictConfig, run: Run) -> None:
-    """Leave test/fd, and of a model with classes test/class_accuracy, with their errors and card in summary.json."""
-    require_whole(cfg, "repeats", 1)
-    if cfg.n is not None:
-        require_whole(cfg, "n", 1)
+    """Leave each number of the metrics, as test/NAME with its error, yardstick and card, in summary.json."""
+    if cfg.get("metrics") is None:
+        raise ConfigError("with sampler=NAME samples are measured, by metrics=fd, fid or fd_dinov2: choose one")
+    protocol: Protocol = make(cfg.metrics, "metrics")
     trained = load(cfg.checkpoint)
-    quality = SampleQuality(References(trained.data), cfg.n, cfg.repeats)
-    total = quality.count * cfg.repeats
-    drawing = Drawing(OmegaConf.merge(cfg, {"n": total}), trained)  # type: ignore[arg-type]
+    quality = SampleQuality(protocol, trained.data)
+    drawing = Drawing(OmegaConf.create({**cfg, "n": quality.total}), trained)
     shards = Shards(run.path / "shards", drawing)
     shards.require_same()
     with recording(run, OmegaConf.to_container(cfg, resolve=True)):
         shards.fill()
         images = shards.read()
-        numbers = quality.measure(images, drawing.asked(range(total)))
-        numbers |= {
+        quality.references.extractor.to(drawing.devices[0])
+        began = time.perf_counter()
+        features = quality.references.features(images)
+        numbers = quality.measure(features, drawing.asked(range(quality.total)))
+        cost = {
             "evaluations_per_image": drawing.evaluations,
-            "seconds_per_image": shards.seconds / total,
+            "seconds_per_image": shards.seconds / quality.total,
+            "seconds_of_metrics": time.perf_counter() - began,
         }
-        card = {"samples": quality.count, "repeats": cfg.repeats, **drawing.card, **quality.card}
+        card = {**drawing.card, **quality.card}
         save_png(run.samples_image, sample_grid(trained.data.to_8bit(images), drawing.classes))
-        cards = {f"test/{name}": card for name, _ in _ROWS if name in numbers}
-        run.record({f"test/{name}": value for name, value in numbers.items()}, cards)
+        quality.draw_likest(run.neighbours_image, features, images)
+        cards = {f"test/{name}": card for name in measured(numbers)}
+        run.record({f"test/{name}": value for name, value in (numbers | cost).items()}, cards)
         shards.remove()
-    _print(run, numbers, card)
-
-
-def _print(run: Run, numbers: dict[str, float], card: dict[str, Any]) -> None:
-    sampler = card["sampler"]["_target_"].rpartition(".")[2]
-    title = f"{card['repeats']} x {card['samples']} samples by {sampler}, {card['sampler']['steps']} steps"
-    table = Table(title=title, title_justify="left")
-    for column in ("", "value", "± Monte Carlo", "test images"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, words in _ROWS:
-        if name in numbers:
-            error = numbers.get(f"{name}_mc_se")
-            table.add_row(
-                words,
-                number(numbers[name]),
-                "" if error is None else number(error),
-                number(numbers[f"{name}_baseline"]),
-            )
-    console = Console(soft_wrap=True)
-    console.print(table)
-    console.print(
-        f"{card['features']}; {card['reference']}; {numbers['evaluations_per_image']:.0f} network evaluations and "
-        f"{1000 * numbers['seconds_per_image']:.1f} ms a sample; EMA weights of step {card['step']}; "
-        "± is one standard error"
-    )
-    console.print()
-    console.print(os.path.relpath(run.summary_file), highlight=False)
+    print_quality(Console(soft_wrap=True), numbers, card)
+    print(f"{drawing.evaluations} network evaluations and {1000 * cost['seconds_per_image']:.1f} ms a sample\n")
+    for path in (run.samples_image, run.neighbours_image, run.summary_file):
+        print(os.path.relpath(path))

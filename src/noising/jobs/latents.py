@@ -19,8 +19,9 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.latents import interpolate, invert
 from noising.diffusion.samplers import DDIM
 from noising.jobs.devices import find_device
+from noising.jobs.numbers import number
 from noising.jobs.progress import evaluations_bar
-from noising.jobs.summary import number, recording
+from noising.jobs.summary import recording
 from noising.randomness import Streams
 from noising.trained import TrainedRun, load
 from noising.training.latent_figures import interpolation_rows, reconstruction_error, reconstruction_rows

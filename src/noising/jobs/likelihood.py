@@ -17,7 +17,8 @@ from noising.data.image_data import ImageData
 from noising.diffusion.dequantization import FlowBits, FlowLikelihood, offset_bits
 from noising.diffusion.replicates import ReplicatedMean, replicated_mean
 from noising.jobs.devices import find_device
-from noising.jobs.summary import number, recording
+from noising.jobs.numbers import number
+from noising.jobs.summary import recording
 from noising.randomness import Streams
 from noising.trained import TrainedRun, load
 from noising.training.run import Run

@@ -15,11 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from noising.data.image_data import SPLITS, ImageData
+from noising.jobs.numbers import number
+from noising.jobs.quality_table import print_quality
 from noising.training.loggers import close_loggers
 from noising.training.module import DiffusionModule
 from noising.training.run import Run
 
-__all__ = ["describe", "number", "print_summary", "recording"]
+__all__ = ["describe", "print_summary", "recording"]
 
 _INTERRUPTED, _TERMINATED = 130, 143  # the shell's 128 + number of the signal
 
@@ -73,11 +75,13 @@ def print_summary(run: Run) -> None:
     for split in SPLITS:
         if f"{split}/bound" in summary:
             _print_bound(console, summary, split)
+    _print_quality(console, summary)
     if "train/images_per_second" in summary:
         console.print(f"trained at {summary['train/images_per_second']:.0f} images/s")
     console.print()
     for path in (
         run.samples_image,
+        run.neighbours_image,
         run.reverse_process,
         run.bound_by_step_figure,
         run.bound_by_log_snr_figure,
@@ -88,6 +92,14 @@ def print_summary(run: Run) -> None:
     ):
         if path.exists():
             console.print(os.path.relpath(path), highlight=False)
+
+
+def _print_quality(console: Console, summary: dict[str, Any]) -> None:
+    """Of the samples, where they were measured: what has the card of one is of the samples."""
+    cards = {name: card for name, card in summary.get("cards", {}).items() if "samples" in card}
+    numbers = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith(tuple(cards))}
+    if cards:
+        print_quality(console, numbers, next(iter(cards.values())))
 
 
 def _print_bound(console: Console, summary: dict[str, Any], split: str) -> None:
@@ -116,10 +128,3 @@ def _print_bound(console: Console, summary: dict[str, Any], split: str) -> None:
             f"{card['evaluations_of_the_full_sum']:,}), clip {card['clip']}, T = {card['timesteps']}, "
             f"EMA weights of step {card['step']}; ± is one standard error"
         )
-
-
-def number(value: float | None) -> str:
-    """Four places, or two digits where those would be zeros."""
-    if value is None:  # not finite
-        return "nan"
-    return f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"

@@ -1,15 +1,16 @@
-"""How far generated images are from real ones, by the features that a network sees in them; torch and numpy only."""
+"""How far generated images are from real ones, by the features that a network sees in them; no Lightning, no Hydra."""
 
 from __future__ import annotations
 
 from noising.metrics.classifier import Classifier, fit_classifier
-from noising.metrics.features import FeatureExtractor, feature_statistics
+from noising.metrics.features import FeatureExtractor, extract, feature_statistics
 from noising.metrics.statistics import FeatureStatistics, frechet_distance
 
 __all__ = [
     "Classifier",
     "FeatureExtractor",
     "FeatureStatistics",
+    "extract",
     "feature_statistics",
     "fit_classifier",
     "frechet_distance",

@@ -29,7 +29,6 @@ class Classifier(FeatureExtractor):
     Args:
         channels: of the image.
         resolution: side of the image, at least 4.
-        levels: grey levels 0..levels-1, which become [-1, 1].
         classes: K, at least 2.
         width: channels of the first convolution; the others have twice as many.
 
@@ -39,13 +38,11 @@ class Classifier(FeatureExtractor):
 
     name = "classifier"
     dims = 64
-    highest_level: Tensor
-    """A weight like the others, so that the digest tells it."""
 
-    def __init__(self, channels: int, resolution: int, levels: int, classes: int, width: int = 32) -> None:
+    def __init__(self, channels: int, resolution: int, classes: int, width: int = 32) -> None:
         super().__init__()
-        least = {"channels": 1, "resolution": 4, "levels": 2, "classes": 2, "width": 1}
-        given = {"channels": channels, "resolution": resolution, "levels": levels, "classes": classes, "width": width}
+        least = {"channels": 1, "resolution": 4, "classes": 2, "width": 1}
+        given = {"channels": channels, "resolution": resolution, "classes": classes, "width": width}
         for name, value in given.items():
             if value < least[name]:
                 raise ValueError(f"{name} must be at least {least[name]}, got {value}")
@@ -57,18 +54,16 @@ class Classifier(FeatureExtractor):
         side = math.ceil(resolution / 2**halvings)
         self.project = nn.Sequential(nn.Flatten(), nn.Linear(2 * width * side**2, self.dims), nn.GELU())
         self.classify = nn.Linear(self.dims, classes)
-        self.register_buffer("highest_level", torch.tensor(levels - 1.0))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, C, H, W) uint8 -> (B, 64)."""
-        x = 2 * pixels.to(torch.float32) / self.highest_level - 1  # (B, C, H, W) in [-1, 1]
+        x = pixels.to(torch.float32) / 127.5 - 1  # (B, C, H, W) in [-1, 1]
         x = self.convolutions(x)  # (B, 2 width, h, w)
         features: Tensor = self.project(x)  # (B, 64)
         return features
 
-    def logits(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, K)."""
-        logits: Tensor = self.classify(self(pixels))
+    def class_logits(self, features: Tensor) -> Tensor:
+        logits: Tensor = self.classify(features)
         return logits
 
 
@@ -77,7 +72,7 @@ def _convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
     return nn.Sequential(convolution, nn.BatchNorm2d(outputs), nn.ReLU())
 
 
-def fit_classifier(pixels: Tensor, labels: Tensor | None, levels: int, classes: int, seed: int = 0) -> Classifier:
+def fit_classifier(pixels: Tensor, labels: Tensor | None, classes: int, seed: int = 0) -> Classifier:
     """A classifier that learned the images, in evaluation mode and without gradients.
 
     A fixed number of AdamW steps (https://arxiv.org/abs/1711.05101) on images shifted at random, with one cycle of the
@@ -85,7 +80,7 @@ def fit_classifier(pixels: Tensor, labels: Tensor | None, levels: int, classes: 
     equal weights, bit by bit, on one machine with as many threads, and torch's own generators stay as they are.
 
     Args:
-        pixels: (N, C, H, W) uint8, square, 0..levels-1.
+        pixels: (N, C, H, W) uint8 of 8 bits, square.
         labels: (N,) int64, 0..classes-1; None is refused.
 
     Raises:
@@ -94,7 +89,7 @@ def fit_classifier(pixels: Tensor, labels: Tensor | None, levels: int, classes: 
     labels = _checked(pixels, labels, classes)
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would set the devices' as well
-        classifier = Classifier(pixels.shape[1], pixels.shape[-1], levels, classes)
+        classifier = Classifier(pixels.shape[1], pixels.shape[-1], classes)
         _fit(classifier, pixels.cpu(), labels.cpu(), torch.default_generator)
     return classifier.eval().requires_grad_(False)
 
@@ -119,7 +114,7 @@ def _fit(classifier: Classifier, pixels: Tensor, labels: Tensor, generator: torc
     rounds = math.ceil(STEPS * BATCH / len(pixels))
     order = torch.cat([torch.randperm(len(pixels), generator=generator) for _ in range(rounds)])
     for index in order[: STEPS * BATCH].view(STEPS, BATCH):
-        logits = classifier.logits(_shifted(pixels[index], generator))
+        logits = classifier.class_logits(classifier(_shifted(pixels[index], generator)))
         loss = F.cross_entropy(logits, labels[index], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -11,10 +11,6 @@ http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf
 
 from __future__ import annotations
 
-from os import PathLike
-from typing import IO
-
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -68,25 +64,18 @@ class FeatureStatistics:
         if other._count > 0:
             self._join(other._count, other._mean, other._scatter)
 
-    def save(self, file: IO[bytes]) -> None:
-        """Write an .npz with mu (dims,), sigma (dims, dims) and count. Raises ValueError below two features."""
-        np.savez(file, mu=self.mean.numpy(), sigma=self.covariance.numpy(), count=np.int64(self._count))
-
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> FeatureStatistics:
-        """Read what `save` wrote. Raises ValueError if the file lacks a field or they do not fit together."""
-        with np.load(path, allow_pickle=False) as fields:
-            missing = {"mu", "sigma", "count"} - set(fields)
-            if missing:
-                raise ValueError(f"{path} has no {', '.join(sorted(missing))}: not statistics saved here")
-            mean, covariance = (torch.from_numpy(np.asarray(fields[name], np.float64)) for name in ("mu", "sigma"))
-            count = int(fields["count"])
+    def of(cls, mean: Tensor, covariance: Tensor, count: int) -> FeatureStatistics:
+        """Of moments known from elsewhere: (dims,), (dims, dims), of `count` features, two at least."""
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or count < 2:
             raise ValueError(
-                f"{path} does not hold statistics: mu {tuple(mean.shape)}, sigma {tuple(covariance.shape)}, {count=}"
+                f"not statistics: mean {tuple(mean.shape)}, covariance {tuple(covariance.shape)}, {count=}"
             )
+        if not bool(mean.isfinite().all() and covariance.isfinite().all()):
+            raise ValueError("not statistics: a moment is not finite")
         statistics = cls(len(mean))
-        statistics._count, statistics._mean, statistics._scatter = count, mean, covariance * (count - 1)
+        statistics._count, statistics._mean = count, mean.double()
+        statistics._scatter = covariance.double() * (count - 1)
         return statistics
 
     def _join(self, count: int, mean: Tensor, scatter: Tensor) -> None:

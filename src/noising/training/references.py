@@ -1,110 +1,127 @@
-"""What drawn images are held against: a classifier of the data set, and the statistics of its features of real images.
+"""What drawn images are held against: the features that an extractor sees in real images, and their statistics.
 
-Both depend on the data set alone. They are made once and kept in a cache folder: NOISING_CACHE, or the user's own.
+They depend on the data set and the extractor alone; they are made once and kept (noising.training.cache).
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Callable
-from contextlib import suppress
+import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, NamedTuple
 
-import platformdirs
+import numpy as np
 import torch
 from torch import Tensor
 
 from noising.configuration import ConfigError
-from noising.data.image_data import ImageData
-from noising.metrics import FeatureStatistics, feature_statistics
+from noising.data.image_data import ImageData, Images
+from noising.metrics import FeatureExtractor, FeatureStatistics, extract
 from noising.metrics import classifier as classifier_code
 from noising.metrics.classifier import Classifier, fit_classifier
-from noising.training.run import replacing
+from noising.training.cache import digest, kept
 
-__all__ = ["References"]
+__all__ = ["Reference", "References", "fitted_classifier"]
 
-BATCH = 500
-"""Images whose features are extracted at once."""
 
-Kept = TypeVar("Kept")
+class Reference(NamedTuple):
+    """Real images as an extractor sees them."""
+
+    features: Tensor  # (N, dims) float32
+    statistics: FeatureStatistics
+    images: Tensor  # (n,) int64: which of the split; with flips, N = 2 n
+    card: dict[str, Any]
 
 
 class References:
-    """Of one data set. Raises ConfigError if it has no labels, or if the cache folder cannot be written."""
+    """Real images of one data set, as one extractor sees them."""
 
-    def __init__(self, data: ImageData) -> None:
-        if not data.classes:
-            raise ConfigError(
-                f"{data.name} has no labels for the classifier by whose features samples are measured: without "
-                "sampler=... the bound is"
-            )
+    def __init__(self, data: ImageData, extractor: FeatureExtractor, batch: int) -> None:
+        """batch: images whose features are extracted at once."""
         self.data = data
-        self.folder = Path(os.environ.get("NOISING_CACHE") or platformdirs.user_cache_path("noising"))
+        self.extractor = extractor
+        self.batch = batch
+        self._read: dict[tuple[str, int | None, bool], Reference] = {}
 
     @cached_property
-    def classifier(self) -> Classifier:
-        """Of the training images, on the host: fitted, in seconds, when it is first asked for."""
-        data, train = self.data, self.data.train
-        assert train.labels is not None
-        shape = (data.channels, data.resolution, data.levels, data.classes)
-        made_by = Path(classifier_code.__file__).read_bytes()  # other code fits another classifier
-        key = _digest(made_by, f"{torch.__version__} {shape}".encode(), train.pixels, train.labels)
+    def digest(self) -> str:
+        """The extractor's."""
+        return self.extractor.digest
 
-        def write(file: Any) -> None:
-            torch.save(fit_classifier(train.pixels, train.labels, data.levels, data.classes).state_dict(), file)
+    def features(self, pixels: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 grey levels of the set -> (N, dims) float32."""
+        return extract(self.extractor, (self.data.to_8bit(part) for part in torch.split(pixels, self.batch)))
 
-        def read(file: Path) -> Classifier:
-            fitted = Classifier(*shape)
-            fitted.load_state_dict(torch.load(file, weights_only=True))
-            return fitted.eval().requires_grad_(False)
+    def of(self, split: str, count: int | None = None, flips: bool = False) -> Reference:
+        """`count` images of a split, evenly spread, default all; flips: each mirrored as well.
 
-        return self._kept(f"classifier-{key}.pt", write, read)
+        Raises ConfigError if it has fewer.
+        """
+        key = (split, count, flips)
+        if key not in self._read:
+            self._read[key] = self._reference(*key)
+        return self._read[key]
 
-    def statistics(self, split: str, count: int) -> FeatureStatistics:
-        """Of `count` images of a split, evenly spread. Raises ConfigError if it has fewer."""
-        pixels: Tensor = getattr(self.data, split).pixels
-        if count > len(pixels):
-            raise ConfigError(f"n={count} is more than the {len(pixels)} {split} images of {self.data.name}: lower it")
-        chosen = pixels[torch.arange(count) * len(pixels) // count]
-        key = _digest(self.classifier.digest.encode(), chosen)
-        return self._kept(
-            f"statistics-{key}.npz", lambda file: self.statistics_of(chosen).save(file), FeatureStatistics.load
-        )
-
-    def statistics_of(self, pixels: Tensor) -> FeatureStatistics:
-        """Of images, (N, C, H, W) uint8 grey levels."""
-        return feature_statistics(self.classifier, torch.split(pixels, BATCH))
-
-    def card(self, count: int) -> dict[str, Any]:
-        """What a distance to `count` training images depends on, besides the images measured."""
-        return {
-            "features": f"{self.classifier.name} of {self.data.name}, {self.classifier.dims} dims",
-            "extractor_sha256": self.classifier.digest,
-            "reference": f"{count} training images of {self.data.name}, evenly spread, none mirrored",
-            "rounding": f"grey levels 0..{self.data.levels - 1}",
-            "torch": torch.__version__,
+    def _reference(self, split: str, count: int | None, flips: bool) -> Reference:
+        images: Images = getattr(self.data, split)
+        there = len(images.pixels)
+        if count is not None and count > there:
+            raise ConfigError(
+                f"metrics.n={count} is more than the {there} {split} images of {self.data.name}: lower it"
+            )
+        chosen = torch.arange(count or there) * there // (count or there)
+        pixels = images.pixels[chosen]
+        card = {
+            "data": self.data.name,
+            "split": split,
+            "images": len(chosen),
+            "flips": flips,
+            "channels": self.data.channels,
+            "resolution": self.data.resolution,
+            "resize": getattr(self.data, "resize", None),
+            "pixels_sha256": digest(pixels),
+            "extractor": f"{self.extractor.name}, {self.extractor.dims} dims",
+            "extractor_sha256": self.digest,
         }
+        key = digest(json.dumps(card).encode())
 
-    def _kept(self, name: str, write: Callable[[Any], None], read: Callable[[Path], Kept]) -> Kept:
-        """What a file of the cache holds; where it is not there, or damaged, it is made again."""
-        file = self.folder / name
-        with suppress(Exception):
-            return read(file)
-        mine = file.with_name(f"{name}.{os.getpid()}")  # several jobs of a sweep may make it at once
-        try:
-            with replacing(mine) as target:
-                write(target)
-            os.replace(mine, file)
-        except OSError as error:
-            raise ConfigError(f"cannot write {file} ({error.strerror}): set NOISING_CACHE to another folder") from error
-        return read(file)
+        def write(file: IO[bytes]) -> None:
+            features = self.features(torch.cat([pixels, pixels.flip(-1)]) if flips else pixels)
+            statistics = FeatureStatistics(features.shape[1])
+            statistics.update(features)
+            words = np.array(json.dumps(card))
+            mean, covariance = statistics.mean.numpy(), statistics.covariance.numpy()
+            np.savez(file, mu=mean, sigma=covariance, count=len(features), card=words, features=features.numpy())
+
+        def read(file: Path) -> Reference:
+            with np.load(file, allow_pickle=False) as fields:
+                mean, covariance, features = (torch.from_numpy(fields[name]) for name in ("mu", "sigma", "features"))
+            return Reference(features, FeatureStatistics.of(mean, covariance, len(features)), chosen, card)
+
+        return kept(f"reference-{key}.npz", write, read)
 
 
-def _digest(*parts: bytes | Tensor) -> str:
-    sha = hashlib.sha256()
-    for part in parts:
-        sha.update(part if isinstance(part, bytes) else f"{tuple(part.shape)}".encode() + part.numpy().tobytes())
-    return sha.hexdigest()[:32]
+def fitted_classifier(data: ImageData) -> Classifier:
+    """Of the training images, on the host: fitted, in seconds, when it is first asked for.
+
+    Raises ConfigError if the data set has no labels.
+    """
+    if not data.classes or data.train.labels is None:
+        raise ConfigError(
+            f"metrics=fd: {data.name} has no labels for the classifier in whose features samples are measured: "
+            "use metrics=fid, or ~metrics for none"
+        )
+    train, labels = data.train, data.train.labels
+    shape = (data.channels, data.resolution, data.classes)
+    made_by = Path(classifier_code.__file__).read_bytes()  # other code fits another classifier
+    key = digest(made_by, f"{torch.__version__} {shape} {data.levels}".encode(), train.pixels, labels)
+
+    def write(file: IO[bytes]) -> None:
+        torch.save(fit_classifier(data.to_8bit(train.pixels), labels, data.classes).state_dict(), file)
+
+    def read(file: Path) -> Classifier:
+        fitted = Classifier(*shape)
+        fitted.load_state_dict(torch.load(file, weights_only=True))
+        return fitted.eval().requires_grad_(False)
+
+    return kept(f"classifier-{key}.pt", write, read)

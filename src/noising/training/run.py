@@ -36,6 +36,7 @@ class Run:
         self.best_checkpoint = self.path / "checkpoints" / "best.ckpt"
         self.samples = self.path / "samples"
         self.samples_image = self.path / "samples.png"
+        self.neighbours_image = self.path / "neighbours.png"
         self.reverse_process = self.path / "reverse_process.gif"
         self.figures = self.path / "figures"
         self.bound_by_step_figure = self.figures / "bound_by_step.png"

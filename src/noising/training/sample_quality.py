@@ -1,74 +1,204 @@
-"""How good drawn images are: their distance from the training images, and whether they show what was asked for."""
+"""How good drawn images are: how far from real ones, how varied, whether they show what was asked for, whether new."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
+from copy import copy
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from noising.configuration import ConfigError
-from noising.metrics import frechet_distance
-from noising.training.references import References
+from noising.configuration import ConfigError, blaming
+from noising.data.image_data import ImageData
+from noising.metrics import FeatureStatistics, frechet_distance
+from noising.metrics.neighbours import nearest, precision_recall, radii, same_as_nearest
+from noising.metrics.scores import kernel_distance
+from noising.metrics.statistics_files import StatisticsFile, read_statistics
+from noising.training.neighbour_figure import neighbour_rows
+from noising.training.protocols import Protocol
+from noising.training.references import Reference, References
 
-__all__ = ["SampleQuality"]
+__all__ = ["Likest", "SampleQuality", "measured"]
 
 MOST = 2000
 """Samples of a repeat, unless more are asked for."""
 
+LIBRARIES = ("torch", "torch-fidelity", "numpy")
+
+
+class Likest(NamedTuple):
+    """The samples that are most like a training image, and the training images nearest to each."""
+
+    samples: Tensor  # (rows,) int64, among the samples
+    neighbours: Tensor  # (rows, k) int64, in the training split
+    nearness: Tensor  # (rows,): the distance to the nearest, over that one's to the nearest other training image
+
 
 class SampleQuality:
-    """Fréchet distance (FD) in the classifier's features, to as many training images as there are samples a repeat.
+    """Measures images of one data set by one protocol.
 
-    Its bias goes as 1/n, so that distances compare only at equal counts; the yardstick is the same distance of as
-    many test images.
+    The bias of a Fréchet distance goes as 1/n, so that two compare only at equal counts; the yardstick beside each
+    number is the same of as many real test images.
     """
 
-    def __init__(self, references: References, count: int | None, repeats: int) -> None:
-        """count: samples of a repeat, None for as many as there are test images, at most 2,000.
+    def __init__(self, protocol: Protocol, data: ImageData, references: References | None = None) -> None:
+        """Makes the extractor and the real images' features, or finds them in the cache, or in references.
 
-        Raises ConfigError if there are fewer real images than that, or fewer than a distance needs.
+        Raises ConfigError for what cannot be: too few images or samples, weights that cannot be had, statistics of
+        other images than these.
         """
-        least = references.classifier.dims + 1
-        available = min(len(images.pixels) for images in (references.data.train, references.data.test))
-        self.count = min(available, MOST) if count is None else count
-        if self.count < least:
+        self.protocol = protocol
+        self.data = data
+        self.references = references or References(data, protocol.extractor(data), protocol.batch)
+        splits = [getattr(data, split).pixels for split in {protocol.split, "test"}]
+        self.count = protocol.n or min(*map(len, splits), MOST)
+        extractor = self.references.extractor
+        if self.count <= extractor.dims:
             raise ConfigError(
-                f"n={self.count}: a Fréchet distance of {least - 1} features needs at least {least} samples"
+                f"metrics.n={self.count}: a Fréchet distance of {extractor.dims} features needs at least "
+                f"{extractor.dims + 1} samples, or the covariance is singular"
             )
-        self.references = references
-        self.repeats = repeats
-        self.real = references.statistics("train", self.count)
-        self.yardstick = frechet_distance(references.statistics("test", self.count), self.real)
+        self.real = self.references.of(protocol.split, protocol.real_images(self.count), protocol.flips)
+        self.elsewhere = self._elsewhere()
+
+    def _elsewhere(self) -> StatisticsFile | None:
+        """The statistics that were computed elsewhere, if the protocol has some."""
+        path, extractor = self.protocol.reference, self.references.extractor
+        if path is None:
+            return None
+        with blaming(f"metrics.reference={path}"):
+            found = read_statistics(path)
+            if found.statistics.dims != extractor.dims:
+                raise ValueError(
+                    f"statistics of {found.statistics.dims} features, where {extractor.name} has {extractor.dims}"
+                )
+            for name, mine in (("resolution", self.data.resolution), ("channels", self.data.channels)):
+                if found.card.get(name, mine) != mine:
+                    raise ValueError(f"{name} {found.card[name]}, where {self.data.name} has {mine}")
+            if found.card.get("extractor_sha256", self.references.digest) != self.references.digest:
+                raise ValueError(f"of another extractor: {found.card.get('extractor')} with other weights")
+        return found
+
+    def once(self, n: int | None) -> SampleQuality:
+        """The same, of one repeat and of n samples; None for as many as here."""
+        protocol = copy(self.protocol)
+        protocol.n, protocol.repeats = n or self.count, 1
+        return SampleQuality(protocol, self.data, self.references)
+
+    @property
+    def total(self) -> int:
+        """Samples of all repeats."""
+        return self.count * self.protocol.repeats
 
     @property
     def card(self) -> dict[str, Any]:
         """What the numbers depend on, besides the samples."""
-        return self.references.card(self.count)
+        reference = self.real.card if self.elsewhere is None else self._card_elsewhere
+        return {
+            "samples": self.count,
+            "repeats": self.protocol.repeats,
+            "features": reference["extractor"],
+            "extractor_sha256": self.references.digest,
+            "reference": {name: value for name, value in reference.items() if not name.startswith("extractor")},
+            "rounding": f"grey levels 0..{self.data.levels - 1}, then 8 bits",
+            "libraries": {name: version(name) for name in LIBRARIES},
+        }
 
-    def measure(self, pixels: Tensor, asked: Tensor | None) -> dict[str, float]:
-        """Numbers and their standard errors by name; pixels: (repeats · count, C, H, W) uint8 grey levels."""
-        distances = torch.tensor(
-            [
-                frechet_distance(self.references.statistics_of(part), self.real)
-                for part in torch.split(pixels, self.count)
-            ]
-        )
-        numbers = {"fd": float(distances.mean()), "fd_baseline": self.yardstick}
-        if self.repeats > 1:
-            numbers["fd_mc_se"] = float(distances.std()) / math.sqrt(self.repeats)
-        if asked is not None:
-            rate, count = self._accuracy(pixels, asked), len(asked)
-            seen = (rate * count + 1) / (count + 2)  # of the posterior after a uniform prior: not 0 where all are right
-            numbers |= {"class_accuracy": rate, "class_accuracy_mc_se": math.sqrt(seen * (1 - seen) / (count + 3))}
-            test = self.references.data.test
-            assert test.labels is not None
-            numbers["class_accuracy_baseline"] = self._accuracy(test.pixels, test.labels)
+    @property
+    def _card_elsewhere(self) -> dict[str, Any]:
+        assert self.elsewhere is not None
+        own = {"extractor": self.real.card["extractor"], "images": self.elsewhere.statistics.count}
+        return {**own, "file": self.protocol.reference, **self.elsewhere.card}
+
+    @property
+    def _statistics(self) -> FeatureStatistics:
+        return self.real.statistics if self.elsewhere is None else self.elsewhere.statistics
+
+    @cached_property
+    def _training(self) -> Reference:
+        """Where copies are looked for: the whole training split, unless the protocol says how many images."""
+        few = self.protocol.real if isinstance(self.protocol.real, int) else None
+        return self.references.of("train", few, False)
+
+    @cached_property
+    def _training_radii(self) -> Tensor:
+        return radii(self._training.features.double(), 1)[1]
+
+    @cached_property
+    def baseline(self) -> dict[str, float]:
+        """The same numbers of as many real test images; none where there are fewer."""
+        test = self.data.test
+        if len(test.pixels) < self.count:
+            return {}
+        real = self.references.of("test", self.count)
+        return self._numbers(real.features, None if test.labels is None else test.labels[real.images])
+
+    def measure(self, features: Tensor, asked: Tensor | None) -> dict[str, float]:
+        """Numbers by name, with `_mc_se` the standard error of each, and `_baseline` the real test images'.
+
+        features: (repeats · count, dims), those of a repeat together; asked: (repeats · count,), the classes that
+        the images were to show. Means over the repeats, never the best.
+        """
+        labels = [None] * self.protocol.repeats if asked is None else torch.split(asked, self.count)
+        each = [self._numbers(part, of) for part, of in zip(torch.split(features, self.count), labels, strict=True)]
+        numbers: dict[str, float] = {}
+        for name in each[0]:
+            values = torch.tensor([one[name] for one in each], dtype=torch.float64)
+            numbers[name] = float(values.mean())
+            if name == "class_accuracy":
+                numbers[f"{name}_mc_se"] = _rate_error(numbers[name], len(features))
+            elif len(values) > 1:
+                numbers[f"{name}_mc_se"] = float(values.std()) / math.sqrt(len(values))
+            if name in self.baseline:
+                numbers[f"{name}_baseline"] = self.baseline[name]
         return numbers
 
-    def _accuracy(self, pixels: Tensor, labels: Tensor) -> float:
-        """The part of the images in which the classifier sees the class they are of."""
-        classifier = self.references.classifier
-        seen = torch.cat([classifier.logits(part).argmax(1) for part in torch.split(pixels, 500)])
-        return float((seen == labels).double().mean())
+    def _numbers(self, features: Tensor, asked: Tensor | None) -> dict[str, float]:
+        real = self.real.features
+        return {
+            self.protocol.distance: frechet_distance(_statistics(features), self._statistics),
+            self.protocol.kernel_distance: kernel_distance(features, real),
+            **precision_recall(features, real),
+            "memorized": same_as_nearest(nearest(features, self._training.features, 1), self._training_radii),
+            **self.protocol.scores(self.references.extractor.class_logits(features), asked),
+        }
+
+    def likest(self, features: Tensor, rows: int = 8) -> Likest:
+        """The samples that are nearest to a training image, by how far that one is from the others of its kind."""
+        found = nearest(features, self._training.features, self.protocol.neighbours)
+        nearness = found.distance[:, 0] / self._training_radii[found.indices[:, 0]]
+        first = nearness.argsort()[:rows]
+        return Likest(first, self._training.images[found.indices[first]], nearness[first])
+
+    def draw_likest(self, file: Path, features: Tensor, pixels: Tensor) -> None:
+        """The picture of it. pixels: (N, C, H, W) uint8 grey levels of the samples."""
+        likest = self.likest(features)
+        samples, near = (
+            self.data.to_8bit(images)
+            for images in (pixels[likest.samples], self.data.train.pixels[likest.neighbours.flatten()])
+        )
+        names = [f"no. {i}\n{ratio:.2f}" for i, ratio in zip(likest.samples.tolist(), likest.nearness, strict=True)]
+        title = "the samples most like a training image\n(below 1: nearer to it than any other training image is)"
+        neighbour_rows(file, samples, near.reshape(*likest.neighbours.shape, *near.shape[1:]), names, title)
+
+
+def measured(numbers: Iterable[str]) -> list[str]:
+    """The names that are of a measurement, and not of an error or a yardstick."""
+    return [name for name in numbers if not name.endswith(("_mc_se", "_baseline"))]
+
+
+def _statistics(features: Tensor) -> FeatureStatistics:
+    statistics = FeatureStatistics(features.shape[1])
+    statistics.update(features)
+    return statistics
+
+
+def _rate_error(rate: float, count: int) -> float:
+    """Of the posterior after a uniform prior: not 0 where all are right."""
+    seen = (rate * count + 1) / (count + 2)
+    return math.sqrt(seen * (1 - seen) / (count + 3))

@@ -1,0 +1,205 @@
+"""Inception and DINOv2, offline: weights that a test makes, in the architecture of the real ones."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch_fidelity
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from noising.metrics import extract, frechet_distance
+from noising.metrics.dinov2 import DINOv2
+from noising.metrics.features import three_channels
+from noising.metrics.inception import Inception
+from noising.metrics.scores import inception_score, kernel_distance
+from tests.metrics.test_statistics import statistics_of
+
+
+class Bytes(Dataset[Tensor]):
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of Inception's shapes."""
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.manual_seed(0)
+    init = FeatureExtractorInceptionV3.load_state_dict
+    FeatureExtractorInceptionV3.load_state_dict = lambda self, state: None  # type: ignore[method-assign]
+    torch.save({}, path)
+    try:
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["64"], feature_extractor_weights_path=path)
+    finally:
+        FeatureExtractorInceptionV3.load_state_dict = init  # type: ignore[method-assign]
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def images(seed: int, count: int = 70, channels: int = 3) -> Tensor:
+    """Smooth colours, different from seed to seed."""
+    coarse = torch.rand(count, channels, 4, 4, generator=torch.Generator().manual_seed(seed))
+    fine = F.interpolate(coarse ** (1 + seed), (16, 16), mode="bilinear")
+    return (255 * fine).round().to(torch.uint8)
+
+
+def test_distances_are_torch_fidelitys(weights: Path) -> None:
+    fake, real = images(0), images(1)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Bytes(fake),
+        input2=Bytes(real),
+        feature_extractor="inception-v3-compat",
+        fid=True,
+        kid=True,
+        prc=True,
+        kid_subset_size=70,
+        feature_layer_fid="64",
+        feature_layer_kid="64",
+        feature_layer_prc="64",
+        feature_extractor_weights_path=str(weights),
+        cuda=False,
+        cache=False,
+        verbose=False,
+        batch_size=10,
+    )
+    extractor = Inception(str(weights), layer=64)
+    seen = [extract(extractor, torch.split(pixels, 14)) for pixels in (fake, real)]
+    statistics = [statistics_of(features) for features in seen]
+    assert frechet_distance(*statistics) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
+    assert kernel_distance(*seen) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
+    assert seen[0].shape == (70, 64)
+    grey = images(0, 2, channels=1)
+    assert torch.equal(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
+
+
+@pytest.mark.slow
+def test_inception_score_is_torch_fidelitys(weights: Path) -> None:
+    pixels = images(0, 20)
+    theirs = torch_fidelity.calculate_metrics(
+        input1=Bytes(pixels),
+        isc=True,
+        feature_extractor_weights_path=str(weights),
+        cuda=False,
+        cache=False,
+        verbose=False,
+        batch_size=10,
+    )
+    extractor = Inception(str(weights))
+    logits = extractor.class_logits(extract(extractor, torch.split(pixels, 10)))
+    assert logits is not None
+    assert inception_score(logits) == pytest.approx(theirs["inception_score_mean"], rel=1e-3)
+
+
+def test_the_score_of_known_answers() -> None:
+    """K classes, each surely shown equally often: exp(log K) = K; nothing shown: 1."""
+    sure = 1e3 * torch.eye(5).repeat(100, 1)
+    assert inception_score(sure) == pytest.approx(5, rel=0.05)  # ten splits of 50, shuffled
+    assert inception_score(torch.zeros(500, 5)) == pytest.approx(1)
+
+
+class Malicious:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.folder / "broken_into"),)
+
+
+def test_weights_that_are_none(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = weights.read_bytes()
+    (tmp_path / "half.pth").write_bytes(content[: len(content) // 2])
+    torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    torch.save({"fc.weight": Malicious(tmp_path)}, tmp_path / "code.pth")
+    cases = {
+        "nowhere.pth": "there is no such file",
+        "half.pth": "damaged, or not a file of weights alone",
+        "code.pth": "damaged, or not a file of weights alone",
+        "other.pth": "does not hold the weights of Inception v3",
+    }
+    for name, words in cases.items():
+        with pytest.raises(ValueError, match=words):
+            Inception(str(tmp_path / name), layer=64)
+    assert not (tmp_path / "broken_into").exists()
+    with pytest.raises(ValueError, match=r"^layer must be one of 64, 192, 768, 2048, got 65$"):
+        Inception(str(weights), layer=65)
+
+    def refuse(*given: Any, **options: Any) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", refuse)
+    with pytest.raises(ValueError, match=r"cannot be downloaded.*give metrics\.inception_weights=PATH"):
+        Inception()
+
+
+HUB = """
+import torch
+
+dependencies = ["torch"]
+
+
+class Mean(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.scale * x.mean((2, 3)).repeat(1, 342)[:, :1024]
+
+
+def dinov2_vitl14(pretrained=True):
+    assert not pretrained
+    return Mean()
+"""
+
+
+def test_dinov2_sees_what_its_repository_makes(tmp_path: Path) -> None:
+    (tmp_path / "hubconf.py").write_text(HUB)
+    torch.save({"scale": torch.full((1,), 3.0)}, tmp_path / "weights.pth")
+    extractor = DINOv2(str(tmp_path / "weights.pth"), str(tmp_path))
+    pixels = torch.full((2, 3, 8, 8), 255, dtype=torch.uint8)
+    found = extract(extractor, [pixels])
+    assert found.shape == (2, 1024)
+    white = 3 * (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
+    torch.testing.assert_close(found[:, :3], white.expand(2, 3), rtol=1e-4, atol=0)
+    assert not any(weight.requires_grad for weight in extractor.parameters())
+
+
+def test_dinov2_that_cannot_be_had(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^dinov2_weights=nowhere: there is nothing there$"):
+        DINOv2("nowhere")
+    (tmp_path / "weights.pth").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"cannot be had.*give metrics\.dinov2_repo=PATH.*metrics\.dinov2_weights=PATH"
+    ):
+        DINOv2(str(tmp_path / "weights.pth"), str(tmp_path))
+    (tmp_path / "hubconf.py").write_text(HUB)
+    with pytest.raises(ValueError, match=r"damaged, or not the weights of dinov2_vitl14"):
+        DINOv2(str(tmp_path / "weights.pth"), str(tmp_path))
+
+
+def test_features_that_are_not_finite_and_channels_that_cannot_be_seen() -> None:
+    class Nan(nn.Module):
+        dims = 2
+
+        def forward(self, pixels: Tensor) -> Tensor:
+            return torch.where(pixels.flatten(1)[:, :2] > 3, torch.nan, 1.0)
+
+    pixels = torch.tensor([1, 9, 2, 9]).to(torch.uint8).reshape(4, 1, 1, 1).repeat(1, 1, 1, 2)
+    with pytest.raises(ValueError, match=r"^2 of 4 images have features that are not finite$"):
+        extract(Nan(), torch.split(pixels, 3))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"one channel or three, not of 4$"):
+        three_channels(torch.zeros(1, 4, 2, 2))
