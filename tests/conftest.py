@@ -94,3 +94,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = run_command("train", folder, *SMALL, "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of random weights, of Inception's names and shapes."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    path = tmp_path_factory.mktemp("weights") / "inception.pth"
+    torch.save({}, path)
+    with torch.random.fork_rng(), pytest.MonkeyPatch.context() as patch:
+        torch.manual_seed(0)
+        patch.setattr(FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = FeatureExtractorInceptionV3("inception-v3-compat", ["64"], feature_extractor_weights_path=path)
+    torch.save(network.state_dict(), path)
+    return path

@@ -17,7 +17,9 @@ import noising as package
 from noising.configuration import ConfigError
 from noising.data.image_data import ImageData
 from noising.jobs.drawing import Drawing
+from noising.metrics import feature_statistics, frechet_distance
 from noising.metrics.classifier import Classifier
+from noising.metrics.inception import Inception
 from noising.metrics.statistics_files import write_statistics
 from noising.sweep import Row
 from noising.sweep_figure import draw, series
@@ -88,6 +90,28 @@ def test_a_sweep_of_samplers(trained: Path, digits: ImageData, noising: Command,
     assert card["sampler"]["steps"] == 4
 
 
+def test_fid_by_a_file_of_weights(
+    trained: Path, digits: ImageData, inception_weights: Path, noising: Command, tmp_path: Path
+) -> None:
+    drawing = (f"checkpoint={trained}", "sampler=ddim", "sampler.steps=2", "batch_size=66", "device=cpu")
+    few = ("metrics=fid", f"metrics.inception_weights={inception_weights}", "metrics.layer=64", "metrics.n=66")
+    outcome = noising("evaluate", *drawing, *few, "metrics.real=66", "hydra.run.dir=measured")
+    assert outcome.code == 0, outcome.err
+    assert "Fréchet Inception distance (FID)" in outcome.out
+    summary = Run(tmp_path / "measured").summary
+    assert {"test/fid", "test/kid", "test/precision", "test/coverage", "test/memorized"} <= set(summary)
+    assert not {"test/fd", "test/inception_score", "test/class_accuracy"} & set(summary)
+    assert noising("sample", *drawing, "n=66", "hydra.run.dir=drawn").code == 0
+    drawn = torch.from_numpy(np.load(tmp_path / "drawn" / "samples.npz")["arr_0"]).permute(0, 3, 1, 2)
+    extractor = Inception(str(inception_weights), layer=64)
+    pair = (drawn, eight_bits(spread(digits.train.pixels, 66)))
+    expected = frechet_distance(*(feature_statistics(extractor, [pixels]) for pixels in pair))
+    assert summary["test/fid"] == pytest.approx(expected, rel=1e-3)
+    card = summary["cards"]["test/fid"]
+    assert card["extractor_sha256"] == extractor.digest
+    assert card["reference"]["images"] == 66
+
+
 def test_a_sweep_goes_on_where_it_stopped(
     trained: Path, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +142,7 @@ def test_a_sweep_goes_on_where_it_stopped(
 @pytest.mark.parametrize(
     ("options", "blamed"),
     [
-        (["metrics.n=1400"], "metrics.n=1400 is more than the 1309 train images of digits: lower it"),
+        (["metrics.n=1400"], "metrics: 1400 images are more than the 1309 train images of digits: lower it"),
         (["metrics.n=64"], "metrics.n=64: a Fréchet distance of 64 features needs at least 65 samples"),
         (["metrics.n=some"], "metrics.n"),
         (["metrics.repeats=0"], "metrics: repeats must be a whole number from 1, got 0"),

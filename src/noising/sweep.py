@@ -87,6 +87,14 @@ def write_csv(sweep: Path) -> None:
     os.replace(part, sweep / "sweep.csv")
 
 
+_LESS = (
+    *("_se", "_low", "_high", "_baseline", "_floor", "/prior", "/steps", "/decoder"),
+    *("/kd", "/kid", "/kd_dinov2", "/precision", "/recall", "/density", "/coverage", "/memorized"),
+    *("/quality_seconds", "/quality_share", "/seconds_of_metrics"),
+)
+"""Ends of the names of what sweep.csv has and the printed table has not."""
+
+
 def print_table(sweep: Path) -> None:
     """Prints what differs between the jobs and what was measured on test images; sweep.csv has the rest."""
     from rich.console import Console
@@ -100,7 +108,7 @@ def print_table(sweep: Path) -> None:
     differ = [name for name in overrides if len({row.get(name) for row in table}) > 1]
     numbers = [name for name in columns if any(type(row.get(name)) in (int, float) for row in table)]
     # errors stand beside their numbers, and baselines are the same for all
-    tested = [n for n in numbers if n.startswith("test/") and not n.endswith(("_se", "_baseline"))]
+    tested = [n for n in numbers if n.startswith("test/") and not n.endswith(_LESS)]
     ended = [] if all(row["status"] == "finished" for row in table) else ["status"]
     shown = [*(differ or overrides), *ended, *(tested or numbers[:6])]
     view = Table(title=str(sweep), title_justify="left")

@@ -17,8 +17,12 @@ __all__ = ["SweepFigure", "draw", "series"]
 
 EVALUATIONS, ACCURACY = "test/evaluations_per_image", "test/class_accuracy"
 
+_DISTANCES = ("test/fd", "test/fid", "test/fd_dinov2")
+
 _PANELS = (
-    ("test/fd", "Fréchet distance to training images", 1.0),
+    ("test/fd", "FD to training images", 1.0),
+    ("test/fid", "FID to training images", 1.0),
+    ("test/fd_dinov2", "FD-DINOv2 to training images", 1.0),
     (ACCURACY, "part that shows the class asked for", 1.0),
     ("test/seconds_per_image", "cost  [ms an image]", 1e-3),
 )
@@ -29,7 +33,7 @@ class SweepFigure(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        table = [row for row in rows(folder) if "test/fd" in row]
+        table = [row for row in rows(folder) if any(name in row for name in _DISTANCES)]
         if len(table) > 1:
             draw(folder / "quality.png", table)
             print(f"drawn in {folder / 'quality.png'}")

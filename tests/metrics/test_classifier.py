@@ -83,8 +83,12 @@ def test_equal_arguments_give_equal_bits_and_the_global_generator_stays(digits: 
     first = fit_classifier(*digits.train, 10)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     with torch.inference_mode():  # as in Lightning's evaluation
         again = fit_classifier(*digits.train, 10)
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
     other = fit_classifier(*digits.train, 10, seed=1)
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, again.state_dict()[name]), name

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 import torch_fidelity
 from torch import Tensor, nn
 from torch.utils.data import Dataset
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from noising.metrics import extract, frechet_distance
 from noising.metrics.dinov2 import DINOv2
@@ -34,22 +33,6 @@ class Bytes(Dataset[Tensor]):
         return self.images[index]
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of Inception's shapes."""
-    path = tmp_path_factory.mktemp("weights") / "inception.pth"
-    torch.manual_seed(0)
-    init = FeatureExtractorInceptionV3.load_state_dict
-    FeatureExtractorInceptionV3.load_state_dict = lambda self, state: None  # type: ignore[method-assign]
-    torch.save({}, path)
-    try:
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["64"], feature_extractor_weights_path=path)
-    finally:
-        FeatureExtractorInceptionV3.load_state_dict = init  # type: ignore[method-assign]
-    torch.save(network.state_dict(), path)
-    return path
-
-
 def images(seed: int, count: int = 70, channels: int = 3) -> Tensor:
     """Smooth colours, different from seed to seed."""
     coarse = torch.rand(count, channels, 4, 4, generator=torch.Generator().manual_seed(seed))
@@ -57,7 +40,7 @@ def images(seed: int, count: int = 70, channels: int = 3) -> Tensor:
     return (255 * fine).round().to(torch.uint8)
 
 
-def test_distances_are_torch_fidelitys(weights: Path) -> None:
+def test_distances_are_torch_fidelitys(inception_weights: Path) -> None:
     fake, real = images(0), images(1)
     theirs = torch_fidelity.calculate_metrics(
         input1=Bytes(fake),
@@ -70,13 +53,13 @@ def test_distances_are_torch_fidelitys(weights: Path) -> None:
         feature_layer_fid="64",
         feature_layer_kid="64",
         feature_layer_prc="64",
-        feature_extractor_weights_path=str(weights),
+        feature_extractor_weights_path=str(inception_weights),
         cuda=False,
         cache=False,
         verbose=False,
         batch_size=10,
     )
-    extractor = Inception(str(weights), layer=64)
+    extractor = Inception(str(inception_weights), layer=64)
     seen = [extract(extractor, torch.split(pixels, 14)) for pixels in (fake, real)]
     statistics = [statistics_of(features) for features in seen]
     assert frechet_distance(*statistics) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
@@ -87,18 +70,18 @@ def test_distances_are_torch_fidelitys(weights: Path) -> None:
 
 
 @pytest.mark.slow
-def test_inception_score_is_torch_fidelitys(weights: Path) -> None:
+def test_inception_score_is_torch_fidelitys(inception_weights: Path) -> None:
     pixels = images(0, 20)
     theirs = torch_fidelity.calculate_metrics(
         input1=Bytes(pixels),
         isc=True,
-        feature_extractor_weights_path=str(weights),
+        feature_extractor_weights_path=str(inception_weights),
         cuda=False,
         cache=False,
         verbose=False,
         batch_size=10,
     )
-    extractor = Inception(str(weights))
+    extractor = Inception(str(inception_weights))
     logits = extractor.class_logits(extract(extractor, torch.split(pixels, 10)))
     assert logits is not None
     assert inception_score(logits) == pytest.approx(theirs["inception_score_mean"], rel=1e-3)
@@ -119,8 +102,8 @@ class Malicious:
         return os.mkdir, (str(self.folder / "broken_into"),)
 
 
-def test_weights_that_are_none(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    content = weights.read_bytes()
+def test_weights_that_are_none(inception_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = inception_weights.read_bytes()
     (tmp_path / "half.pth").write_bytes(content[: len(content) // 2])
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pth")
     torch.save({"fc.weight": Malicious(tmp_path)}, tmp_path / "code.pth")
@@ -135,7 +118,7 @@ def test_weights_that_are_none(weights: Path, tmp_path: Path, monkeypatch: pytes
             Inception(str(tmp_path / name), layer=64)
     assert not (tmp_path / "broken_into").exists()
     with pytest.raises(ValueError, match=r"^layer must be one of 64, 192, 768, 2048, got 65$"):
-        Inception(str(weights), layer=65)
+        Inception(str(inception_weights), layer=65)
 
     def refuse(*given: Any, **options: Any) -> None:
         raise urllib.error.URLError("no network")

@@ -76,8 +76,8 @@ def fit_classifier(pixels: Tensor, labels: Tensor | None, classes: int, seed: in
     """A classifier that learned the images, in evaluation mode and without gradients.
 
     A fixed number of AdamW steps (https://arxiv.org/abs/1711.05101) on images shifted at random, with one cycle of the
-    learning rate (https://arxiv.org/abs/1708.07120). On the host, from generators of its own: equal arguments give
-    equal weights, bit by bit, on one machine with as many threads, and torch's own generators stay as they are.
+    learning rate (https://arxiv.org/abs/1708.07120). On the host, in one thread, from generators of its own: equal
+    arguments give equal weights, bit by bit, on one kind of machine, and torch's own generators stay as they are.
 
     Args:
         pixels: (N, C, H, W) uint8 of 8 bits, square.
@@ -87,10 +87,15 @@ def fit_classifier(pixels: Tensor, labels: Tensor | None, classes: int, seed: in
         ValueError: no labels, or not one an image, or one out of range; fewer than 2 classes; images not square.
     """
     labels = _checked(pixels, labels, classes)
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set the devices' as well
-        classifier = Classifier(pixels.shape[1], pixels.shape[-1], classes)
-        _fit(classifier, pixels.cpu(), labels.cpu(), torch.default_generator)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # sums over several are taken in another order, and rounded otherwise
+    try:
+        with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would set the devices' as well
+            classifier = Classifier(pixels.shape[1], pixels.shape[-1], classes)
+            _fit(classifier, pixels.cpu(), labels.cpu(), torch.default_generator)
+    finally:
+        torch.set_num_threads(threads)
     return classifier.eval().requires_grad_(False)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -76,18 +77,26 @@ def save_animation(path: Path, pictures: list[Pixels], seconds: float = 4.0) -> 
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 
-def learning_curves(path: Path, rows: Sequence[Mapping[str, str]], baselines: Mapping[str, float]) -> None:
+def learning_curves(
+    path: Path,
+    rows: Sequence[Mapping[str, str]],
+    baselines: Mapping[str, float],
+    distance: str | None = None,
+    yardstick: float | None = None,
+) -> None:
     """Plot the loss by quartile of t, and the validation bound with its baselines (bits/dim), by optimizer step.
 
-    rows: those of metrics.csv, by column.
+    rows: those of metrics.csv, by column; distance: the column of a Fréchet distance, drawn as well, with that of real
+    images.
     """
 
     def curve(column: str) -> tuple[list[int], list[float]]:
         logged = [row for row in rows if row.get(column)]
         return [int(row["step"]) for row in logged], [float(row[column]) for row in logged]
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    loss, bound = figure.subplots(1, 2)
+    panels = 2 if distance is None else 3
+    figure = Figure(figsize=(5 * panels, 4.2), layout="constrained")
+    loss, bound, *others = figure.subplots(1, panels)
     for quarter in range(1, 5):
         label = f"t in ({(quarter - 1) / 4:g}, {quarter / 4:g}]"
         loss.plot(*curve(f"train/loss_q{quarter}"), linewidth=0.8, alpha=0.9, label=label)
@@ -96,7 +105,15 @@ def learning_curves(path: Path, rows: Sequence[Mapping[str, str]], baselines: Ma
     for (name, bits), style in zip(baselines.items(), ("--", ":"), strict=False):
         bound.axhline(bits, color="0.4", linestyle=style, label=name)
     bound.set(xlabel="optimizer step", ylabel="bound  [bits/dim]")
-    for axes in (loss, bound):
+    for quality in others:
+        quality.plot(*curve(str(distance)), marker="o", color="tab:blue", label="samples, EMA weights")
+        if yardstick is not None:
+            quality.axhline(yardstick, color="0.4", linestyle="--", label="real test images, at the end's count")
+        quality.set(yscale="log", xlabel="optimizer step", ylabel="Fréchet distance to training images")
+        quality.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+        quality.yaxis.set_major_formatter("{x:g}")
+        quality.minorticks_off()
+    for axes in (loss, bound, *others):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)
     save_figure(figure, path)

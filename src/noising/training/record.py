@@ -104,4 +104,7 @@ class Record(Callback):
         if any(row.get("train/loss") for row in rows):  # an evaluation alone has none
             names = {"uniform over the levels": "uniform", "histogram of each pixel": "histogram"}
             baselines = {name: numbers[f"test/{key}_baseline"] for name, key in names.items()}
-            learning_curves(self.run.learning_curves, rows, baselines)
+            columns = [name for name in rows[0] if name in ("val/fd", "val/fid", "val/fd_dinov2")]
+            distance = columns[0] if columns else None
+            yardstick = self.run.summary.get(f"{distance}_baseline".replace("val/", "test/"))
+            learning_curves(self.run.learning_curves, rows, baselines, distance, yardstick)

@@ -67,7 +67,7 @@ class References:
         there = len(images.pixels)
         if count is not None and count > there:
             raise ConfigError(
-                f"metrics.n={count} is more than the {there} {split} images of {self.data.name}: lower it"
+                f"metrics: {count} images are more than the {there} {split} images of {self.data.name}: lower it"
             )
         chosen = torch.arange(count or there) * there // (count or there)
         pixels = images.pixels[chosen]
