@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -189,6 +190,21 @@ def test_real_images_show_what_they_are(digits: ImageData) -> None:
     noisy = quality.measure(quality.references.features(noise), None)
     assert noisy["fd"] > 10 * right["fd"]
     assert noisy["precision"] < 0.1
+
+
+def test_images_that_are_not_finite_are_no_grey_levels(
+    trained: Path, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverged(*given: Any) -> torch.Tensor:
+        images = torch.zeros(70, 1, 8, 8)
+        images[3, 0, 4, 4] = torch.nan
+        return images
+
+    monkeypatch.setattr("noising.jobs.drawing.draw_images", diverged)
+    outcome = noising("evaluate", f"checkpoint={trained}", "sampler=ddim", *FEW, "hydra.run.dir=run")
+    assert outcome.code == 2
+    assert "error: image 3 is not finite" in outcome.err
+    assert Run(tmp_path / "run").status == "failed"
 
 
 def test_copies_of_training_images_are_found(digits: ImageData) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 import noising as package
 from noising.build import build_callbacks, build_module
@@ -55,6 +55,21 @@ def test_checks_are_logged_with_their_cost_and_the_best_is_kept(runs: dict[str, 
     best = load_checkpoint(run.best_checkpoint.with_name("best_fd.ckpt"))
     assert best["global_step"] == min(rows, key=lambda step: float(rows[step]["val/fd"]))
     assert run.neighbours_image.exists()
+
+
+def test_epochs_are_counted_in_steps(runs: dict[str, Run]) -> None:
+    """1,309 images in batches of 128: half an epoch is five steps."""
+    config = OmegaConf.merge(
+        package.load(runs["plain"].path).config, {"callbacks": {"quality": {"every_n_epochs": 0.5}}}
+    )
+    assert isinstance(config, DictConfig)
+    trained = package.load(runs["plain"].path)
+    (check,) = (
+        callback
+        for callback in build_callbacks(config, runs["plain"], trained.data, trained.denoiser.schedule)
+        if isinstance(callback, QualityCheck)
+    )
+    assert check.every == 5
 
 
 def test_the_number_is_evaluates(runs: dict[str, Run], noising: Command, tmp_path: Path) -> None:

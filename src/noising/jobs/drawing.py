@@ -85,11 +85,20 @@ class Drawing:
         return asked_classes(batch, self.classes, self.class_label, device)
 
     def draw(self, batch: range, device: torch.device, watch: Callable[[int, PathPoint], None] | None = None) -> Tensor:
-        """The images of a batch: (B, C, H, W) uint8 grey levels on the host."""
+        """The images of a batch: (B, C, H, W) uint8 grey levels on the host.
+
+        Raises ConfigError if one is not finite: as a grey level nan would be some number.
+        """
         shape = (self.data.channels, self.data.resolution, self.data.resolution)
         asked = self.asked(batch, device)
         denoiser = self.denoiser.to(device)
         drawn = draw_images(denoiser, self.sampler, shape, self.cfg.seed, batch, asked, watch)
+        lost = (~drawn.isfinite()).flatten(1).any(dim=1).tolist()
+        if any(lost):
+            raise ConfigError(
+                f"image {batch[lost.index(True)]} is not finite: the weights are not, or the sampler diverged; try "
+                "sampler.clip=1.0, more sampler.steps or another grid"
+            )
         return self.data.unscale(drawn).cpu()
 
 
