@@ -27,6 +27,7 @@ from noising.training.ema import EMA
 from noising.training.evaluation import BoundEvaluation
 from noising.training.loggers import build_loggers
 from noising.training.module import DiffusionModule
+from noising.training.preemption import Preemption
 from noising.training.progress import StepProgress
 from noising.training.protocols import ClassifierDistance, Protocol
 from noising.training.run import Run
@@ -117,7 +118,15 @@ def build_module(cfg: DictConfig, data: ImageData) -> DiffusionModule:
         seed=cfg.seed,
         classes=told_classes(cfg, data),
         label_dropout=cfg.get("label_dropout") or 0.0,
+        skip_nonfinite_steps=_switch(cfg, "skip_nonfinite_steps"),
     )
+
+
+def _switch(cfg: DictConfig, option: str) -> bool:
+    value = cfg.get(option, False)  # the configs of older checkpoints may lack it
+    if not isinstance(value, bool):
+        raise ConfigError(f"{option} must be true or false, got {value}")
+    return value
 
 
 def build_sampler(cfg: DictConfig, timesteps: int, schedule: Schedule | None = None) -> Sampler:
@@ -146,6 +155,8 @@ def build_quality(cfg: DictConfig, data: ImageData) -> SampleQuality | None:
 def build_callbacks(cfg: DictConfig, run: Run, data: ImageData, schedule: Schedule) -> list[Callback]:
     """The average, the progress bar, the checkpoints, and what the `callbacks` group names."""
     require_whole(cfg, "checkpoint_every_n_steps", least=1)
+    if "keep_checkpoints" in cfg:
+        require_whole(cfg, "keep_checkpoints", least=1)
     ema: EMA = make(cfg.ema, "ema")
     facts = {
         "run": run,
@@ -158,13 +169,16 @@ def build_callbacks(cfg: DictConfig, run: Run, data: ImageData, schedule: Schedu
         "quality": build_quality(cfg, data),
     }
     named = make(cfg.callbacks, "callbacks", **facts)
+    best, last = checkpoint_callbacks(run, cfg.checkpoint_every_n_steps, cfg.get("keep_checkpoints", 1))
     # the average first: it is swapped in before, and out after, whatever the others do with the weights
     return [
         ema,
         VarianceFit(data, ema),
         StepProgress(),
         *named.values(),
-        *checkpoint_callbacks(run, cfg.checkpoint_every_n_steps),
+        best,
+        last,
+        Preemption(last),
     ]
 
 

@@ -43,7 +43,9 @@ def drawn(
     module.trainer = trainer  # type: ignore[assignment]
     size = 24 // (world * accumulate)
     # batches are counted from the start of the training
-    loss = module.training_step({"image": torch.zeros(size, 1, 8, 8)}, batch_idx=step * accumulate + micro)
+    loss = module.training_step(
+        {"image": torch.zeros(size, 1, 8, 8), "index": torch.arange(size)}, batch_idx=step * accumulate + micro
+    )
     torch.testing.assert_close(loss, listening.t.float().mean())
     return listening
 
@@ -92,7 +94,7 @@ def test_importance_weights_reach_the_loss(data: ImageData) -> None:
     module.times, module.objective = Weighted(), Listening()
     trainer = SimpleNamespace(global_step=0, global_rank=0, world_size=1, accumulate_grad_batches=1, optimizers=[])
     module.trainer = trainer  # type: ignore[assignment]
-    loss = module.training_step({"image": torch.zeros(8, 1, 8, 8)}, batch_idx=0)
+    loss = module.training_step({"image": torch.zeros(8, 1, 8, 8), "index": torch.arange(8)}, batch_idx=0)
     t = module.objective.t
     torch.testing.assert_close(loss, (2 * t * t).float().mean())
 
@@ -112,7 +114,7 @@ def told(data: ImageData, dropout: float | None, step: int = 0, rank: int = 0, s
         global_step=step, global_rank=rank, world_size=2, accumulate_grad_batches=1, optimizers=[]
     )
     module.trainer = trainer  # type: ignore[assignment]
-    batch = {"image": torch.zeros(size, 1, 8, 8), "label": torch.arange(size) % 10}
+    batch = {"image": torch.zeros(size, 1, 8, 8), "index": torch.arange(size), "label": torch.arange(size) % 10}
     module.training_step(batch, batch_idx=step)
     return listening.class_label
 

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
@@ -19,11 +18,12 @@ from noising.jobs.numbers import number
 from noising.jobs.quality_table import print_quality
 from noising.training.loggers import close_loggers
 from noising.training.module import DiffusionModule
+from noising.training.preemption import Preempted
 from noising.training.run import Run
 
 __all__ = ["describe", "print_summary", "recording"]
 
-_INTERRUPTED, _TERMINATED = 130, 143  # the shell's 128 + number of the signal
+_INTERRUPTED = 130  # the shell's 128 + number of the signal
 
 _ROWS = (
     ("bound", "bound on -log p(x)"),
@@ -38,7 +38,10 @@ _ROWS = (
 
 @contextmanager
 def recording(run: Run, config: Any, trainer: Trainer | None = None) -> Iterator[None]:
-    """Within it the run is "running"; afterwards finished, interrupted (Ctrl-C, SIGTERM) or failed. Rank 0 writes."""
+    """Within it the run is "running"; afterwards finished, interrupted (Ctrl-C, SIGTERM, SIGUSR1) or failed.
+
+    Rank 0 writes.
+    """
     writes = trainer is None or trainer.is_global_zero
     if writes:
         run.start(config)
@@ -46,9 +49,9 @@ def recording(run: Run, config: Any, trainer: Trainer | None = None) -> Iterator
     try:
         yield
         status = "finished"
-    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into exit 1, SIGTERM into exit 0
+    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into exit 1
         status = "interrupted"
-        raise SystemExit(_TERMINATED if isinstance(stop, SIGTERMException) else _INTERRUPTED) from None
+        raise SystemExit(stop.code if isinstance(stop, Preempted) else _INTERRUPTED) from None
     finally:
         close_loggers(trainer.loggers if trainer is not None else (), failed=status != "finished")
         if writes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
@@ -9,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from noising.build import build_callbacks, build_data, build_module, build_trainer
 from noising.jobs.summary import describe, print_summary, recording
 from noising.recipe import require_compatible
+from noising.training.checkpoints import load_checkpoint
+from noising.training.divergence import DivergenceError
 from noising.training.run import Run
 
 __all__ = ["train"]
@@ -34,9 +38,24 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         if cfg.resume and checkpoint is None and run.config_file.exists():
             print(f"no checkpoint there yet (one is written every {cfg.checkpoint_every_n_steps} steps): from step 0")
     with recording(run, config, trainer):
-        trainer.fit(module, data, ckpt_path=checkpoint)
+        with _last_good(run):
+            trainer.fit(module, data, ckpt_path=checkpoint)
         # from the file, since processes that were spawned for the fit took their average with them
         written = run.last_checkpoint if run.last_checkpoint.exists() else None
         trainer.test(module, data, ckpt_path=written, verbose=False)
     if trainer.is_global_zero:
         print_summary(run)
+
+
+@contextmanager
+def _last_good(run: Run) -> Iterator[None]:
+    """Says of a training that diverged what there is to go on from, and how."""
+    try:
+        yield
+    except DivergenceError as error:
+        there = run.last_checkpoint
+        kept = f"of step {load_checkpoint(there)['global_step']}: {there}" if there.exists() else "none"
+        raise DivergenceError(
+            f"{error}; the last good checkpoint is {kept}. Lower optimizer.lr, or leave such steps out: "
+            f"resume={run.path} skip_nonfinite_steps=true with the run's other options"
+        ) from error

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import pickle
+import time
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from noising.configuration import ConfigError
+from noising.training.divergence import DivergenceError
 from noising.training.run import Run, replacing
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "AtomicCheckpointIO",
@@ -48,12 +57,24 @@ class AtomicCheckpointIO(CheckpointIO):
     """Lightning's plugin that writes beside the target, syncs, and renames.
 
     Lightning's own stages in the system's temporary folder: if that is another file system, a kill leaves an
-    empty last.ckpt.
+    empty last.ckpt. A disk that is full leaves the checkpoint before in its place, and the training goes on.
     """
 
+    def __init__(self) -> None:
+        self.failure: str | None = None
+        """Why the newest checkpoint is not on the disk; None if it is. Known to the rank that writes."""
+
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with replacing(Path(path)) as file:
-            torch.save(checkpoint, file)
+        try:
+            with replacing(Path(path)) as file:
+                torch.save(checkpoint, file)
+            self.failure = None
+        except (OSError, RuntimeError) as error:  # torch's zip writer turns the file's error into its own
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
+            if not isinstance(cause, OSError):
+                raise
+            self.failure = f"{path} cannot be written ({cause.strerror})"
+            log.warning("%s; training goes on, and the next checkpoint is tried as ever", self.failure)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         # Lightning gives a function that keeps the storage on the device it came from: always the CPU here
@@ -70,15 +91,31 @@ class LastCheckpoint(Checkpoint):
     write in the middle of an accumulation.
     """
 
-    def __init__(self, path: str | Path, every: int) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        every: int,
+        keep: int = 1,
+        record: Callable[[dict[str, float]], None] | None = None,
+    ) -> None:
+        """keep: so many of the newest are on the disk; those before the last as step_NNNNNN.ckpt beside it.
+
+        record: is told at the end how many seconds the training has waited for checkpoints.
+        """
         if every < 1:
             raise ValueError(f"every must be at least 1 (optimizer steps between checkpoints), got {every}")
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
         self.path = Path(path)
         self.every = every
-        self._saved = 0  # the step of the file, or the one that training started from
+        self.keep = keep
+        self.record = record
+        self._seconds = 0.0
+        self._saved = 0  # the step that was written last, or that training started from
+        self._on_disk = 0  # the step of the file, where the disk is not full the same
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved = trainer.global_step
+        self._saved = self._on_disk = trainer.global_step
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -86,20 +123,27 @@ class LastCheckpoint(Checkpoint):
         # a validation that is due at this step comes first: a run resumed from the file would not repeat it
         due = trainer.enable_validation and (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
         if trainer.global_step % self.every == 0 and not due:
-            self._save(trainer)
+            self.save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and trainer.global_step % self.every == 0:
-            self._save(trainer)
+            self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved = -1  # even if this step was written: what is fitted to the trained weights has come since
-        self._save(trainer)
+        """Raises ConfigError on every rank if the trained weights cannot be written."""
+        # even if this step was written: what is fitted to the trained weights has come since
+        self.save(trainer, again=True)
+        if self.record is not None and trainer.is_global_zero:
+            self.record({"train/checkpoint_seconds": self._seconds})
+        failure = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failure", None))
+        if failure:
+            raise ConfigError(f"{failure}: make room and go on with resume={self.path.parent.parent}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # other ranks may have gone on or hang: only where no other must take part
         if trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1:
-            self._save(trainer)
+            with suppress(DivergenceError):  # what is on the disk is from before
+                self.save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Counts the batches of whole steps only: an exception amid an accumulation throws away its part."""
@@ -109,12 +153,31 @@ class LastCheckpoint(Checkpoint):
             for counts in (progress["total"], progress["current"]):
                 counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), batches))
 
-    def _save(self, trainer: Trainer) -> None:
-        if trainer.global_step != self._saved and not _trial(trainer) and not trainer.sanity_checking:
-            self._saved = trainer.global_step
-            for logger in trainer.loggers:
-                logger.save()  # the metrics on the disk are never older than the checkpoint
-            trainer.save_checkpoint(self.path)
+    def save(self, trainer: Trainer, again: bool = False) -> None:
+        """Write it, if this step is not on the disk or again; all ranks take part."""
+        same = trainer.global_step == self._saved
+        if (same and not again) or _trial(trainer) or trainer.sanity_checking:
+            return
+        began = time.monotonic()
+        for logger in trainer.loggers:
+            logger.save()  # the metrics on the disk are never older than the checkpoint
+        if trainer.is_global_zero and self.keep > 1 and not same:
+            self._set_aside()
+        trainer.save_checkpoint(self.path)
+        self._saved = trainer.global_step
+        if getattr(trainer.strategy.checkpoint_io, "failure", None) is None:
+            self._on_disk = trainer.global_step
+        self._seconds += time.monotonic() - began
+
+    def _set_aside(self) -> None:
+        """Give the file that is about to be replaced a second name, and remove the oldest of these."""
+        if self.path.exists():
+            name = self.path.with_name(f"step_{self._on_disk:06d}.ckpt")
+            name.unlink(missing_ok=True)
+            os.link(self.path, name)
+        kept = sorted(self.path.parent.glob("step_*.ckpt"))
+        for name in kept[: len(kept) - (self.keep - 1)]:
+            name.unlink()
 
 
 class BestCheckpoint(Checkpoint):
@@ -151,6 +214,6 @@ def _trial(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
-def checkpoint_callbacks(run: Run, every: int) -> list[Checkpoint]:
-    """last.ckpt every `every` optimizer steps, and best.ckpt by the validation bound."""
-    return [BestCheckpoint(run.best_checkpoint), LastCheckpoint(run.last_checkpoint, every)]
+def checkpoint_callbacks(run: Run, every: int, keep: int = 1) -> tuple[BestCheckpoint, LastCheckpoint]:
+    """best.ckpt by the validation bound, and last.ckpt every `every` optimizer steps."""
+    return BestCheckpoint(run.best_checkpoint), LastCheckpoint(run.last_checkpoint, every, keep, run.record)

@@ -6,6 +6,7 @@ keys of their own. So nothing that happens between two steps can change the seco
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,9 +22,12 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.objectives import Objective
 from noising.diffusion.times import Draw, TimeSampler
 from noising.randomness import generator, normal, seed_global_generators
+from noising.training.divergence import LossWatch, Seen
 from noising.training.evaluation import BoundEvaluation
 
 __all__ = ["DiffusionModule"]
+
+log = logging.getLogger(__name__)
 
 QUARTILES = 4
 
@@ -43,12 +47,16 @@ class DiffusionModule(LightningModule):
         seed: int,
         classes: int = 0,
         label_dropout: float = 0.0,
+        skip_nonfinite_steps: bool = False,
     ) -> None:
         """optimizer: parameters -> Optimizer; lr_schedule: optimizer step -> factor on its rate.
 
         classes: what the network is told apart, 0 if it is told none; label_dropout: the part of the training images
         whose class is withheld, by the class number `classes`. Ho & Salimans, "Classifier-Free Diffusion Guidance"
         (2022), algorithm 1. https://arxiv.org/abs/2207.12598
+
+        skip_nonfinite_steps: leave out and count steps whose gradient is not finite, at the price of waiting for its
+        norm every step; else such a step ends the training (DivergenceError).
         """
         super().__init__()
         self.denoiser = denoiser
@@ -61,6 +69,9 @@ class DiffusionModule(LightningModule):
         self.seed = seed
         self.classes = classes
         self.label_dropout = label_dropout
+        self.skip_nonfinite_steps = skip_nonfinite_steps
+        self.skipped_steps = 0
+        self.watch = LossWatch()
         self.restored_step = 0
         # Loss sums and counts by quartile of t since they were last logged. Kept on the device, so that no step waits
         # for a number; no buffer, since DDP would overwrite each rank's with rank 0's.
@@ -73,12 +84,15 @@ class DiffusionModule(LightningModule):
         return max(self.global_step, self.restored_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.watch.look(self, self.denoiser.schedule)  # weights that diverged are never written
+        checkpoint["skipped_steps"] = self.skipped_steps
         checkpoint["times"] = self.times.state_dict()
         gathered: Tensor = self.all_gather(self._settled)  # type: ignore[assignment]
         checkpoint["loss_sums"] = gathered.reshape(-1, 2, QUARTILES).sum(0).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.restored_step = int(checkpoint["global_step"])
+        self.skipped_steps = int(checkpoint.get("skipped_steps", 0))
         self.times.load_state_dict(checkpoint["times"])
         self._settled = checkpoint["loss_sums"]
 
@@ -94,10 +108,25 @@ class DiffusionModule(LightningModule):
     ) -> None:
         """As Lightning does, which refuses fused optimizers under any autocast; only a scaled loss (fp16) needs it."""
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if gradient_clip_val and not scaled and gradient_clip_algorithm in (None, "norm"):
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
-        else:
+        if scaled:  # a scaled gradient that overflows is left out by the scaler, which lowers the scale
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if not self.skip_nonfinite_steps:
+            self.watch.note_gradient(self.global_step, norm)
+        elif not bool(norm.isfinite()):
+            self._skip(optimizer)
+
+    def _skip(self, optimizer: Optimizer) -> None:
+        """An optimizer passes over parameters without a gradient, and keeps their averages as they are."""
+        optimizer.zero_grad(set_to_none=True)
+        self.watch.forget(self.global_step)
+        self.skipped_steps += 1
+        log.warning("step %d is left out: its gradient is not finite; %d so far", self.global_step, self.skipped_steps)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One micro-batch: draw t and ε by their keys, and return the loss."""
@@ -121,9 +150,14 @@ class DiffusionModule(LightningModule):
         loss: Tensor = terms["loss"]
         if self.times.learns:  # from all ranks, so that all go on drawing from one distribution
             seen: Tensor = self.all_gather(torch.stack([t.to(loss), loss.detach()]))  # type: ignore[assignment]
-            self.times.observe(*seen.reshape(-1, 2, len(t)).transpose(0, 1).flatten(1))
+            self.times.observe(*self._usable(seen.reshape(-1, 2, len(t)).transpose(0, 1).flatten(1)))
+        self.watch.note(Seen(step, t, batch["index"], loss.detach()))
         self._note(t, loss.detach())
         return (weight.to(loss, non_blocking=True) * loss).mean()
+
+    def _usable(self, seen: Tensor) -> Tensor:
+        """Times and losses (2, N) without those of images that a step may be left out for."""
+        return seen[:, seen[1].isfinite()] if self.skip_nonfinite_steps else seen
 
     def class_label(self, batch: dict[str, Tensor]) -> Tensor | None:
         """What the network is told of a batch: (B,) int64, or None."""
@@ -138,8 +172,12 @@ class DiffusionModule(LightningModule):
 
     def _note(self, t: Tensor, loss: Tensor) -> None:
         quartile = ((t * QUARTILES).ceil().long() - 1).clamp(0, QUARTILES - 1).to(loss.device, non_blocking=True)
+        counted = torch.ones_like(loss, dtype=torch.float32)
+        if self.skip_nonfinite_steps:
+            counted = loss.isfinite().float()
+            loss = loss.nan_to_num(0, 0, 0)
         self._sums[0].index_add_(0, quartile, loss.float())
-        self._sums[1].index_add_(0, quartile, torch.ones_like(loss, dtype=torch.float32))
+        self._sums[1].index_add_(0, quartile, counted)
 
     def on_train_start(self) -> None:
         # what a resumed run had summed over its ranks goes on with the first
@@ -150,7 +188,10 @@ class DiffusionModule(LightningModule):
         """Log the mean losses since the last log, and the rate, every log_every_n_steps."""
         stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if stepped and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.watch.look(self, self.denoiser.schedule)
             numbers = {name: float(value) for name, value in self.mean_losses().items()}
+            if self.skip_nonfinite_steps:
+                numbers["train/skipped_steps"] = float(self.skipped_steps)
             self.write({**numbers, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
         if stepped:
             self._settled = self._sums.clone()
