@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
@@ -184,7 +184,10 @@ class DiffusionModule(LightningModule):
         summed = self._settled if self.global_rank == 0 else torch.zeros(2, QUARTILES)
         self._sums = summed.to(self.device, copy=True)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def configure_callbacks(self) -> list[Callback]:
+        return [_EndOfStep()]
+
+    def end_step(self, batch_idx: int) -> None:
         """Log the mean losses since the last log, and the rate, every log_every_n_steps."""
         stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if stepped and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -250,3 +253,13 @@ class DiffusionModule(LightningModule):
         self.write({name: value for name, value in numbers.items() if not math.isnan(value)})
         # for callbacks that watch a number, on every rank the same
         self.log(f"{split}/bound", torch.tensor(numbers[f"{split}/bound"]), logger=False, sync_dist=True)
+
+
+class _EndOfStep(Callback):
+    """Lets the module end its step before a checkpoint is written, which its own hook would come after."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        assert isinstance(pl_module, DiffusionModule)
+        pl_module.end_step(batch_idx)

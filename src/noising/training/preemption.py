@@ -14,7 +14,8 @@ from types import FrameType
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
 from noising.training.checkpoints import LastCheckpoint
 
@@ -33,12 +34,14 @@ class Preempted(SystemExit):
         self.number = number
 
 
-class Preemption(Callback):
+class Preemption(Checkpoint):
     """On SIGTERM or SIGUSR1: finish the step, write last.ckpt, and raise Preempted.
 
     Several ranks agree on the step to stop at whenever losses are logged, since no other step waits for anything. In
     validation and test the signal ends the run at once: the last checkpoint, and resume, are exact.
     Under Slurm SIGUSR1 (`#SBATCH --signal=USR1@90`) requeues the job as well.
+
+    A Checkpoint, because Lightning calls these last.
     """
 
     def __init__(self, last: LastCheckpoint) -> None:

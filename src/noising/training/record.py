@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import logging
 import math
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 
 from noising.data.baselines import histogram_bits, uniform_bits
 from noising.data.image_data import ImageData
@@ -19,6 +22,20 @@ from noising.training.module import DiffusionModule
 from noising.training.run import Run
 
 __all__ = ["Record"]
+
+
+log = logging.getLogger(__name__)
+
+
+def _made_with(trainer: Trainer) -> dict[str, Any]:
+    """What the bits of a training depend on besides its options. The noise is keyed by rank, sums by threads."""
+    return {
+        "processes": trainer.world_size,
+        "device": trainer.strategy.root_device.type,
+        "precision": str(trainer.precision),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
 
 
 class Record(Callback):
@@ -35,13 +52,34 @@ class Record(Callback):
         """config: stored in checkpoints; source: where the evaluated weights come from, if not from this training."""
         self.run, self.data, self.ema = run, data, ema
         self.config, self.source = config, source
+        self._resumed = False
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The resolved config, so that a checkpoint alone is enough to go on with."""
+        """The resolved config, so that a checkpoint alone is enough to go on with; and what bits depend on besides."""
         checkpoint["config"] = self.config
+        checkpoint["made_with"] = _made_with(trainer)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A run that goes on under other circumstances says in which it is not bitwise what it would have been."""
+        before, now = checkpoint.get("made_with", {}), _made_with(trainer)
+        changed = [f"{name} {before[name]} before, {now[name]} now" for name in before if before[name] != now.get(name)]
+        if changed and trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero:
+            log.warning(
+                "goes on with %s: as good from here on, and not bitwise the run without a stop", "; ".join(changed)
+            )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A resumed run drops the rows of metrics.csv that it will write again."""
+        self._resume_metrics(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One that was killed after its last step has not started training: the row of that step goes on."""
+        self._resume_metrics(trainer)
+
+    def _resume_metrics(self, trainer: Trainer) -> None:
+        if self._resumed:
+            return
+        self._resumed = True
         for logger in trainer.loggers:
             if isinstance(logger, CSVMetrics):
                 logger.resume_from(trainer.global_step)
