@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
 import signal
 import subprocess
@@ -52,7 +53,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, float]:
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, str(TRAIN), *OPTIONS, *more, "hydra.run.dir=run", "resume=true"]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
 
 
 def stop(process: subprocess.Popen[str], run: Run, number: int, after: float) -> int:
@@ -61,7 +64,10 @@ def stop(process: subprocess.Popen[str], run: Run, number: int, after: float) ->
     while process.poll() is None and not (run.summary_file.exists() and run.summary_file.stat().st_mtime_ns > begun):
         time.sleep(0.02)
     time.sleep(after)
-    process.send_signal(number)
+    if number == signal.SIGKILL:
+        os.killpg(process.pid, number)  # all its processes, as where a machine goes down
+    else:
+        process.send_signal(number)
     process.communicate(timeout=60)
     return process.returncode
 
@@ -101,15 +107,19 @@ def require_same(one: Run, other: Run) -> None:
         assert a.read_bytes() == b.read_bytes(), a.name
 
 
-def kill_until_done(folder: Path, seconds: float, signals: Sequence[int], seed: int) -> list[int]:
+def finish(folder: Path, *more: str) -> None:
+    last = start(folder, *more)
+    _, error = last.communicate(timeout=240)
+    assert last.returncode == 0, error
+
+
+def kill_until_done(folder: Path, seconds: float, signals: Sequence[int], seed: int, *more: str) -> list[int]:
     """Exit codes of a process after another, each but the last sent a signal at a random moment of its work."""
     run, chance = Run(folder / "run"), random.Random(seed)
     codes = []
     for number in signals:
-        codes.append(stop(start(folder), run, number, after=chance.uniform(0, 0.5 * seconds)))
-    last = start(folder)
-    _, error = last.communicate(timeout=120)
-    assert last.returncode == 0, error
+        codes.append(stop(start(folder, *more), run, number, after=chance.uniform(0, 0.5 * seconds)))
+    finish(folder, *more)
     return codes
 
 
@@ -127,6 +137,20 @@ def test_killed_at_random_moments_often(whole: tuple[Run, float], seed: int, tmp
     require_same(run, Run(tmp_path / "run"))
 
 
+@pytest.mark.slow
+def test_two_processes_killed_and_told_to_stop(tmp_path: Path) -> None:
+    for name in ("whole", "part"):
+        (tmp_path / name).mkdir()
+    two = ("trainer.devices=2", "trainer.log_every_n_steps=1")  # on which they agree to stop
+    began = time.monotonic()
+    finish(tmp_path / "whole", *two)
+    seconds = time.monotonic() - began
+    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1]
+    codes = kill_until_done(tmp_path / "part", seconds, signals, 0, *two)
+    assert set(codes) <= {-signal.SIGKILL, 128 + signal.SIGTERM, 128 + signal.SIGUSR1, 0}, codes
+    require_same(Run(tmp_path / "whole" / "run"), Run(tmp_path / "part" / "run"))
+
+
 def test_told_to_stop_it_saves_and_leaves_with_the_signals_code(whole: tuple[Run, float], tmp_path: Path) -> None:
     run, seconds = whole
     for number in (signal.SIGTERM, signal.SIGUSR1):
@@ -134,9 +158,7 @@ def test_told_to_stop_it_saves_and_leaves_with_the_signals_code(whole: tuple[Run
         assert code == 128 + number
         assert Run(tmp_path / "run").status == "interrupted"
         assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] > 0
-    last = start(tmp_path)
-    _, error = last.communicate(timeout=120)
-    assert last.returncode == 0, error
+    finish(tmp_path)
     require_same(run, Run(tmp_path / "run"))
 
 

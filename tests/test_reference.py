@@ -41,7 +41,7 @@ def test_statistics_go_from_data_to_a_file_to_another(
     ("options", "blamed"),
     [
         (["from=none.npz"], "from: none.npz: there is no such file"),
-        (["from=bare.pt"], "bare.pt does not say of how many images it is: add count=50000, say"),
+        (["from=bare.pt"], "bare.pt does not say of how many images it is: noising reference from="),
         (["from=bare.pt", "count=1"], "count must be a whole number from 2"),
         (["from=bare.pt", "count=9", "to=real.csv"], "to=real.csv: statistics are written to .npz or .pt files"),
         (["metrics.real=5000"], "5000 images are more than the 1309 train images of digits: lower it"),

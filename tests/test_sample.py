@@ -121,11 +121,12 @@ def test_it_goes_on_where_it_was_broken_off(
         (["n=0"], "n must be a whole number"),
         (["batch_size=half"], "batch_size must be a whole number"),
         (["devices=0"], "devices must be a whole number"),
-        (["device=cuda:77"], "device=cuda:77"),
+        (["device=cuda:77"], "device=cuda:77: "),
+        (["device=cuda:77"], "use device=cpu, or auto"),
         (["class_label=3"], "class_label=3: the model was trained without classes"),
-        (["guidance=classifier_free"], "label_dropout=0.1"),
+        (["guidance=classifier_free"], "train with experiment=class_conditional"),
         (["guidance=autoguidance"], "guidance.guide.checkpoint"),
-        (["guidance=autoguidance", "guidance.guide.checkpoint=nowhere"], "nowhere"),
+        (["guidance=autoguidance", "guidance.guide.checkpoint=nowhere"], "guidance.guide.checkpoint=nowhere: no run"),
         (["sampler.steps=0"], "steps"),
         (["checkpoint=nowhere"], "checkpoint=nowhere"),
     ],
@@ -167,6 +168,18 @@ def test_classes_are_asked_for(conditional: Path, noising: Command, tmp_path: Pa
     outcome = noising(*common, "class_label=10")
     assert outcome.code == 2
     assert "has classes 0 to 9" in outcome.err
+
+
+def test_a_guide_that_is_told_no_class_guides_one_that_is(
+    conditional: Path, trained: Path, noising: Command, tmp_path: Path
+) -> None:
+    options = ["guidance=autoguidance", f"guidance.guide.checkpoint={trained}", "guidance.scale=3"]
+    for name, checkpoint in (("told", conditional), ("untold", trained)):
+        outcome = noising("sample", f"checkpoint={checkpoint}", *FEW, *options, f"hydra.run.dir={name}")
+        assert outcome.code == 0, outcome.err
+    plain = noising("sample", f"checkpoint={conditional}", *FEW, "hydra.run.dir=plain")
+    assert plain.code == 0
+    assert not np.array_equal(images_of(tmp_path / "told"), images_of(tmp_path / "plain"))
 
 
 def test_a_lesser_version_guides(conditional: Path, noising: Command, tmp_path: Path) -> None:

@@ -159,7 +159,8 @@ class Composer:
         paths = [path for path in _paths(config) if path != key and not path.startswith("hydra")]
         last_names = {path: path.rpartition(".")[2] for path in paths}
         right = next((path for path, last in last_names.items() if last == name), None)
-        if not right and (sibling := nearest(name, [sibling.rpartition(".")[2] for sibling in siblings])):
+        others = [sibling.rpartition(".")[2] for sibling in siblings if sibling != key]  # a group of other commands
+        if not right and (sibling := nearest(name, others)):
             right = f"{parent}.{sibling}" if parent else sibling
         if not right and (last := nearest(name, last_names.values())):
             right = next(path for path in paths if last_names[path] == last)

@@ -63,10 +63,18 @@ class TrainedRun:
             return self.denoiser
         with blaming("guidance"):
             guided: Guided = make(guidance, "guidance")(self.denoiser)
-        if isinstance(guided.guide.model, Classless) and not self.config.get("label_dropout"):
+        weaker = guided.guide.model
+        by_itself = isinstance(weaker, Classless) and weaker.model is self.denoiser.model
+        if by_itself and not self.config.get("label_dropout"):
             raise ConfigError(
-                "guidance=classifier_free needs a model that was trained with classes and without: "
-                f"this one had label_dropout={self.config.get('label_dropout')}; train with label_dropout=0.1"
+                "guidance=classifier_free needs a model that was trained with classes and without: this one had "
+                f"label_dropout={self.config.get('label_dropout')}; train with experiment=class_conditional"
+            )
+        told = getattr(weaker, "classes", self.classes)
+        if told not in (0, self.classes):
+            raise ConfigError(
+                f"guidance.guide.checkpoint: that model is told {told} classes, the one it guides {self.classes}: "
+                "the guide must be of the same classes, or of none"
             )
         return guided
 
@@ -118,5 +126,9 @@ def load(run: str | Path) -> TrainedRun:
 
 
 def trained_denoiser(checkpoint: str) -> Denoiser:
-    """The denoiser of a run or checkpoint file, for an option that wants one."""
-    return load(checkpoint).denoiser
+    """The denoiser of a run or checkpoint file, for an option that wants one; deaf to the class if it is told none."""
+    try:
+        run = load(checkpoint)
+        return run.denoiser if run.classes else unconditional(run.denoiser)
+    except ConfigError as error:
+        raise ConfigError(f"guidance.guide.{error}") from error

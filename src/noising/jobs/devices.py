@@ -15,7 +15,8 @@ def find_device(name: str) -> torch.device:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name}: {str(error).splitlines()[0]}") from error
+        why = str(error).splitlines()[0].partition(". ")[0]
+        raise ConfigError(f"device={name}: {why}; use device=cpu, or auto") from error
     return device
 
 

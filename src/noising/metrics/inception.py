@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import urllib.error
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,10 @@ def _downloaded() -> Any:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     try:
-        return torch.hub.load_state_dict_from_url(URL_INCEPTION_V3, map_location="cpu", check_hash=True)
+        with redirect_stderr(io.StringIO()):  # torch announces what it then cannot do
+            return torch.hub.load_state_dict_from_url(
+                URL_INCEPTION_V3, map_location="cpu", check_hash=True, progress=False
+            )
     except (urllib.error.URLError, OSError, RuntimeError) as error:
         name = URL_INCEPTION_V3.rpartition("/")[2]
         raise ValueError(

@@ -57,7 +57,9 @@ def read_statistics(path: str | Path, count: int | None = None) -> StatisticsFil
         raise ValueError(f"{path} has no {', '.join(sorted(missing))}: it does not hold statistics")
     given = int(fields["count"]) if "count" in fields else count
     if given is None:
-        raise ValueError(f"{path} does not say of how many images it is: add count=50000, say")
+        raise ValueError(
+            f"{path} does not say of how many images it is: noising reference from={path} count=50000 to=NEW.npz does"
+        )
     mean, covariance = (torch.from_numpy(np.asarray(fields[name], np.float64)) for name in ("mu", "sigma"))
     card = json.loads(str(fields["card"])) if "card" in fields else {}
     try:

@@ -34,7 +34,9 @@ def kept(name: str, write: Callable[[IO[bytes]], None], read: Callable[[Path], K
             write(target)
         os.replace(mine, file)
     except OSError as error:
-        raise ConfigError(f"cannot write {file} ({error.strerror}): set NOISING_CACHE to another folder") from error
+        raise ConfigError(
+            f"cannot write {file} ({error.strerror}): set NOISING_CACHE to a folder that can be"
+        ) from error
     return read(file)
 
 
