@@ -138,6 +138,17 @@ def test_a_sweep_goes_on_where_it_stopped(
     with open(table) as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["finished", "finished"]
     assert (table.parent / "quality.png").exists()
+    rows = table.read_text()
+    changed = [option.replace("metrics.n=70", "metrics.n=80") for option in sweep]
+    for way in (f"resume={table.parent}", f"hydra.sweep.dir={table.parent}"):
+        outcome = noising("evaluate", *changed, way, *(["resume=true"] if way.startswith("hydra") else []))
+        assert outcome.code == 2
+        assert "that sweep was started with other options" in outcome.err
+        assert "metrics.n=70, metrics.n=80" in outcome.err
+    assert table.read_text() == rows
+    jobs = sorted(str(path) for path in table.parent.iterdir() if path.is_dir())
+    compared = noising("compare", *jobs, "vary=[sampler]")  # whose names are like options
+    assert compared.code == 0, compared.err
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 import noising as package
@@ -102,7 +104,7 @@ def test_it_goes_on_where_it_was_broken_off(
     monkeypatch.setattr(Drawing, "draw", counted)
     outcome = noising("sample", "resume=broken", "sampler.eta=1", f"checkpoint={trained}", *FEW, "sampler=ddim")
     assert outcome.code == 2
-    assert "holds images drawn with" in outcome.err
+    assert "broken was started with other options: sampler." in outcome.err
     outcome = noising("sample", "resume=broken")
     assert outcome.code == 0, outcome.err
     assert drawn == [range(0, 2), range(2, 4), range(4, 5)]
@@ -170,6 +172,53 @@ def test_classes_are_asked_for(conditional: Path, noising: Command, tmp_path: Pa
     assert "has classes 0 to 9" in outcome.err
 
 
+def test_what_is_done_is_not_passed_off_as_something_else(trained: Path, noising: Command, tmp_path: Path) -> None:
+    common = ("sample", f"checkpoint={trained}", *FEW)
+    assert noising(*common, "hydra.run.dir=done").code == 0
+    again = noising(*common, "hydra.run.dir=done", "resume=true")
+    assert (again.code, "is finished" in again.out) == (0, True)
+    before = (tmp_path / "done" / ".hydra" / "overrides.yaml").read_text()
+    refused = noising(*common, "sampler.eta=1", "sampler=ddim", "resume=done")
+    assert refused.code == 2
+    assert "done was started with other options" in refused.err
+    assert "go on with resume=done alone" in refused.err
+    assert (tmp_path / "done" / ".hydra" / "overrides.yaml").read_text() == before
+    assert noising("sample", "resume=done").code == 0
+
+
+def test_a_damaged_shard_is_drawn_again(
+    trained: Path, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    common = ("sample", f"checkpoint={trained}", *FEW, "batch_size=2")
+    assert noising(*common, "hydra.run.dir=whole").code == 0
+    draw = Drawing.draw
+
+    def until_the_last(self: Drawing, batch: range, *args: object) -> torch.Tensor:
+        if batch.start == 4:
+            raise KeyboardInterrupt
+        return draw(self, batch, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Drawing, "draw", until_the_last)
+        assert noising(*common, "hydra.run.dir=part").code == 130
+    shard = tmp_path / "part" / "shards" / "000000002.npz"
+    content = bytearray(shard.read_bytes())
+    content[200] ^= 1
+    shard.write_bytes(content)
+    assert noising(*common, "hydra.run.dir=part", "resume=true").code == 0
+    assert np.array_equal(images_of(tmp_path / "part"), images_of(tmp_path / "whole"))
+
+
+def test_one_process_at_a_time(trained: Path, noising: Command, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"):
+        outcome = noising("sample", f"checkpoint={trained}", *FEW, "hydra.run.dir=run", "resume=true")
+    assert outcome.code == 2
+    assert "run is being written by another process" in outcome.err
+    assert noising("sample", f"checkpoint={trained}", *FEW, "hydra.run.dir=run", "resume=true").code == 0
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
 def test_a_guide_that_is_told_no_class_guides_one_that_is(
     conditional: Path, trained: Path, noising: Command, tmp_path: Path
 ) -> None:
@@ -177,6 +226,8 @@ def test_a_guide_that_is_told_no_class_guides_one_that_is(
     for name, checkpoint in (("told", conditional), ("untold", trained)):
         outcome = noising("sample", f"checkpoint={checkpoint}", *FEW, *options, f"hydra.run.dir={name}")
         assert outcome.code == 0, outcome.err
+    card = Run(tmp_path / "told").summary["cards"]["sample/images"]
+    assert card["guide"]["sha256"] == hashlib.sha256(Run(trained).last_checkpoint.read_bytes()).hexdigest()
     plain = noising("sample", f"checkpoint={conditional}", *FEW, "hydra.run.dir=plain")
     assert plain.code == 0
     assert not np.array_equal(images_of(tmp_path / "told"), images_of(tmp_path / "plain"))

@@ -146,7 +146,11 @@ def main(config_name: str, job: str | None = None, *, skip: int = 0, conf: Path 
 
 def with_names(command: str, words: Sequence[str]) -> list[str]:
     """The overrides; where a command takes bare words (two runs to compare), they become the option they stand for."""
-    bare = [word for word in words if "=" not in word and not word.startswith("~")] if command in BARE else []
+    bare = (
+        [word for word in words if Path(word).is_dir() or ("=" not in word and not word.startswith("~"))]
+        if command in BARE
+        else []
+    )
     if not bare:
         return list(words)
     quoted = ("'{}'".format(word.replace("\\", "\\\\").replace("'", "\\'")) for word in bare)

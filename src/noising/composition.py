@@ -155,6 +155,8 @@ class Composer:
 
     def _unknown(self, key: str, config: DictConfig, siblings: Sequence[str]) -> str:
         """`key: no such option`, and the same name elsewhere, or the most alike one, beside it first."""
+        if key in config.hydra.runtime.choices and (options := self.options(key)):
+            return f"{key}: none is chosen; add {key}={options[0]}, or another of {', '.join(options)}"
         parent, _, name = key.rpartition(".")
         paths = [path for path in _paths(config) if path != key and not path.startswith("hydra")]
         last_names = {path: path.rpartition(".")[2] for path in paths}

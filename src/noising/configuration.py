@@ -86,7 +86,7 @@ def _join(path: str, name: str) -> str:
 def _check(node: Any, path: str) -> None:
     if isinstance(node, Mapping):
         if "_target_" in node:
-            target = _locate(node["_target_"], path)
+            target = locate(node["_target_"], path)
             _options(target, {k: _stand_in(v) for k, v in node.items() if k not in _DIRECTIVES}, path)
         if node.get("_recursive_", True):
             for name, value in node.items():
@@ -112,7 +112,7 @@ def _make(node: Any, path: str, facts: Mapping[str, Any]) -> Any:
     given = {name: value for name, value in node.items() if name not in _DIRECTIVES}
     if "_target_" not in node:
         return {name: _make(value, _join(path, str(name)), facts) for name, value in given.items()}
-    target = _locate(node["_target_"], path)
+    target = locate(node["_target_"], path)
     # Names and types first: a misspelt option is told before anything costly (a data set, a network) is
     # built.
     _options(target, {name: _stand_in(value) for name, value in given.items()}, path)
@@ -149,7 +149,7 @@ def _name(target: Callable[..., Any]) -> str:
     return getattr(target, "__qualname__", repr(target))
 
 
-def _locate(target: Any, path: str) -> Callable[..., Any]:
+def locate(target: Any, path: str) -> Callable[..., Any]:
     """The class or function of a dotted name; the longest importable prefix is the module."""
     if not isinstance(target, str):
         raise ConfigError(f"{path}._target_: expected a dotted name, got {target!r}")

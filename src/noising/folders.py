@@ -91,9 +91,13 @@ def resolve_resume(composing: Composer, overrides: list[str], multirun: bool) ->
     if wish.lower() not in ("true", "yes", "on", "1"):
         folder = Path(wish)
         recorded = _recorded(folder, multirun)
+        if multirun and options:
+            _require_same_sweep(folder, recorded, options)
         return [*(others if options else recorded + others), "resume=true", _quoted(_key(multirun), folder)]
     chosen = _given(overrides, _key(multirun))
     if chosen is not None:
+        if multirun and (Path(chosen) / "multirun.yaml").is_file():
+            _require_same_sweep(Path(chosen), _recorded(Path(chosen), multirun), options)
         return overrides
     where = root(composing.compose(others, multirun=multirun), multirun)
     run = importlib.import_module("noising.training.run")
@@ -103,6 +107,17 @@ def resolve_resume(composing: Composer, overrides: list[str], multirun: bool) ->
         print(f"resume: no unfinished {kind} of this command under {where}/; starting a new one")
         return others
     return [*others, "resume=true", _quoted(_key(multirun), found)]
+
+
+def _require_same_sweep(folder: Path, recorded: Sequence[str], options: Sequence[str]) -> None:
+    """Jobs that are done would stand in the table under options that they were not done with."""
+    before = {option for option in recorded if not option.lstrip("+~").startswith(("hydra.", "hydra/"))}
+    changed = sorted(before ^ set(options))
+    if changed:
+        raise ConfigError(
+            f"resume={folder}: that sweep was started with other options (there or here alone: {', '.join(changed)}); "
+            f"go on with -m resume={folder} alone, or start anew without resume"
+        )
 
 
 def _recorded(folder: Path, multirun: bool) -> list[str]:

@@ -22,6 +22,7 @@ from noising.diffusion.transition import Chain
 from noising.recipe import build_recipe
 from noising.training.checkpoints import load_checkpoint
 from noising.training.run import Run
+from noising.training.trust import require_trusted
 
 __all__ = ["TrainedRun", "load", "trained_denoiser"]
 
@@ -122,6 +123,7 @@ def load(run: str | Path) -> TrainedRun:
     for key in ("config", "ema"):
         if key not in checkpoint:
             raise ConfigError(f"checkpoint={run}: {path} holds no {key}: it was not written by noising")
+    require_trusted(checkpoint["config"], f"checkpoint={run}")
     return TrainedRun(path, OmegaConf.create(checkpoint["config"]), int(checkpoint["global_step"]), checkpoint)
 
 
@@ -129,6 +131,8 @@ def trained_denoiser(checkpoint: str) -> Denoiser:
     """The denoiser of a run or checkpoint file, for an option that wants one; deaf to the class if it is told none."""
     try:
         run = load(checkpoint)
-        return run.denoiser if run.classes else unconditional(run.denoiser)
+        denoiser = run.denoiser if run.classes else unconditional(run.denoiser)
+        denoiser.source = run.source  # type: ignore[assignment]
+        return denoiser
     except ConfigError as error:
         raise ConfigError(f"guidance.guide.{error}") from error

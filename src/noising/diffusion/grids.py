@@ -65,8 +65,8 @@ def uniform_log_snr(steps: int, schedule: Schedule, timesteps: int) -> Tensor:
 
 def karras(steps: int, schedule: Schedule, timesteps: int, rho: float = 7.0) -> Tensor:
     """Even in (σ/α)^(1/ρ), between the same ends: Karras et al. (2022), equation 5. https://arxiv.org/abs/2206.00364"""
-    if not rho > 0:
-        raise ValueError(f"rho must be positive, got {rho}")
+    if not 0.1 <= rho <= 1000:  # beyond, the powers leave the floating-point numbers
+        raise ValueError(f"rho must lie between 0.1 and 1000, got {rho}")
     clean, noisy = (math.exp(-end / 2) ** (1 / rho) for end in _ends(schedule, timesteps))
     return _times(-2 * rho * torch.linspace(clean, noisy, steps, dtype=torch.float64).log(), schedule)
 

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -67,9 +68,11 @@ class Drawing:
             group: OmegaConf.to_container(self.cfg[group]) if self.cfg.get(group) is not None else None
             for group in ("sampler", "grid", "guidance")
         }
+        guide = getattr(getattr(self.denoiser, "guide", None), "source", None)
         return {
             **self.trained.source,
             **plain,
+            **({"guide": guide} if guide else {}),
             "evaluations_per_image": self.evaluations,
             "class_label": self.class_label if self.class_label is not None else self._in_turn,
             "precision": "float32",
@@ -129,7 +132,7 @@ class Shards:
         """Draw the batches that are missing, with a bar."""
         with replacing(self._card_file) as file:
             file.write(json.dumps(self._card).encode())
-        missing = [batch for batch in self.batches if not self._file(batch).exists()]
+        missing = [batch for batch in self.batches if not _whole(self._file(batch))]
         evaluations, steps = self.drawing.evaluations, self.drawing.sampler.steps
         with evaluations_bar(sum(map(len, missing)) * evaluations) as advance:
             if len(self.drawing.devices) == 1:
@@ -215,6 +218,15 @@ class Shards:
 def _save(file: Path, **arrays: Any) -> None:
     with replacing(file) as target:
         np.savez(target, **arrays)
+
+
+def _whole(file: Path) -> bool:
+    """Whether it is there, and as it was written: a disk may lose what a rename has promised."""
+    try:
+        with zipfile.ZipFile(file) as arrays:
+            return arrays.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError):
+        return False
 
 
 def _load(file: Path, name: str) -> Tensor:

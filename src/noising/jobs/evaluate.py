@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,7 +12,7 @@ from noising.build import build_evaluation_trainer, build_module
 from noising.configuration import ConfigError
 from noising.data.image_data import SPLITS
 from noising.jobs.evaluate_samples import evaluate_samples
-from noising.jobs.summary import print_summary, recording
+from noising.jobs.summary import print_summary, recording, require_same_options
 from noising.trained import load
 from noising.training.ema import EMA
 from noising.training.progress import StepProgress
@@ -24,6 +25,9 @@ __all__ = ["evaluate"]
 def evaluate(cfg: DictConfig, run_dir: Path) -> None:
     """Measure the averaged weights of a checkpoint: their bound, or with a sampler in the config their samples."""
     run = Run(run_dir)
+    if cfg.resume:
+        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        require_same_options(run, config, free=("device", "devices", "trainer", "logger"))
     if cfg.resume and run.status == "finished":
         print(f"{os.path.relpath(run.path)} is finished")
     elif cfg.get("sampler") is None:

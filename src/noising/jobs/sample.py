@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from noising.configuration import ConfigError
 from noising.jobs.drawing import Drawing, Shards
-from noising.jobs.summary import recording
+from noising.jobs.summary import recording, require_same_options
 from noising.training.figures import image_grid, sample_grid, save_animation, save_png, side_by_side
 from noising.training.path_figure import path_strip
 from noising.training.run import Run, replacing
@@ -25,6 +26,9 @@ FORMATS = ("npz", "png")
 def sample(cfg: DictConfig, run_dir: Path) -> None:
     """Draw cfg.n images: image i depends on (seed, i) alone, whatever the batch size and the devices."""
     run = Run(run_dir)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    if cfg.resume:
+        require_same_options(run, config, free=("device", "devices"))
     if cfg.resume and run.status == "finished":
         print(f"{os.path.relpath(run.path)} is finished: there is nothing left to draw")
         return
@@ -34,7 +38,7 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
     shards = Shards(run.path / "shards", drawing, path=True)
     shards.require_same()
     classes = drawing.classes if cfg.class_label is None else 0
-    with recording(run, OmegaConf.to_container(cfg, resolve=True)):
+    with recording(run, config):
         shards.fill()
         images = drawing.data.to_8bit(shards.read())
         written = _write(run, images, cfg.format)

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from noising.configuration import ConfigError
 from noising.data.image_data import SPLITS, ImageData
 from noising.jobs.numbers import number
 from noising.jobs.quality_table import print_quality
 from noising.training.loggers import close_loggers
 from noising.training.module import DiffusionModule
 from noising.training.preemption import Preempted
-from noising.training.run import Run
+from noising.training.run import Run, changed_options
 
-__all__ = ["describe", "print_summary", "recording"]
+__all__ = ["describe", "print_summary", "recording", "require_same_options"]
 
 _INTERRUPTED = 130  # the shell's 128 + number of the signal
 
@@ -36,6 +39,40 @@ _ROWS = (
 )
 
 
+def require_same_options(run: Run, config: Mapping[str, Any], free: Sequence[str]) -> None:
+    """Raise ConfigError if the folder holds a run of other options, but for those that change nothing it holds."""
+    if not run.config_file.exists():
+        return
+    changed = changed_options(run.config, config, ("resume", *free))
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"resume: {os.path.relpath(run.path)} was started with other options: {changed[0]}{more}; "
+            f"go on with resume={os.path.relpath(run.path)} alone, or start anew without resume"
+        )
+
+
+@contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Within it no other process writes this run. The lock ends with the process, however that ends."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"{os.path.relpath(run.path)} is being written by another process: wait for it, or end it first"
+        ) from None
+    except (OSError, NotImplementedError):  # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
 @contextmanager
 def recording(run: Run, config: Any, trainer: Trainer | None = None) -> Iterator[None]:
     """Within it the run is "running"; afterwards finished, interrupted (Ctrl-C, SIGTERM, SIGUSR1) or failed.
@@ -43,6 +80,11 @@ def recording(run: Run, config: Any, trainer: Trainer | None = None) -> Iterator
     Rank 0 writes.
     """
     writes = trainer is None or trainer.is_global_zero
+    with _alone(run) if writes else nullcontext():
+        yield from _recorded(run, config, trainer, writes)
+
+
+def _recorded(run: Run, config: Any, trainer: Trainer | None, writes: bool) -> Iterator[None]:
     if writes:
         run.start(config)
     status = "failed"

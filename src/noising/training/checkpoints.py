@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-import pickle
 import time
 import zipfile
 from collections.abc import Callable
@@ -25,7 +24,11 @@ from noising.training.run import Run, replacing
 
 log = logging.getLogger(__name__)
 
+FORMAT = 1
+"""Of what a checkpoint holds and where; those without a number are of the first."""
+
 __all__ = [
+    "FORMAT",
     "AtomicCheckpointIO",
     "BestCheckpoint",
     "LastCheckpoint",
@@ -37,20 +40,39 @@ __all__ = [
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
     """What a checkpoint file holds, unpickling nothing but tensors and plain containers.
 
-    Raises `ValueError` if there is no such file or if it is not a whole checkpoint.
+    Raises `ValueError` if there is no such file, if it is not a whole checkpoint with its checksums in order, or if a
+    later version wrote it.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}")
-    if not zipfile.is_zipfile(path):  # the end of the file says so: cheap, and catches every truncation
-        raise ValueError(f"{path} is not a checkpoint, or is truncated")
+    _require_checksums(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
-        raise ValueError(f"{path} cannot be read as a checkpoint of weights and plain values") from None
+    except Exception as error:  # the unpickler raises whatever the damage makes it stumble over
+        raise ValueError(f"{path} cannot be read as a checkpoint of weights and plain values") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a checkpoint of a run")
+    if (version := content.get("noising_format", FORMAT)) != FORMAT:
+        raise ValueError(
+            f"{path} is of format {version}, this noising reads format {FORMAT}: use the one that wrote it"
+        )
     return content
+
+
+def _require_checksums(path: Path) -> None:
+    """Every record of the file has one, which torch writes and, reading, does not look at."""
+    try:
+        if not zipfile.is_zipfile(path):  # the end of the file says so
+            raise ValueError(f"{path} is not a checkpoint, or is truncated")
+        with zipfile.ZipFile(path) as records:
+            damaged = records.testzip()
+    except ValueError:
+        raise
+    except Exception as error:  # a flipped bit may meet any field of zip's own
+        raise ValueError(f"{path} is damaged: take another checkpoint of the run") from error
+    if damaged is not None:
+        raise ValueError(f"{path} is damaged, the checksum of {damaged} is wrong: take another checkpoint of the run")
 
 
 class AtomicCheckpointIO(CheckpointIO):

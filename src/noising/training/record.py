@@ -15,6 +15,7 @@ from noising.data.baselines import histogram_bits, uniform_bits
 from noising.data.image_data import ImageData
 from noising.training.bound_curves import StepBin, read_bins, step_bins, write_bins
 from noising.training.bound_figures import bound_by_log_snr, bound_by_step, rate_distortion
+from noising.training.checkpoints import FORMAT
 from noising.training.ema import EMA
 from noising.training.figures import learning_curves
 from noising.training.loggers import CSVMetrics, log_image, log_table
@@ -56,6 +57,7 @@ class Record(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """The resolved config, so that a checkpoint alone is enough to go on with; and what bits depend on besides."""
+        checkpoint["noising_format"] = FORMAT
         checkpoint["config"] = self.config
         checkpoint["made_with"] = _made_with(trainer)
 

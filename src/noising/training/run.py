@@ -18,7 +18,7 @@ import yaml  # type: ignore[import-untyped]
 
 from noising.training.environment import environment, masked
 
-__all__ = ["Run", "find_resumable", "find_sweep", "replacing"]
+__all__ = ["Run", "changed_options", "find_resumable", "find_sweep", "replacing"]
 
 _DEPTH = 3  # how many folders below the root a run or a sweep may lie
 
@@ -106,6 +106,24 @@ class Run:
         if not isinstance(content, dict):
             raise ValueError(f"{self.config_file} is damaged")
         return content
+
+
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]) -> list[str]:
+    """What a config says otherwise than the one before, as "option=now, not before"; free: options that may differ."""
+    flat = [dict(_flat(config)) for config in (before, now)]
+    return [
+        f"{option}={flat[1].get(option)}, not {flat[0].get(option)}"
+        for option in dict.fromkeys([*flat[0], *flat[1]])
+        if flat[0].get(option) != flat[1].get(option) and option.partition(".")[0] not in free
+    ]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def find_resumable(root: Path, overrides: Sequence[str]) -> Path | None:
