@@ -62,15 +62,16 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 def _require_checksums(path: Path) -> None:
     """Every record of the file has one, which torch writes and, reading, does not look at."""
+    damaged = None
     try:
-        if not zipfile.is_zipfile(path):  # the end of the file says so
-            raise ValueError(f"{path} is not a checkpoint, or is truncated")
-        with zipfile.ZipFile(path) as records:
-            damaged = records.testzip()
-    except ValueError:
-        raise
+        whole = zipfile.is_zipfile(path)  # the end of the file says so
+        if whole:
+            with zipfile.ZipFile(path) as records:
+                damaged = records.testzip()
     except Exception as error:  # a flipped bit may meet any field of zip's own
         raise ValueError(f"{path} is damaged: take another checkpoint of the run") from error
+    if not whole:
+        raise ValueError(f"{path} is not a checkpoint, or is truncated")
     if damaged is not None:
         raise ValueError(f"{path} is damaged, the checksum of {damaged} is wrong: take another checkpoint of the run")
 
