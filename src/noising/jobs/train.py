@@ -9,6 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from noising.build import build_callbacks, build_data, build_module, build_trainer
+from noising.jobs.main_process import end_with_main_process
 from noising.jobs.summary import describe, print_summary, recording
 from noising.recipe import require_compatible
 from noising.training.checkpoints import load_checkpoint
@@ -20,6 +21,7 @@ __all__ = ["train"]
 
 def train(cfg: DictConfig, run_dir: Path) -> None:
     """Train, sample, evaluate; leave a run in run_dir, or continue the one that is there."""
+    end_with_main_process()
     run = Run(run_dir)
     if cfg.resume and run.status == "finished":
         print_summary(run)
