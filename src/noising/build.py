@@ -48,6 +48,9 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
+_MOST_DEVICES = 1024
+"""Of one machine; Lightning lists them before it looks whether they are there."""
+
 
 def build_data(cfg: DictConfig) -> ImageData:
     """The data set, read: its facts are known."""
@@ -146,6 +149,8 @@ def build_quality(cfg: DictConfig, data: ImageData) -> SampleQuality | None:
     if cfg.get("metrics") is None:
         return None
     protocol: Protocol = make(cfg.metrics, "metrics")
+    if not isinstance(protocol, Protocol):
+        raise ConfigError("metrics: what to measure by is not said; use metrics=fd, fid or fd_dinov2")
     if isinstance(protocol, ClassifierDistance) and not data.classes:
         log.info("samples are not measured: metrics=fd needs labels, and %s has none; metrics=fid does not", data.name)
         return None
@@ -168,7 +173,7 @@ def build_callbacks(cfg: DictConfig, run: Run, data: ImageData, schedule: Schedu
         "config": _plain(cfg),
         "quality": build_quality(cfg, data),
     }
-    named = make(cfg.callbacks, "callbacks", **facts)
+    named = make(cfg.get("callbacks"), "callbacks", **facts) or {}
     best, last = checkpoint_callbacks(run, cfg.checkpoint_every_n_steps, cfg.get("keep_checkpoints", 1))
     # the average first: it is swapped in before, and out after, whatever the others do with the weights
     return [
@@ -187,11 +192,16 @@ def build_trainer(cfg: DictConfig, run: Run, data: ImageData, callbacks: list[Ca
     options = cfg.trainer
     for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
         require_whole(cfg, f"trainer.{name}", least=1)
+    if isinstance(options.get("devices"), int) and options.devices > _MOST_DEVICES:
+        raise ConfigError(f"trainer.devices={options.devices} is more than the {_MOST_DEVICES} a machine may have")
+    if not OmegaConf.is_list(cfg.get("tags", OmegaConf.create([]))) or any(not isinstance(t, str) for t in cfg.tags):
+        raise ConfigError(f"tags must be a list of words, got {cfg.tags}: e.g. tags=[first,try]")
     if options.get("max_epochs") is not None:
         raise ConfigError("trainer.max_epochs: training counts optimizer steps; use trainer.max_steps")
-    if options.gradient_clip_val is not None and options.gradient_clip_val < 0:
-        raise ConfigError(f"trainer.gradient_clip_val must not be negative, got {options.gradient_clip_val}")
-    if str(options.precision).startswith("16") and options.gradient_clip_val and cfg.optimizer.get("fused"):
+    clip = options.get("gradient_clip_val")
+    if isinstance(clip, int | float) and clip < 0:
+        raise ConfigError(f"trainer.gradient_clip_val must not be negative, got {clip}")
+    if str(options.get("precision")).startswith("16") and clip and cfg.optimizer.get("fused"):
         raise ConfigError(
             f"trainer.precision={options.precision} cannot clip with optimizer.fused=true: set it to false"
         )
@@ -204,7 +214,7 @@ def build_trainer(cfg: DictConfig, run: Run, data: ImageData, callbacks: list[Ca
         "default_root_dir": str(run.path),
         "plugins": [AtomicCheckpointIO()],
         "callbacks": callbacks,
-        "logger": build_loggers(run, _plain(cfg), make(cfg.logger, "logger")),
+        "logger": build_loggers(run, _plain(cfg), make(cfg.get("logger"), "logger")),
     }
     node = {**options, "val_check_interval": options.val_check_interval * options.accumulate_grad_batches}
     trainer = _trainer(node, extra)
@@ -227,7 +237,7 @@ def build_evaluation_trainer(cfg: DictConfig, run: Run, callbacks: list[Callback
             "enable_checkpointing": False,
             "default_root_dir": str(run.path),
             "callbacks": callbacks,
-            "logger": build_loggers(run, _plain(cfg), make(cfg.logger, "logger")),
+            "logger": build_loggers(run, _plain(cfg), make(cfg.get("logger"), "logger")),
         },
     )
 

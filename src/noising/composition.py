@@ -29,6 +29,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from noising.configuration import ConfigError, check, nearest
 
+_DISPENSABLE = ("callbacks", "logger", "metrics")  # groups that a run may be without: ~metrics
+
 _FAILURES = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises plain ValueErrors too
 
 
@@ -79,6 +81,11 @@ class Composer:
         for name in map(str, config):
             if name not in known:
                 raise ConfigError(self._unknown(name, config, sorted(known)))
+        for name in map(str, self._compose([])):
+            if name not in config and name not in _DISPENSABLE:
+                choices = self.options(name)
+                wanted = f"={'|'.join(choices)}" if choices else "=..."
+                raise ConfigError(f"{name} is left out, and nothing runs without it: add {name}{wanted}")
         for override in self.parse(overrides):
             self._refuse_unread(override, config)
         HydraConfig.instance().set_config(config)  # for ${hydra:...}
@@ -125,6 +132,11 @@ class Composer:
                 continue
             values = _choices(override)
             for value in values:
+                if not isinstance(value, str | list):
+                    shown = "null" if value is None else value
+                    raise ConfigError(
+                        f"{override.key_or_group}={shown}: no such choice (choices: {', '.join(options)})"
+                    )
                 for name in value if isinstance(value, list) else [value]:
                     if isinstance(name, str) and name not in options and not name.startswith(("/", "_")):
                         right = nearest(name, options)

@@ -19,7 +19,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from noising.option_types import BUILT, MismatchError, convert
+from noising.option_types import BUILT, LARGEST, MismatchError, convert
 
 _DIRECTIVES = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
@@ -36,12 +36,15 @@ class ConfigError(UsageError):
 
 @contextmanager
 def blaming(path: str) -> Iterator[None]:
-    """Turns a ValueError of the block into `ConfigError("path: ...")`, e.g. where a data module is set up."""
+    """Turns a ValueError of the block into `ConfigError("path: ...")`, e.g. where a data module is set up.
+
+    So it does with an OverflowError and its like, which numbers too large lead to.
+    """
     try:
         yield
     except UsageError:
         raise
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise ConfigError(f"{path}: {_one_line(error)}") from error
 
 
@@ -56,8 +59,8 @@ def make(node: Any, path: str, /, **facts: Any) -> Any:
 
     `path` is the node's place in the config, for messages. A nested node is built too and gets the same
     facts. An option that the node sets wins over a fact. With `_partial_: true` the result is a
-    functools.partial. Raises ConfigError for all that is wrong with an option, and for a ValueError or
-    TypeError of the constructor.
+    functools.partial. Raises ConfigError for all that is wrong with an option, for a ValueError or TypeError of
+    the constructor, and where its numbers are too large to compute with or to hold.
     """
     return _make(_plain(node), path, facts)
 
@@ -70,9 +73,13 @@ def check(node: Any, path: str) -> None:
 def require_whole(cfg: DictConfig, option: str, least: int, most: int | None = None) -> None:
     """Raise ConfigError unless the option is a whole number from `least` (to `most`)."""
     value = OmegaConf.select(cfg, option)
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most and value > most):
-        limits = f"from {least}" + (f" to {most}" if most else "")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= (most or LARGEST):
+        limits = f"from {least}" + (f" to {most or LARGEST}" if most or _huge(value) else "")
         raise ConfigError(f"{option} must be a whole number {limits}, got {value}")
+
+
+def _huge(value: Any) -> bool:
+    return isinstance(value, int) and value > LARGEST
 
 
 def _plain(node: Any) -> Any:
@@ -134,15 +141,28 @@ def _make(node: Any, path: str, facts: Mapping[str, Any]) -> Any:
     if needed:
         raise ConfigError(f"{path}: {_name(target)} needs {', '.join(_join(path, name) for name in needed)}")
     try:
-        return target(*positional, **options)
-    except UsageError:
-        raise
-    except (ValueError, TypeError) as error:
+        with blaming(path):
+            return target(*positional, **options)
+    except (TypeError, MemoryError) as error:
+        raise ConfigError(f"{path}: {_one_line(error)}") from error
+    except RuntimeError as error:
+        if not _is_size(error):
+            raise
         raise ConfigError(f"{path}: {_one_line(error)}") from error
 
 
+def _is_size(error: RuntimeError) -> bool:
+    """Whether torch says that something is too large; it has no class of errors for it but CUDA's."""
+    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "verflow"))
+
+
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    words = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, ArithmeticError):
+        return f"a number is too large, or too small, to compute with ({words})"
+    if isinstance(error, MemoryError | RuntimeError):
+        return f"more than the memory holds; make it smaller ({words})"
+    return words
 
 
 def _name(target: Callable[..., Any]) -> str:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+LARGEST = 2**63 - 1
+"""The largest whole number that torch and NumPy count to."""
+
 BUILT = object()  # stands for an object built from a nested node: fits any annotation
+
+
+_YAML = (str, int, float, list, dict, type(None))
 
 
 class MismatchError(Exception):
@@ -19,7 +26,7 @@ def convert(value: Any, hint: Any) -> Any:
     """The value as the annotation wants it; raises MismatchError where it cannot be.
 
     An int becomes a float, an integral float (YAML's 1e5) an int, a string a Path, a list a tuple; a bool is
-    no number. An annotation that is not simple (a class of ours, a callable) accepts anything.
+    no number, and neither are nan, infinity, and what 64 bits cannot hold. An annotation that is not simple (a class of ours, a callable) accepts anything.
     """
     origin, inner = get_origin(hint), get_args(hint)
     if value is BUILT:
@@ -60,8 +67,8 @@ def _convert_union(value: Any, members: Sequence[Any]) -> Any:
         return convert(value, exact)
     simple = any(member in _SCALARS for member in members)
     for member in members:
-        if simple and isinstance(value, (str, int, float)) and _is_class_of_objects(member):
-            continue  # float | Tensor: a YAML scalar is no Tensor
+        if simple and isinstance(value, _YAML) and _is_class_of_objects(member) and not isinstance(value, member):
+            continue  # float | Tensor: what YAML writes is no Tensor
         try:
             return convert(value, member)
         except MismatchError:
@@ -74,12 +81,21 @@ def _is_class_of_objects(hint: Any) -> bool:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int beyond all floats
+        return False
+
+
+def _whole(value: Any) -> bool:
+    return _number(value) and abs(value) <= LARGEST and float(value).is_integer()
 
 
 _SCALARS: dict[Any, tuple[Callable[[Any], bool], Callable[[Any], Any]]] = {
     bool: (lambda value: isinstance(value, bool), bool),
-    int: (lambda value: _number(value) and float(value).is_integer(), int),
+    int: (_whole, int),
     float: (_number, float),
     str: (lambda value: isinstance(value, str), str),
     Path: (lambda value: isinstance(value, (str, Path)), Path),

@@ -107,6 +107,12 @@ def conflicts(recipe: Recipe) -> Iterator[str]:
         )
     inside = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     density = recipe.times.density(inside, schedule)
+    if not density.isfinite().all():
+        yield (
+            f"times: {_name(recipe.times)} draws no time that {_name(schedule)} has: its levels lie elsewhere, so that "
+            "the density is not finite; change the options of times"
+        )
+        return
     if objective.over_uniform_times and not torch.allclose(density, torch.ones_like(density)):
         yield (
             f"times: {_name(recipe.times)} weighs the levels anew, and objective {_name(objective)} is a bound over "
@@ -123,6 +129,10 @@ def conflicts(recipe: Recipe) -> Iterator[str]:
     if not weight.isnan().all() and not (weight.isfinite() & (weight >= 0)).all():
         worst = float(weight[~(weight.isfinite() & (weight >= 0))][0])
         yield f"weighting: weighs some level by {worst:g}; a weight must be finite and not negative"
+
+
+_MOST_LOG_SNR = 200.0
+"""α² and σ² of a level beyond would be 0 in float32, many times over."""
 
 
 def _malformed(recipe: Recipe) -> Iterator[str]:
@@ -142,6 +152,12 @@ def _malformed(recipe: Recipe) -> Iterator[str]:
             f"{str(log_snr.dtype).removeprefix('torch.')}: {how}"
         )
         return
+    if not log_snr.isfinite().all() or float(log_snr.abs().max()) > _MOST_LOG_SNR:
+        yield (
+            f"schedule: λ(t) of {_name(schedule)} goes from {float(log_snr[0]):.3g} to {float(log_snr[-1]):.3g} between "
+            f"t = 0.001 and 0.999: it must stay within {_MOST_LOG_SNR:g} of 0"
+        )
+        return
     level = schedule(t)
     a, b = parameterization.mix(level)
     determinant = (a * level.sigma - b * level.alpha).expand_as(level.alpha).flatten()
@@ -150,7 +166,7 @@ def _malformed(recipe: Recipe) -> Iterator[str]:
         where = float(level.log_snr.flatten()[int(singular.nonzero()[0])])
         yield (
             f"parameterization: near λ = {where:.1f} {_name(parameterization)} mixes x and ε as x_t does, so that its "
-            "output says nothing of x̂: a σ − b α must keep one sign"
+            "output says nothing of x̂: a σ − b α must keep one sign, or the schedule stop before"
         )
 
 

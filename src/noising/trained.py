@@ -113,6 +113,8 @@ class TrainedRun:
 
 def load(run: str | Path) -> TrainedRun:
     """A trained run from its folder, or from a checkpoint file. Raises ConfigError if there is none."""
+    if not isinstance(run, str | Path) or not str(run):
+        raise ConfigError(f"checkpoint={'null' if run is None else run}: expected a run's folder or a checkpoint file")
     path = Path(run)
     if path.is_dir():
         path = Run(path).last_checkpoint

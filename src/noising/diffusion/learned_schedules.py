@@ -12,6 +12,9 @@ from noising.diffusion.schedules import Schedule, require_falling
 __all__ = ["LearnedLogSNR"]
 
 
+MOST_WIDTH = 2**16
+
+
 class LearnedLogSNR(Schedule):
     """λ(t) by a monotone network, stretched so that its ends are log_snr_max and log_snr_min whatever its weights.
 
@@ -33,8 +36,8 @@ class LearnedLogSNR(Schedule):
     ) -> None:
         super().__init__(geometry)
         require_falling(log_snr_max, log_snr_min)
-        if width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
+        if not 1 <= width <= MOST_WIDTH:
+            raise ValueError(f"width must be at least 1 and at most {MOST_WIDTH}, got {width}")
         self.log_snr_max = log_snr_max
         self.log_snr_min = log_snr_min
         # positive through softplus; the steps of the sum lie evenly over [0, 1] and begin small beside the line

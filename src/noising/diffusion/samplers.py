@@ -26,6 +26,10 @@ from noising.diffusion.transition import Chain, Transition
 __all__ = ["DDIM", "DPMPP2M", "Ancestral", "PathPoint", "Sampler", "StepWeights", "WeightedSum"]
 
 
+MOST_STEPS = 1_000_000
+"""Of a grid, as of a chain: all their weights lie in memory."""
+
+
 class PathPoint(NamedTuple):
     """Where the reverse process stands after a step, each (B, C, H, W)."""
 
@@ -52,6 +56,8 @@ class Sampler(ABC):
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
+        if steps > MOST_STEPS:
+            raise ValueError(f"steps must be at most {MOST_STEPS}, got {steps}")
         if clip is not None and clip <= 0:
             raise ValueError(f"clip must be positive or null, got {clip}")
         if clip_quantile is not None and (clip is None or not 0 < clip_quantile <= 1):

@@ -141,6 +141,10 @@ class SigmoidAlphaBar(Schedule):
             raise ValueError(f"start must be below end, got {start} and {end}")
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
+        if max(abs(start), abs(end)) > 1000 * temperature:
+            raise ValueError(
+                f"start and end must lie within 1000 temperatures of 0, got {start}, {end} and {temperature}"
+            )
         if not 0 < smallest < 1:
             raise ValueError(f"smallest must be between 0 and 1, got {smallest}")
         self.start, self.end = start / temperature, end / temperature

@@ -70,7 +70,7 @@ def _scaled_ends(timesteps: int, beta_start: float, beta_end: float) -> tuple[fl
     if scale * beta_end >= 1:
         raise ValueError(
             f"beta_end times 1000/timesteps must be below 1, got {scale * beta_end:g}: "
-            f"lower beta_end or raise timesteps above {math.floor(1000 * beta_end)}"
+            f"lower beta_end or raise timesteps above {1000 * beta_end:g}"
         )
     return scale * beta_start, scale * beta_end
 

@@ -11,6 +11,8 @@ __all__ = ["find_device", "find_devices"]
 
 def find_device(name: str) -> torch.device:
     """auto (a CUDA device if there is one), or torch's own names. Raises ConfigError if it cannot be used."""
+    if not isinstance(name, str):
+        raise ConfigError(f"device={name}: expected auto, cpu, cuda, cuda:1 or mps")
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)

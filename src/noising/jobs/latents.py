@@ -95,7 +95,8 @@ def _samplers(cfg: DictConfig, steps: Sequence[int], trained: TrainedRun, denois
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or clip <= 0):
         raise ConfigError(f"clip must be a positive number or null, got {clip}")
     grid = make(cfg.grid, "grid", timesteps=trained.config.timesteps)
-    samplers = [DDIM(count, grid, clip) for count in steps]
+    with blaming("steps"):
+        samplers = [DDIM(count, grid, clip) for count in steps]
     with blaming("grid"):
         for sampler in samplers:
             sampler.chain(denoiser.schedule)

@@ -27,6 +27,9 @@ def reference(cfg: DictConfig, run_dir: Path) -> None:
     run = Run(run_dir)
     if cfg.count is not None:
         require_whole(cfg, "count", 2)
+    for option in ("from", "to"):
+        if cfg[option] is not None and (not isinstance(cfg[option], str) or not cfg[option]):
+            raise ConfigError(f"{option}={cfg[option]}: expected a file's path, or null")
     if cfg.to is not None and Path(cfg.to).suffix not in SUFFIXES:
         raise ConfigError(f"to={cfg.to}: statistics are written to {' or '.join(SUFFIXES)} files")
     if cfg["from"] is not None:

@@ -16,6 +16,10 @@ from noising.models.blocks import Attention, Downsample, NoiseEmbedding, Residua
 __all__ = ["UNet"]
 
 
+MOST_WIDTH, MOST_BLOCKS = 2**16, 1000
+"""Beyond, a network would fill any memory, or be in the making for hours."""
+
+
 class Stage(nn.Module):
     """A residual block and, where the level has it, self-attention after it."""
 
@@ -151,6 +155,9 @@ def _check_numbers(
     for name, number in positive.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
+    for name, most in (("width", MOST_WIDTH), ("blocks", MOST_BLOCKS)):
+        if positive[name] > most:
+            raise ValueError(f"{name} must be at most {most}, got {positive[name]}")
     if classes < 0:
         raise ValueError(f"classes must be at least 0 (0: no classes), got {classes}")
     if not multipliers or min(multipliers) < 1:

@@ -20,6 +20,8 @@ from noising.training.references import fitted_classifier
 __all__ = ["ALL", "ClassifierDistance", "DINOv2Distance", "InceptionDistance", "Protocol"]
 
 ALL = "all"
+MOST = 10_000_000
+"""Samples: the features of all lie in memory."""
 
 
 class Protocol(ABC):
@@ -55,8 +57,8 @@ class Protocol(ABC):
         neighbours: int = 5,
     ) -> None:
         for name, value in (("n", n), ("repeats", repeats), ("neighbours", neighbours)):
-            if value is not None and (isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name} must be a whole number from 1, got {value}")
+            if value is not None and (isinstance(value, bool) or not 1 <= value <= MOST):
+                raise ValueError(f"{name} must be a whole number from 1 to {MOST}, got {value}")
         if split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split}")
         if real is not None and real != ALL and (isinstance(real, str | bool) or real < 2):

@@ -25,6 +25,8 @@ __all__ = ["QualityCheck"]
 
 log = logging.getLogger(__name__)
 
+MOST_EPOCHS = 10**9
+
 
 class QualityCheck(Callback):
     """Draws with the averaged weights on all ranks, and measures on the first: val/NAME while training, test/NAME last.
@@ -56,6 +58,8 @@ class QualityCheck(Callback):
         """
         if every_n_steps < 0 or every_n_epochs < 0 or (every_n_steps and every_n_epochs):
             raise ValueError("one of every_n_steps and every_n_epochs can be positive, and neither negative")
+        if every_n_epochs > MOST_EPOCHS:
+            raise ValueError(f"every_n_epochs must be at most {MOST_EPOCHS}, got {every_n_epochs}; 0 for no checks")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.run, self.sampler, self.ema, self.seed, self.config = run, sampler, ema, seed, config

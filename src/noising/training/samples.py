@@ -21,6 +21,7 @@ from noising.training.sampling import PathFrames, asked_classes, draw_images
 __all__ = ["SampleGrid"]
 
 PATH_IMAGES = 16
+MOST_IMAGES = 10_000
 
 
 class SampleGrid(Callback):
@@ -42,6 +43,8 @@ class SampleGrid(Callback):
             raise ValueError(f"every_n_steps must not be negative, got {every_n_steps}")
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
+        if count > MOST_IMAGES:
+            raise ValueError(f"count must be at most {MOST_IMAGES}, images of one picture, got {count}")
         self.run, self.data, self.sampler, self.ema, self.seed = run, data, sampler, ema, seed
         self.every_n_steps = every_n_steps
         self.count = count
