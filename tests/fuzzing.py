@@ -188,7 +188,7 @@ def limited() -> Iterator[None]:
 
 
 def complaint(running: Command, case: Case) -> str | None:
-    """What is wrong with how a command takes a case; None if it starts, or says so in one line that names the option."""
+    """What is wrong with how a command takes a case; None if it starts, or says why not in a line that names it."""
     began = time.perf_counter()
     try:
         with limited():

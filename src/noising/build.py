@@ -104,6 +104,7 @@ def build_module(cfg: DictConfig, data: ImageData) -> DiffusionModule:
         estimator: BoundEstimator = make(cfg[group], group)
         return BoundEvaluation(estimator, recipe.decoder, cfg.timesteps, split)
 
+    require_whole(cfg, "trainer.max_steps", least=1)
     optimizer = make(cfg.optimizer, "optimizer")
     lr_schedule = make(cfg.lr_schedule, "lr_schedule", max_steps=cfg.trainer.max_steps)
     with blaming("optimizer"):

@@ -82,7 +82,7 @@ class Composer:
             if name not in known:
                 raise ConfigError(self._unknown(name, config, sorted(known)))
         for name in map(str, self._compose([])):
-            if name not in config and name not in _DISPENSABLE:
+            if name not in list(config.keys()) and name not in _DISPENSABLE:  # `in` denies ???
                 choices = self.options(name)
                 wanted = f"={'|'.join(choices)}" if choices else "=..."
                 raise ConfigError(f"{name} is left out, and nothing runs without it: add {name}{wanted}")

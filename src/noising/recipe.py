@@ -154,8 +154,8 @@ def _malformed(recipe: Recipe) -> Iterator[str]:
         return
     if not log_snr.isfinite().all() or float(log_snr.abs().max()) > _MOST_LOG_SNR:
         yield (
-            f"schedule: λ(t) of {_name(schedule)} goes from {float(log_snr[0]):.3g} to {float(log_snr[-1]):.3g} between "
-            f"t = 0.001 and 0.999: it must stay within {_MOST_LOG_SNR:g} of 0"
+            f"schedule: λ(t) of {_name(schedule)} goes from {float(log_snr[0]):.3g} to {float(log_snr[-1]):.3g} "
+            f"between t = 0.001 and 0.999: it must stay within {_MOST_LOG_SNR:g} of 0"
         )
         return
     level = schedule(t)
