@@ -26,7 +26,7 @@ def convert(value: Any, hint: Any) -> Any:
     """The value as the annotation wants it; raises MismatchError where it cannot be.
 
     An int becomes a float, an integral float (YAML's 1e5) an int, a string a Path, a list a tuple; a bool is
-        no number, and neither are nan, infinity, and what 64 bits cannot hold. An annotation that is not simple
+    no number, and neither are nan, infinity, and what 64 bits cannot hold. An annotation that is not simple
     (a class of ours, a callable) accepts anything.
     """
     origin, inner = get_origin(hint), get_args(hint)
