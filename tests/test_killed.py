@@ -179,3 +179,8 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(noising: Command, tmp_pa
     assert "goes on with processes 2 before, 1 now; torch 2.0 before" in log
     assert "not bitwise the run without a stop" in log
     assert Run(run.path).status == "finished"
+    AtomicCheckpointIO().save_checkpoint({**content, "data_sha256": "other"}, run.last_checkpoint)
+    run.finish("interrupted")
+    refused = noising("train", *SMALL, "hydra.run.dir=run", "resume=true")
+    assert refused.code == 2
+    assert "the images of digits are not those that the run was started with" in refused.err

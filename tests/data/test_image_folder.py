@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from noising.data.image_data import Splits
 from noising.data.image_folder import ImageFolder
 
 
@@ -170,3 +171,56 @@ def test_grey_of_unknown_range_is_refused(tmp_path: Path) -> None:
     Image.fromarray(np.ones((4, 4), dtype=np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match=r"cannot read .*float\.tif: 32-bit grey has no known range"):
         only(tmp_path / "float.tif", 4)
+
+
+def test_unreadable_images_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    fill(tmp_path, 60)
+    (tmp_path / "017.png").write_bytes(b"no image")
+    Image.new("L", (4, 5), 1).save(tmp_path / "023.png")
+    options: dict[str, Any] = {"channels": 1, "crop": False, "val_fraction": 0.2, "test_fraction": 0.2}
+    with pytest.raises(ValueError, match=r"0(17|23)\.png"):
+        ImageFolder(8, str(tmp_path), 4, **options).setup()
+    data = ImageFolder(8, str(tmp_path), 4, skip_unreadable=True, **options)
+    data.setup()
+    assert data.skipped == 2
+    assert "2 of 60 images are left out; the first: data." in caplog.text
+    seen = torch.cat([split.pixels[:, 0, 0, 0] for split in (data.train, data.val, data.test)]).sort().values.tolist()
+    assert seen == [grey for grey in range(60) if grey not in (17, 23)]
+
+
+def test_a_class_without_images_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, 60, folders=("a", "b"))
+    (tmp_path / "c").mkdir()
+    with pytest.raises(ValueError, match=r"makes each sub-folder a class, but .*c has no image in it"):
+        ImageFolder(8, str(tmp_path), 4, labels=True).setup()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"classes": 1}, r"labels of image_folder go from 0 to 1, where it has 1 classes: they must be 0 to 0"),
+        ({"levels": 17}, r"image of image_folder has grey level \d+, of 17"),
+    ],
+)
+def test_labels_and_grey_levels_are_within_their_ranges(change: dict[str, int], words: str, tmp_path: Path) -> None:
+    class Wrong(ImageFolder):
+        def load(self) -> Splits:
+            return super().load()._replace(**change)
+
+    fill(tmp_path, 60, folders=("a", "b"))
+    with pytest.raises(ValueError, match=words):
+        Wrong(8, str(tmp_path), 4, labels=True, val_fraction=0.2, test_fraction=0.2).setup()
+
+
+def test_the_digest_tells_every_pixel_and_label(tmp_path: Path) -> None:
+    fill(tmp_path, 60, folders=("a", "b"))
+
+    def digest() -> str:
+        data = ImageFolder(8, str(tmp_path), 4, labels=True, val_fraction=0.2, test_fraction=0.2)
+        data.setup()
+        return data.digest
+
+    before = digest()
+    assert digest() == before
+    Image.new("L", (4, 4), 200).save(tmp_path / "a" / "000.png")
+    assert digest() != before

@@ -7,7 +7,9 @@ been copied there.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -99,6 +101,8 @@ class ImageData(LightningDataModule, ABC):
     classes: int
     resize: str | None = None
     """The filter that brought the images to their size; None where they were of it."""
+    skipped: int = 0
+    """Images that could not be read and were left out, as an option said."""
     tested: str = "test"
     """The split that Trainer.test evaluates."""
 
@@ -120,8 +124,35 @@ class ImageData(LightningDataModule, ABC):
             self.check_batch_size(len(splits.train.pixels))
             self.train, self.val, self.test, self.levels, self.classes = splits
             self.channels, self.resolution = self.train.pixels.shape[1:3]
+            self._check(splits)
+            self.check_batch_size(len(splits.train.pixels))
         if self.trainer is not None and stage in (None, "fit"):
             self._order(seed=0)  # the divisibility of the batch is checked by the order itself
+
+    def _check(self, splits: Splits) -> None:
+        """Raise ValueError if a label is of no class, or a grey level of none."""
+        for name in SPLITS:
+            pixels, labels = getattr(splits, name)
+            if labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
+                raise ValueError(
+                    f"data: the {name} labels of {self.name} go from {int(labels.min())} to {int(labels.max())}, "
+                    f"where it has {self.classes} classes: they must be 0 to {self.classes - 1}"
+                )
+            if int(pixels.max()) >= self.levels:
+                raise ValueError(
+                    f"data: a {name} image of {self.name} has grey level {int(pixels.max())}, of {self.levels}"
+                )
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 in hex of every image and label: what a run that goes on must find as it was."""
+        sha = hashlib.sha256()
+        for name in SPLITS:
+            for tensor in getattr(self, name):
+                if tensor is not None:
+                    sha.update(str(tuple(tensor.shape)).encode())
+                    sha.update(memoryview(tensor.contiguous().numpy()).cast("B"))
+        return sha.hexdigest()
 
     def check_batch_size(self, training_images: int) -> None:
         """Raise ValueError if one step needs more images than there are."""

@@ -7,6 +7,7 @@ cached on disk.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,8 @@ from torch import Tensor
 from noising.data.image_data import ImageData, Images, Splits
 
 __all__ = ["ImageFolder"]
+
+log = logging.getLogger(__name__)
 
 
 class ImageFolder(ImageData):
@@ -40,6 +43,7 @@ class ImageFolder(ImageData):
         channels: 3 (colour) or 1 (grey).
         crop: cut the central square out of an image that is not square; False refuses such an image.
         labels: the sub-folders directly in ``root`` are the classes, numbered in the order of their names.
+        skip_unreadable: pass over images that cannot be read, or are not square where they must be, and count them.
         val_fraction, test_fraction: expected share of the images in each split, each in (0, 1).
 
     Raises:
@@ -48,6 +52,7 @@ class ImageFolder(ImageData):
 
     name = "image_folder"
     resize = "Pillow Lanczos"
+    _first_skipped = ""
 
     def __init__(
         self,
@@ -58,6 +63,7 @@ class ImageFolder(ImageData):
         crop: bool = True,
         labels: bool = False,
         flip: bool = False,
+        skip_unreadable: bool = False,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
     ) -> None:
@@ -77,6 +83,7 @@ class ImageFolder(ImageData):
         self.mode = {1: "L", 3: "RGB"}[channels]
         self.crop = crop
         self.labels = labels
+        self.skip_unreadable = skip_unreadable
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
 
@@ -94,12 +101,15 @@ class ImageFolder(ImageData):
             if not part:
                 raise ValueError(f"data.{argument}={fraction} takes none of the {len(paths)} images: raise it")
         self.check_batch_size(len(train))  # before minutes of decoding
-        return Splits(
+        splits = Splits(
             self._read(train, classes),
             self._read(val, classes),
             self._read(test, classes),
             classes=len(classes),
         )
+        if self.skipped:
+            log.warning("%d of %d images are left out; the first: %s", self.skipped, len(paths), self._first_skipped)
+        return splits
 
     def _find(self) -> list[Path]:
         """Paths below root, sorted."""
@@ -121,7 +131,11 @@ class ImageFolder(ImageData):
         for path in paths:
             if len(path.parts) == 1:
                 raise ValueError(f"data.labels=true needs sub-folders, but {self.root / path} is in none")
-        return {name: number for number, name in enumerate(sorted({path.parts[0] for path in paths}))}
+        names = sorted({path.parts[0] for path in paths})
+        for folder in sorted(self.root.iterdir()):
+            if folder.is_dir() and folder.name not in names and not folder.name.startswith("."):
+                raise ValueError(f"data.labels=true makes each sub-folder a class, but {folder} has no image in it")
+        return {name: number for number, name in enumerate(names)}
 
     def _split(self, path: Path) -> int:
         """0 train, 1 validation, 2 test."""
@@ -132,13 +146,25 @@ class ImageFolder(ImageData):
     def _read(self, paths: list[Path], classes: dict[str, int]) -> Images:
         pixels = np.empty((len(paths), self.side, self.side, len(self.mode)), dtype=np.uint8)
 
-        def fill(place: int) -> None:
-            pixels[place] = self._decode(self.root / paths[place])
+        def fill(place: int) -> str | None:
+            try:
+                pixels[place] = self._decode(self.root / paths[place])
+            except ValueError as error:
+                if not self.skip_unreadable:
+                    raise
+                return str(error)
+            return None
 
         # Threads do, because Pillow decodes outside the interpreter lock.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            for _ in threads.map(fill, range(len(paths))):
-                pass  # asked for, so that a thread's error is raised here
+            refused = list(threads.map(fill, range(len(paths))))  # asked for, so that a thread's error is raised here
+        kept = [place for place, why in enumerate(refused) if why is None]
+        if len(kept) < len(paths):
+            self.skipped += len(paths) - len(kept)
+            self._first_skipped = self._first_skipped or next(why for why in refused if why is not None)
+            if not kept:
+                raise ValueError(f"data.skip_unreadable=true leaves no image of a split: {self._first_skipped}")
+            pixels, paths = pixels[kept], [paths[place] for place in kept]
         labels: Tensor | None = None
         if classes:
             labels = torch.tensor([classes[path.parts[0]] for path in paths], dtype=torch.int64)

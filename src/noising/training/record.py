@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 
+from noising.configuration import ConfigError
 from noising.data.baselines import histogram_bits, uniform_bits
 from noising.data.image_data import ImageData
 from noising.training.bound_curves import StepBin, read_bins, step_bins, write_bins
@@ -60,9 +61,21 @@ class Record(Callback):
         checkpoint["noising_format"] = FORMAT
         checkpoint["config"] = self.config
         checkpoint["made_with"] = _made_with(trainer)
+        checkpoint["data_sha256"] = self.data.digest
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A run that goes on under other circumstances says in which it is not bitwise what it would have been."""
+        """A run that goes on under other circumstances says in which it is not bitwise what it would have been.
+
+        Raises ConfigError if its images are others.
+        """
+        if (
+            trainer.state.fn == TrainerFn.FITTING
+            and checkpoint.get("data_sha256", self.data.digest) != self.data.digest
+        ):
+            raise ConfigError(
+                f"resume: the images of {self.data.name} are not those that the run was started with: bring them back "
+                "as they were, or start anew without resume"
+            )
         before, now = checkpoint.get("made_with", {}), _made_with(trainer)
         changed = [f"{name} {before[name]} before, {now[name]} now" for name in before if before[name] != now.get(name)]
         if changed and trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero:
@@ -108,6 +121,7 @@ class Record(Callback):
             "data": data.name,
             "data_scaling": f"2 p/{data.levels - 1} - 1, p = 0..{data.levels - 1}",
             "grey_levels": data.levels,
+            **({"images_left_out": data.skipped} if data.skipped else {}),
             "classes": pl_module.classes,
             "weights": {"ema_decay": self.ema.decay, "ema_updates": self.ema.updates},
             "step": pl_module.trained_steps,
