@@ -241,3 +241,22 @@ def test_a_validation_that_is_due_comes_before_the_checkpoint(tmp_path: Path) ->
     trainer.global_step = 15
     last.on_train_batch_end(trainer, module, None, None, batch_idx=29)
     assert saved == ["step 10", "step 15"]
+
+
+def test_a_chosen_number_is_kept(tmp_path: Path) -> None:
+    run, module = Run(tmp_path), Linear()
+    last = LastCheckpoint(run.last_checkpoint, every=2, keep=3)
+    Trainer(
+        max_steps=9,
+        max_epochs=-1,
+        accelerator="cpu",
+        callbacks=[last],
+        limit_val_batches=0,
+        plugins=[AtomicCheckpointIO()],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=run.path,
+    ).fit(module)
+    assert files(run) == ["last.ckpt", "step_000006.ckpt", "step_000008.ckpt"]
+    assert [load_checkpoint(run.last_checkpoint.with_name(name))["global_step"] for name in files(run)] == [9, 6, 8]
