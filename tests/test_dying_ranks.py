@@ -55,3 +55,20 @@ def test_all_ranks_end_with_one(dies: str, when: str, tmp_path: Path) -> None:
         finally:
             for pid in processes(first.pid):
                 os.kill(pid, signal.SIGKILL)
+
+
+def test_a_drawing_ends_with_a_worker_and_goes_on(trained: Path, tmp_path: Path) -> None:
+    script = TRAIN.parent / "scripts" / "sample.py"
+    options = [f"checkpoint={trained}", "n=4000", "sampler.steps=50", "batch_size=50", "device=cpu", "devices=2"]
+    command = [sys.executable, str(script), *options, "hydra.run.dir=run"]
+    first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while first.poll() is None and len(list((tmp_path / "run").rglob("0*.npz"))) < 2:
+        time.sleep(0.1)
+    workers = [pid for pid in processes(first.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(workers[-1], signal.SIGKILL)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 1
+    assert "Traceback" not in said
+    assert "error: a process that drew images was ended from outside" in said
+    assert processes(first.pid) == []
+    assert subprocess.run([*command, "resume=true"], cwd=tmp_path, check=False).returncode == 0

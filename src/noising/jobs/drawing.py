@@ -14,6 +14,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from noising.build import build_sampler
-from noising.configuration import ConfigError, require_whole
+from noising.configuration import ConfigError, UsageError, require_whole
 from noising.diffusion.samplers import PathPoint
 from noising.jobs.devices import find_device, find_devices
 from noising.jobs.progress import evaluations_bar
@@ -34,6 +35,12 @@ from noising.training.sampling import PathFrames, asked_classes, draw_images
 __all__ = ["Drawing", "Shards"]
 
 PATH_IMAGES = 16
+
+
+class DrawingError(UsageError):
+    """Images could not be drawn to the end; those that were are kept."""
+
+    exit_code = 1
 
 
 class Drawing:
@@ -194,6 +201,11 @@ class Shards:
                 for finished in as_completed(work):
                     finished.result()
                     done(work[finished])
+            except BrokenProcessPool as error:
+                raise DrawingError(
+                    f"a process that drew images was ended from outside (out of memory?): go on with "
+                    f"resume={self.folder.parent}, on fewer devices or with a smaller batch_size in a new drawing"
+                ) from error
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
