@@ -52,6 +52,7 @@ def test_code_in_a_checkpoint_is_not_run(trained: Path, noising: Command, tmp_pa
         "subprocess.run",
         "noising.data.order.torch.load",
         "noising.build.logging.os.system",
+        "torch.optim.optimizer.torch.load",
     ],
 )
 def test_a_config_names_only_what_is_trusted(target: str, trained: Path, noising: Command, tmp_path: Path) -> None:
@@ -61,8 +62,43 @@ def test_a_config_names_only_what_is_trusted(target: str, trained: Path, noising
     for command in ("sample", "evaluate", "latents"):
         outcome = noising(command, f"checkpoint={bad}")
         assert outcome.code == 2
-        assert f"its config names {target}, which is not of noising" in outcome.err
+        assert f"its config names {target}, which is no" in outcome.err
         assert "set NOISING_ALLOW=" in outcome.err
+
+
+RUNS = {"_target_": "os.mkdir", "path": "broken_into"}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"_target_": "noising.training.environment._ask_git", "_args_": [".", "-c", "alias.x=!mkdir broken_into", "x"]},
+        {"_target_": "noising.training.run._write", "path": "broken_into", "text": "x"},
+        {"_target_": "noising.configuration.make", "_args_": [RUNS, "data"]},
+        "${oc.create:{_target_: os.mkdir, path: broken_into}}",
+        "${oc.decode:'{_target_: os.mkdir, path: broken_into}'}",
+    ],
+    ids=["git", "write", "make", "create", "decode"],
+)
+def test_no_way_round_what_is_trusted(
+    data: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Noising's own functions that act for whoever calls them, and nodes that only appear when the config is read."""
+    monkeypatch.chdir(tmp_path)
+    config = {**load_checkpoint(Run(trained).last_checkpoint)["config"], "data": data}
+    said = ""
+    try:
+        _ = package.load(changed(trained, tmp_path / "bad.ckpt", config=config)).data
+    except (ConfigError, AttributeError) as error:
+        said = str(error)
+    assert not (tmp_path / "broken_into").exists()
+    assert "bad.ckpt: its config" in said
+
+
+def test_a_config_that_is_yaml_in_a_string_is_refused(trained: Path, tmp_path: Path) -> None:
+    bad = changed(trained, tmp_path / "bad.ckpt", config="data: {_target_: os.mkdir, path: broken_into}")
+    with pytest.raises(ConfigError, match="its config is not a mapping"):
+        package.load(bad)
 
 
 def test_what_the_user_wrote_or_allows_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

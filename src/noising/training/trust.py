@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +13,53 @@ from noising.configuration import ConfigError, locate
 
 __all__ = ["require_trusted"]
 
-KNOWN = ("noising", "torch.optim", "lightning.pytorch.trainer")
-"""What the project's own configs name."""
+KNOWN = ("torch.optim",)
+"""Whose every public class may be named, besides what conf/ names."""
 
 
 def require_trusted(config: Any, source: str) -> None:
-    """Raise ConfigError if a `_target_` anywhere in the config is not of noising, nor allowed.
+    """Raise ConfigError if a `_target_` anywhere in the config is no choice of conf/, nor allowed.
+
+    Being of noising is not enough: some of its functions write files or start programs for whoever calls them.
 
     Allowed are the modules that NOISING_ALLOW names, separated by commas, and those that lie in the current folder: who
     keeps a class there wrote it. source: where the config is from, for the message.
     """
     allowed = [name.strip() for name in os.environ.get("NOISING_ALLOW", "").split(",") if name.strip()]
+    if not isinstance(config, Mapping):  # OmegaConf would read a string as YAML, and find other nodes in it
+        raise ConfigError(f"{source}: its config is not a mapping: it was not written by noising")
+    for text in _texts(config):
+        if "${" in text:  # a run stores its config resolved; ${oc.create:...} makes nodes that nobody has looked at
+            raise ConfigError(f"{source}: its config holds an interpolation ({text[:40]!r}): a run stores none")
     for target in _targets(config):
         if not _trusted(target, allowed):
             name = target.partition(".")[0]
+            why = "is no choice of noising's" if name == "noising" else "is not of noising"
             raise ConfigError(
-                f"{source}: its config names {target}, which is not of noising: "
-                f"if you trust it, set NOISING_ALLOW={name}"
+                f"{source}: its config names {target}, which {why}: if you trust it, set NOISING_ALLOW={name}"
             )
+
+
+@cache
+def _choices() -> frozenset[str]:
+    """Every `_target_` of conf/, which lies inside the package in a wheel, at the repository's top in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    conf = package / "conf" if (package / "conf").is_dir() else package.parents[1] / "conf"
+    texts = (file.read_text(encoding="utf-8") for file in conf.rglob("*.yaml"))
+    return frozenset(name for text in texts for name in re.findall(r"_target_: *([\w.]+)", text))
+
+
+def _texts(config: Any) -> Iterator[str]:
+    """Every string in a config, keys too."""
+    if isinstance(config, str):
+        yield config
+    elif isinstance(config, Mapping):
+        for name, value in config.items():
+            yield str(name)
+            yield from _texts(value)
+    elif isinstance(config, list | tuple):
+        for value in config:
+            yield from _texts(value)
 
 
 def _targets(config: Any) -> Iterator[str]:
@@ -45,14 +76,16 @@ def _targets(config: Any) -> Iterator[str]:
 def _trusted(target: str, allowed: list[str]) -> bool:
     first = target.partition(".")[0]
     here = [first] if Path(f"{first}.py").is_file() or Path(first, "__init__.py").is_file() else []
-    trusted = (*KNOWN, *allowed, *here)
-    if not _within(target, (*trusted, "lightning.pytorch")):
+    if target in _choices():
+        return True
+    trusted = (*KNOWN, *allowed, *(name for name in here if name != "noising"))
+    if not _within(target, trusted) or (_within(target, KNOWN) and "._" in target):
         return False  # not so much as imported
     try:
         found = locate(target, "")
     except ConfigError:
         return True  # of a trusted module that has no such name, which building it will say
-    # `noising.data.order.os.system` begins well, and leads out through what a module has imported
+    # `mine.os.system` begins well, and leads out through what a module has imported
     return _within(str(getattr(found, "__module__", "")), trusted)
 
 
