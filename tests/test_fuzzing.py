@@ -23,7 +23,7 @@ from tests import fuzzing
 from tests.conftest import SMALL, Outcome
 from tests.fuzzing import Case, complaint
 
-SHARES = 6
+SHARES = 7
 """One in so many of the cases is in the default run, of every option another."""
 SMALLER = tuple(option for option in SMALL if not option.startswith("bound"))
 GROUPS = fuzzing.groups()

@@ -19,7 +19,12 @@ import torch
 from torch import Tensor
 
 from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
+from noising.training.divergence import LossWatch
+from noising.training.ema import EMA
+from noising.training.evaluation import BoundEvaluation
+from noising.training.module import DiffusionModule
 from noising.training.run import Run
+from noising.training.samples import SampleGrid
 from tests.conftest import SMALL, Outcome, run_command
 
 Command = Callable[..., Outcome]
@@ -35,6 +40,8 @@ OPTIONS = [
     "model.dropout=0.3",
     "trainer.accumulate_grad_batches=2",
     "trainer.max_steps=60",
+    "trainer.val_check_interval=20",
+    "callbacks.samples.every_n_steps=20",
     "callbacks.quality.every_n_steps=20",
     "metrics.n=70",
     "metrics.repeats=1",
@@ -59,10 +66,10 @@ def start(folder: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def stop(process: subprocess.Popen[str], run: Run, number: int, after: float) -> int:
-    """Send a signal so many seconds after the run has begun its work; the exit code."""
-    begun = run.summary_file.stat().st_mtime_ns if run.summary_file.exists() else 0
-    while process.poll() is None and not (run.summary_file.exists() and run.summary_file.stat().st_mtime_ns > begun):
+def stop(process: subprocess.Popen[str], written: Path, number: int, after: float = 0) -> int:
+    """Send a signal so many seconds after the run has written a file of it anew; the exit code."""
+    before = written.stat().st_mtime_ns if written.exists() else 0
+    while process.poll() is None and not (written.exists() and written.stat().st_mtime_ns > before):
         time.sleep(0.02)
     time.sleep(after)
     with suppress(ProcessLookupError):  # it has finished before
@@ -117,18 +124,23 @@ def finish(folder: Path, *more: str) -> None:
 
 def kill_until_done(folder: Path, seconds: float, signals: Sequence[int], seed: int, *more: str) -> list[int]:
     """Exit codes of a process after another, each but the last sent a signal at a random moment of its work."""
-    run, chance = Run(folder / "run"), random.Random(seed)
+    begun, chance = Run(folder / "run").summary_file, random.Random(seed)
     codes = []
     for number in signals:
-        codes.append(stop(start(folder, *more), run, number, after=chance.uniform(0, 0.5 * seconds)))
+        codes.append(stop(start(folder, *more), begun, number, after=chance.uniform(0, 0.5 * seconds)))
     finish(folder, *more)
     return codes
 
 
-def test_killed_at_random_moments(whole: tuple[Run, float], tmp_path: Path) -> None:
+def test_told_to_stop_and_killed_at_random_moments(whole: tuple[Run, float], tmp_path: Path) -> None:
+    """Told to stop, it saves and leaves with the signal's code; killed, it goes on from what was saved last."""
     run, seconds = whole
+    part = Run(tmp_path / "run")
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        assert stop(start(tmp_path), part.last_checkpoint, number) == 128 + number
+        assert part.status == "interrupted"
     kill_until_done(tmp_path, seconds, [signal.SIGKILL] * 3, seed=random.randrange(10**6))
-    require_same(run, Run(tmp_path / "run"))
+    require_same(run, part)
 
 
 @pytest.mark.slow
@@ -154,17 +166,51 @@ def test_two_processes_killed_and_told_to_stop(tmp_path: Path) -> None:
     require_same(Run(tmp_path / "whole" / "run"), Run(tmp_path / "part" / "run"))
 
 
-def test_told_to_stop_it_saves_and_leaves_with_the_signals_code(whole: tuple[Run, float], tmp_path: Path) -> None:
-    run, seconds = whole
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        code = stop(start(tmp_path), Run(tmp_path / "run"), number, after=0.3 * seconds)
-        if code == -number:  # on a slow machine it came before the first step, as which the shell reads the same
-            continue
-        assert code == 128 + number
-        assert Run(tmp_path / "run").status == "interrupted"
-        assert load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] > 0
-    finish(tmp_path)
-    require_same(run, Run(tmp_path / "run"))
+LEARNING = [*SMALL, "times=loss_aware", "timesteps=10", "times.history=2", "hydra.run.dir=run"]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("learned")
+    assert run_command("train", folder, *LEARNING).code == 0
+    return Run(folder / "run")
+
+
+# each reached within the 20 steps, from where the one before it has left the run
+PLACES: list[tuple[Any, str, int, type[BaseException]]] = [
+    (DiffusionModule, "on_save_checkpoint", 1, KeyboardInterrupt),
+    (LossWatch, "note", 2, KeyboardInterrupt),  # the losses of the step have been learned from
+    (EMA, "update", 2, MemoryError),  # the weights are the next step's, their average is not
+    (SampleGrid, "_draw", 1, KeyboardInterrupt),
+    (DiffusionModule, "on_validation_epoch_start", 1, MemoryError),
+    (BoundEvaluation, "update", 1, KeyboardInterrupt),
+]
+
+
+class Interrupted:
+    """A function whose call of some number raises, the others not."""
+
+    def __init__(self, work: Callable[..., Any], when: int, stop: type[BaseException]) -> None:
+        self.work, self.when, self.stop, self.calls = work, when, stop, 0
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.when:
+            raise self.stop
+        return self.work(*args, **options)
+
+
+def test_interrupted_anywhere_it_goes_on_as_if_nothing_had_been(learned: Run, noising: Command, tmp_path: Path) -> None:
+    """By Ctrl-C, or an error: what is saved on the way out is a whole step or nothing."""
+    for part, name, when, stop in PLACES:
+        interrupted = Interrupted(getattr(part, name), when, stop)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(part, name, lambda *args, call=interrupted, **options: call(*args, **options))
+            code = noising("train", *LEARNING, "resume=true").code
+        assert interrupted.calls >= when, name
+        assert code == (130 if stop is KeyboardInterrupt else 1), name
+    assert noising("train", *LEARNING, "resume=true").code == 0
+    require_same(learned, Run(tmp_path / "run"))
 
 
 def test_a_run_that_goes_on_elsewhere_says_what_differs(noising: Command, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from lightning.fabric.plugins.io import CheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim import Optimizer
 
 from noising.configuration import ConfigError
 from noising.training.divergence import DivergenceError
@@ -134,22 +135,32 @@ class LastCheckpoint(Checkpoint):
         self.keep = keep
         self.record = record
         self._seconds = 0.0
+        self._whole = True  # every hook of the newest step has run, its validation too; and the next changed no weight
         self._saved = 0  # the step that was written last, or that training started from
         self._on_disk = 0  # the step of the file, where the disk is not full the same
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = self._on_disk = trainer.global_step
+        self._whole = True
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._whole = False
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         # a validation that is due at this step comes first: a run resumed from the file would not repeat it
         due = trainer.enable_validation and (batch_idx + 1) % (trainer.val_check_batch or math.inf) == 0
-        if trainer.global_step % self.every == 0 and not due:
-            self.save(trainer)
+        if not due:
+            self._end_step(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.FITTING and trainer.global_step % self.every == 0:
+        if trainer.state.fn == TrainerFn.FITTING:
+            self._end_step(trainer)
+
+    def _end_step(self, trainer: Trainer) -> None:
+        self._whole = True
+        if trainer.global_step % self.every == 0:
             self.save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,9 +188,9 @@ class LastCheckpoint(Checkpoint):
                 counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), batches))
 
     def save(self, trainer: Trainer, again: bool = False) -> None:
-        """Write it, if this step is not on the disk or again; all ranks take part."""
+        """Write it, if this step is whole and not on the disk, or again; all ranks take part."""
         same = trainer.global_step == self._saved
-        if (same and not again) or _trial(trainer) or trainer.sanity_checking:
+        if ((same or not self._whole) and not again) or _trial(trainer) or trainer.sanity_checking:
             return
         began = time.monotonic()
         for logger in trainer.loggers:

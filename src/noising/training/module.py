@@ -76,7 +76,8 @@ class DiffusionModule(LightningModule):
         # Loss sums and counts by quartile of t since they were last logged. Kept on the device, so that no step waits
         # for a number; no buffer, since DDP would overwrite each rank's with rank 0's.
         self._sums = torch.zeros(2, QUARTILES)
-        self._settled = self._sums  # as after the last optimizer step, for a checkpoint that is written amid one
+        # as after the last optimizer step, for a checkpoint that is written amid one
+        self._settled, self._settled_times = self._sums, times.state_dict()
 
     @property
     def trained_steps(self) -> int:
@@ -86,7 +87,7 @@ class DiffusionModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.watch.look(self, self.denoiser.schedule)  # weights that diverged are never written
         checkpoint["skipped_steps"] = self.skipped_steps
-        checkpoint["times"] = self.times.state_dict()
+        checkpoint["times"] = self._settled_times
         gathered: Tensor = self.all_gather(self._settled)  # type: ignore[assignment]
         checkpoint["loss_sums"] = gathered.reshape(-1, 2, QUARTILES).sum(0).cpu()
 
@@ -94,7 +95,7 @@ class DiffusionModule(LightningModule):
         self.restored_step = int(checkpoint["global_step"])
         self.skipped_steps = int(checkpoint.get("skipped_steps", 0))
         self.times.load_state_dict(checkpoint["times"])
-        self._settled = checkpoint["loss_sums"]
+        self._settled, self._settled_times = checkpoint["loss_sums"], checkpoint["times"]
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the denoiser's and the objective's parameters, its rate set anew every step."""
@@ -197,7 +198,7 @@ class DiffusionModule(LightningModule):
                 numbers["train/skipped_steps"] = float(self.skipped_steps)
             self.write({**numbers, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
         if stepped:
-            self._settled = self._sums.clone()
+            self._settled, self._settled_times = self._sums.clone(), self.times.state_dict()
 
     def write(self, numbers: dict[str, float]) -> None:
         """Hand numbers to every logger, under the count of optimizer steps taken; `self.log` would be one behind."""

@@ -38,7 +38,8 @@ class Preemption(Checkpoint):
     """On SIGTERM or SIGUSR1: finish the step, write last.ckpt, and raise Preempted.
 
     Several ranks agree on the step to stop at whenever losses are logged, since no other step waits for anything. In
-    validation and test the signal ends the run at once: the last checkpoint, and resume, are exact.
+    validation and test, or before a validation that is due, the signal ends the run at once: what a step does is on the
+    disk whole or not at all, and resume goes on from the last checkpoint.
     Under Slurm SIGUSR1 (`#SBATCH --signal=USR1@90`) requeues the job as well.
 
     A Checkpoint, because Lightning calls these last.
