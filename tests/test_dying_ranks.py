@@ -9,12 +9,26 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from noising.training.run import Run
 from tests.conftest import SMALL
 from tests.test_killed import TRAIN
 
 pytestmark = pytest.mark.slow
+
+OWN = """
+import os
+from noising.data.image_folder import ImageFolder
+
+class Unequal(ImageFolder):
+    def load(self):
+        splits = super().load()
+        splits.train.pixels[0] += int(os.environ.get("LOCAL_RANK", 0))
+        return splits
+"""
 
 
 def processes(group: int) -> list[int]:
@@ -31,6 +45,18 @@ def processes(group: int) -> list[int]:
     return sorted(found)
 
 
+def of(group: int, command: str) -> list[int]:
+    """Those of them whose command line has that in it."""
+    return [pid for pid in processes(group) if command.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def left(group: int, deadline: float) -> list[int]:
+    """Those of them that are there still at the deadline."""
+    while (there := processes(group)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return there
+
+
 @pytest.mark.parametrize("dies", ["first", "second"])
 @pytest.mark.parametrize("when", ["starting", "training"])
 def test_all_ranks_end_with_one(dies: str, when: str, tmp_path: Path) -> None:
@@ -41,20 +67,41 @@ def test_all_ranks_end_with_one(dies: str, when: str, tmp_path: Path) -> None:
         try:
             awaited = tmp_path / "run" / ("config.yaml" if when == "starting" else "checkpoints/last.ckpt")
             for _ in range(600):
-                if awaited.exists() and len(processes(first.pid)) > 1:
+                others = [pid for pid in of(first.pid, "train.py") if pid != first.pid]
+                if awaited.exists() and others:
                     break
                 time.sleep(0.1)
-            (second,) = (pid for pid in processes(first.pid) if pid != first.pid)
+            (second,) = others
             os.kill(first.pid if dies == "first" else second, signal.SIGKILL)
+            deadline = time.monotonic() + 60
             assert first.wait(60) != 0
-            for _ in range(600):
-                if not processes(first.pid):
-                    break
-                time.sleep(0.1)
-            assert processes(first.pid) == []
+            assert left(first.pid, deadline) == []
         finally:
             for pid in processes(first.pid):
                 os.kill(pid, signal.SIGKILL)
+    words = (tmp_path / "said").read_text()
+    assert "Traceback" not in words
+    if dies == "second":  # by us, if we learn of it; or by Lightning, that looks for it every few seconds
+        assert "error: another process of the run has ended" in words or "Child process with PID" in words
+    assert Run(tmp_path / "run").status in ("running", "failed")
+
+
+def test_ranks_read_what_the_first_reads(tmp_path: Path) -> None:
+    """A folder by its name from here; and what is read is compared."""
+    script = "import sys, os; sys.path[0] = os.getcwd(); from noising.commands import main; main('train')"
+    (tmp_path / "own.py").write_text(OWN)
+    (tmp_path / "start.py").write_text(script)
+    (tmp_path / "images").mkdir()
+    for number in range(40):
+        Image.fromarray(np.full((8, 8), 6 * number, np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    data = ["data=image_folder", "data.root=images", "data.resolution=8", "data.channels=1", "data.batch_size=4"]
+    command = [sys.executable, "start.py", *SMALL, *data, "trainer.devices=2"]
+    assert subprocess.run([*command, "hydra.run.dir=one"], cwd=tmp_path, check=False).returncode == 0
+    told = [*command, "data._target_=own.Unequal", "hydra.run.dir=two"]
+    ended = subprocess.run(told, cwd=tmp_path, check=False, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode != 0
+    assert "rank 1: error: data: this rank has read other images of image_folder than the first" in ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_a_drawing_ends_with_a_worker_and_goes_on(trained: Path, tmp_path: Path) -> None:
@@ -64,11 +111,10 @@ def test_a_drawing_ends_with_a_worker_and_goes_on(trained: Path, tmp_path: Path)
     first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while first.poll() is None and len(list((tmp_path / "run").rglob("0*.npz"))) < 2:
         time.sleep(0.1)
-    workers = [pid for pid in processes(first.pid) if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(workers[-1], signal.SIGKILL)
+    os.kill(of(first.pid, "spawn_main")[-1], signal.SIGKILL)
     _, said = first.communicate(timeout=60)
     assert first.returncode == 1
     assert "Traceback" not in said
     assert "error: a process that drew images was ended from outside" in said
-    assert processes(first.pid) == []
+    assert left(first.pid, time.monotonic() + 10) == []
     assert subprocess.run([*command, "resume=true"], cwd=tmp_path, check=False).returncode == 0

@@ -244,7 +244,8 @@ def build_evaluation_trainer(cfg: DictConfig, run: Run, callbacks: list[Callback
 
 
 def _trainer(node: dict[str, Any], facts: dict[str, Any]) -> Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)  # its notes on hardware and checkpoints
+    for part in ("pytorch", "fabric.utilities.distributed"):  # notes on hardware, checkpoints and ranks
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     # true of Lightning's own loops, not of data in memory and an order that is a function of the step
     for words in (
         "The '.*dataloader' does not have many workers",

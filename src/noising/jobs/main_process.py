@@ -1,12 +1,19 @@
-"""The other ranks of a run end with its first: one that is left behind would hold its device, and wait for ever."""
+"""The ranks of a run end together: one that is left behind would hold its device, and wait for ever."""
 
 from __future__ import annotations
 
 import os
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-__all__ = ["end_with_main_process"]
+import torch
+
+from noising.configuration import UsageError
+from noising.training.run import Run
+
+__all__ = ["RankError", "end_with_main_process", "ending_with_other_ranks"]
 
 _VARIABLE = "NOISING_MAIN_PROCESS"
 _SECONDS = 0.5
@@ -28,3 +35,24 @@ def _watch(main: int) -> None:
     while os.getppid() == main:
         time.sleep(_SECONDS)
     os._exit(1)
+
+
+class RankError(UsageError):
+    """Another process of the run has ended."""
+
+    exit_code = 1
+
+
+@contextmanager
+def ending_with_other_ranks(run: Run) -> Iterator[None]:
+    """Raises RankError where torch tells of a connection that another rank has left."""
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL's and the store's have a class; gloo's are told apart by the file that they name first
+        if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
+            raise RankError(
+                f"another process of the run has ended, and so do all: if nothing above says why, it was ended from "
+                f"outside (for its memory?); go on with resume={run.path}"
+            ) from error
+        raise

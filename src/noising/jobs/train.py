@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from noising.build import build_callbacks, build_data, build_module, build_trainer
-from noising.jobs.main_process import end_with_main_process
+from noising.jobs.main_process import end_with_main_process, ending_with_other_ranks
 from noising.jobs.summary import describe, print_summary, recording
 from noising.recipe import require_compatible
 from noising.training.checkpoints import load_checkpoint
@@ -39,7 +39,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         print(describe(module, data, cfg, run), flush=True)
         if cfg.resume and checkpoint is None and run.config_file.exists():
             print(f"no checkpoint there yet (one is written every {cfg.checkpoint_every_n_steps} steps): from step 0")
-    with recording(run, config, trainer):
+    with recording(run, config, trainer), ending_with_other_ranks(run):
         with _last_good(run):
             trainer.fit(module, data, ckpt_path=checkpoint)
         # from the file, since processes that were spawned for the fit took their average with them

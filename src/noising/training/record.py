@@ -83,6 +83,13 @@ class Record(Callback):
                 "goes on with %s: as good from here on, and not bitwise the run without a stop", "; ".join(changed)
             )
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises ConfigError on a rank that has read other images than the first: it would train on them in silence."""
+        if trainer.world_size > 1 and trainer.strategy.broadcast(self.data.digest) != self.data.digest:
+            raise ConfigError(
+                f"data: this rank has read other images of {self.data.name} than the first: give all ranks the same"
+            )
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A resumed run drops the rows of metrics.csv that it will write again."""
         self._resume_metrics(trainer)
