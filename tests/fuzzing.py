@@ -228,7 +228,7 @@ def start_training(config: DictConfig, folder: Path) -> None:
     require_compatible(config)
     for group in ("metrics", "data"):
         if any(words in str(OmegaConf.select(config, f"{group}._target_")) for words in _COSTLY):
-            make(config[group], group)
+            make(config[group], group, object)
             if group == "data":
                 return
             config[group] = None

@@ -45,7 +45,7 @@ class Trainer:
     def __init__(self, max_steps: int, devices: int | str | list[int] = 1, strategy: str = "auto"): ...
 
 def job(config, run):
-    network = make(config.model, "model", channels=1)
+    network = make(config.model, "model", object, channels=1)
     if network.width == 13:
         raise RuntimeError("a defect")
     print("RUN", run, config.seed, config.resume)

@@ -40,7 +40,7 @@ def node(target: str, **options: Any) -> Any:
 
 def message(config: Any, path: str = "model", **facts: Any) -> str:
     with pytest.raises(ConfigError) as caught:
-        make(config, path, **facts)
+        make(config, path, object, **facts)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -49,24 +49,34 @@ def test_facts_go_to_the_constructors_that_have_them_and_the_node_wins() -> None
     built = make(
         node("Network", width=16, grid=node("Grid", timesteps=5)),
         "model",
+        Network,
         channels=3,
         timesteps=100,
         power=2.0,
     )
     assert (built.options["channels"], built.options["width"]) == (3, 16)
     assert (built.options["grid"].timesteps, built.options["grid"].power) == (5, 2.0)
-    assert make(node("Grid"), "grid", timesteps=7, channels=1).timesteps == 7
+    assert make(node("Grid"), "grid", Grid, timesteps=7, channels=1).timesteps == 7
+
+
+def test_what_is_built_is_of_the_kind_that_is_needed() -> None:
+    with pytest.raises(ConfigError, match=r"^model: expected a Network of .*test_configuration, got Grid$"):
+        make(node("Grid", timesteps=7), "model", Network)
+    with pytest.raises(ConfigError, match=r"^model: expected a Network of .*test_configuration, got null$"):
+        make(None, "model", Network)
 
 
 def test_partial() -> None:
-    waiting = make(node("Network", _partial_=True, width=4), "model", dropout=0.5)
+    waiting = make(node("Network", _partial_=True, width=4), "model", partial, dropout=0.5)
     assert isinstance(waiting, partial)
     assert waiting.keywords == {"width": 4, "dropout": 0.5}
     assert waiting(channels=2).options["channels"] == 2
 
 
 def test_mappings_and_lists_of_nodes() -> None:
-    built = make(OmegaConf.create({"a": node("Grid"), "b": [node("Grid", timesteps=2)], "c": 1}), "all", timesteps=9)
+    built = make(
+        OmegaConf.create({"a": node("Grid"), "b": [node("Grid", timesteps=2)], "c": 1}), "all", dict, timesteps=9
+    )
     assert (built["a"].timesteps, built["b"][0].timesteps, built["c"]) == (9, 2, 1)
     assert "all.b.0: timesteps must be" in message([node("Grid", timesteps=0)], "all.b")
 
@@ -84,7 +94,7 @@ def test_mappings_and_lists_of_nodes() -> None:
     ],
 )
 def test_values_arrive_in_the_annotated_type(options: dict[str, Any], name: str, arrives: Any) -> None:
-    value = make(node("Network", **options), "model", channels=1).options[name]
+    value = make(node("Network", **options), "model", Network, channels=1).options[name]
     assert value == arrives
     assert type(value) is type(arrives)
 

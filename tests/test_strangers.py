@@ -63,7 +63,7 @@ def test_a_config_names_only_what_is_trusted(target: str, trained: Path, noising
         outcome = noising(command, f"checkpoint={bad}")
         assert outcome.code == 2
         assert f"its config names {target}, which is no" in outcome.err
-        assert "set NOISING_ALLOW=" in outcome.err
+        assert ("set NOISING_ALLOW=" in outcome.err) == (not target.startswith("noising."))
 
 
 RUNS = {"_target_": "os.mkdir", "path": "broken_into"}
@@ -85,6 +85,7 @@ def test_no_way_round_what_is_trusted(
 ) -> None:
     """Noising's own functions that act for whoever calls them, and nodes that only appear when the config is read."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NOISING_ALLOW", "noising,noising.training")
     config = {**load_checkpoint(Run(trained).last_checkpoint)["config"], "data": data}
     said = ""
     try:
@@ -160,12 +161,47 @@ def test_a_later_format_is_refused_and_none_is_the_first(trained: Path, tmp_path
     assert package.load(tmp_path / "first.ckpt").step == 20
 
 
+OWN = """
+from noising.diffusion.times import Uniform
+
+class Asking(Uniform):
+    def __init__(self, api_key: str):
+        if not api_key.startswith("5ec4e7"):
+            raise ValueError("that is not the key")
+"""
+
+
 def test_a_key_is_in_no_file_of_a_run(noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    secret = "5ec4e7" * 7
-    monkeypatch.setenv("WANDB_API_KEY", secret[:40])
+    """Neither W&B's own nor one that an option takes, which a checkpoint is loaded with all the same."""
+    wandb, own = "abcdef" * 6 + "0123", "5ec4e7" * 7
+    monkeypatch.setenv("WANDB_API_KEY", wandb)
+    monkeypatch.setenv("KEY_OF_TEST", own)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "asking_of_test.py").write_text(OWN)
     options = ["trainer.max_steps=5", "trainer.val_check_interval=5", "logger=[csv,wandb]", "hydra.run.dir=run"]
+    options += ["times=uniform", "times._target_=asking_of_test.Asking", "+times.api_key=${oc.env:KEY_OF_TEST}"]
     outcome = noising("train", *SMALL, *options)
     assert outcome.code == 0, outcome.err
-    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert noising("sample", "checkpoint=run", "n=1", "hydra.run.dir=drawn").code == 0
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any("wandb" in str(path) for path in files)
-    assert [path for path in files if secret[:40].encode() in path.read_bytes()] == []
+    assert [path for path in files if any(key.encode() in path.read_bytes() for key in (wandb, own))] == []
+    monkeypatch.delenv("KEY_OF_TEST")
+    missing = noising("sample", "checkpoint=run", "n=1")
+    assert missing.code == 2
+    assert missing.err == "error: times: Environment variable 'KEY_OF_TEST' not found\n"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "+times.api_key=5ec4e7",
+        "tags=['https://me:5ec4e7@host']",
+        "+hydra.job.env_set.MY_API_KEY=5ec4e7",
+    ],
+)
+def test_a_key_that_would_be_written_is_refused(option: str, noising: Command, tmp_path: Path) -> None:
+    outcome = noising("train", option)
+    assert outcome.code == 2
+    assert "is a secret, by its name or form, and would be in the run's files" in outcome.err
+    assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -22,6 +22,7 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.samplers import Sampler
 from noising.diffusion.schedules import Schedule
 from noising.recipe import Recipe, build_recipe
+from noising.secrets import without_secrets
 from noising.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
 from noising.training.ema import EMA
 from noising.training.evaluation import BoundEvaluation
@@ -54,7 +55,7 @@ _MOST_DEVICES = 1024
 
 def build_data(cfg: DictConfig) -> ImageData:
     """The data set, read: its facts are known."""
-    data: ImageData = make(cfg.data, "data")
+    data = make(cfg.data, "data", ImageData)
     try:
         data.prepare_data()
         data.setup()
@@ -67,15 +68,15 @@ def build_model(cfg: DictConfig, data: ImageData, recipe: Recipe) -> torch.nn.Mo
     """The network; its first weights are keyed by the seed."""
     require_whole(cfg, "seed", least=0)
     torch.manual_seed(cfg.seed)
-    model: torch.nn.Module = make(
+    return make(
         cfg.model,
         "model",
+        torch.nn.Module,
         channels=data.channels,
         out_channels=data.channels * recipe.variance.outputs,
         resolution=data.resolution,
         classes=told_classes(cfg, data),
     )
-    return model
 
 
 def told_classes(cfg: DictConfig, data: ImageData) -> int:
@@ -101,12 +102,12 @@ def build_module(cfg: DictConfig, data: ImageData) -> DiffusionModule:
     recipe = build_recipe(cfg, data.resolution, data.levels)
 
     def evaluation(group: str, split: str) -> BoundEvaluation:
-        estimator: BoundEstimator = make(cfg[group], group)
+        estimator = make(cfg[group], group, BoundEstimator)
         return BoundEvaluation(estimator, recipe.decoder, cfg.timesteps, split)
 
     require_whole(cfg, "trainer.max_steps", least=1)
-    optimizer = make(cfg.optimizer, "optimizer")
-    lr_schedule = make(cfg.lr_schedule, "lr_schedule", max_steps=cfg.trainer.max_steps)
+    optimizer: Any = make(cfg.optimizer, "optimizer", object)
+    lr_schedule: Any = make(cfg.lr_schedule, "lr_schedule", object, max_steps=cfg.trainer.max_steps)
     with blaming("optimizer"):
         optimizer([torch.nn.Parameter(torch.zeros(1))])  # its options are checked only when it is made
     with blaming("lr_schedule"):
@@ -138,7 +139,8 @@ def build_sampler(cfg: DictConfig, timesteps: int, schedule: Schedule | None = N
 
     schedule: on which the steps are tried before any work.
     """
-    sampler: Sampler = make(cfg.sampler, "sampler", grid=make(cfg.grid, "grid", timesteps=timesteps))
+    grid: Any = make(cfg.grid, "grid", object, timesteps=timesteps)
+    sampler = make(cfg.sampler, "sampler", Sampler, grid=grid)
     if schedule is not None:
         with blaming("grid"):
             sampler.chain(schedule)
@@ -149,9 +151,7 @@ def build_quality(cfg: DictConfig, data: ImageData) -> SampleQuality | None:
     """What measures samples, before any work; None without metrics, and where the default ones need labels."""
     if cfg.get("metrics") is None:
         return None
-    protocol: Protocol = make(cfg.metrics, "metrics")
-    if not isinstance(protocol, Protocol):
-        raise ConfigError("metrics: what to measure by is not said; use metrics=fd, fid or fd_dinov2")
+    protocol = make(cfg.metrics, "metrics", Protocol)
     if isinstance(protocol, ClassifierDistance) and not data.classes:
         log.info("samples are not measured: metrics=fd needs labels, and %s has none; metrics=fid does not", data.name)
         return None
@@ -163,7 +163,7 @@ def build_callbacks(cfg: DictConfig, run: Run, data: ImageData, schedule: Schedu
     require_whole(cfg, "checkpoint_every_n_steps", least=1)
     if "keep_checkpoints" in cfg:
         require_whole(cfg, "keep_checkpoints", least=1)
-    ema: EMA = make(cfg.ema, "ema")
+    ema = make(cfg.ema, "ema", EMA)
     facts = {
         "run": run,
         "data": data,
@@ -171,10 +171,10 @@ def build_callbacks(cfg: DictConfig, run: Run, data: ImageData, schedule: Schedu
         "seed": cfg.seed,
         "classes": told_classes(cfg, data),
         "sampler": build_sampler(cfg, cfg.timesteps, schedule),
-        "config": _plain(cfg),
+        "config": without_secrets(cfg),
         "quality": build_quality(cfg, data),
     }
-    named = make(cfg.get("callbacks"), "callbacks", **facts) or {}
+    named = make(cfg.get("callbacks") or {}, "callbacks", dict, **facts)
     best, last = checkpoint_callbacks(run, cfg.checkpoint_every_n_steps, cfg.get("keep_checkpoints", 1))
     # the average first: it is swapped in before, and out after, whatever the others do with the weights
     return [
@@ -215,7 +215,7 @@ def build_trainer(cfg: DictConfig, run: Run, data: ImageData, callbacks: list[Ca
         "default_root_dir": str(run.path),
         "plugins": [AtomicCheckpointIO()],
         "callbacks": callbacks,
-        "logger": build_loggers(run, _plain(cfg), make(cfg.get("logger"), "logger")),
+        "logger": build_loggers(run, without_secrets(cfg), make(cfg.get("logger") or {}, "logger", dict)),
     }
     node = {**options, "val_check_interval": options.val_check_interval * options.accumulate_grad_batches}
     trainer = _trainer(node, extra)
@@ -238,7 +238,7 @@ def build_evaluation_trainer(cfg: DictConfig, run: Run, callbacks: list[Callback
             "enable_checkpointing": False,
             "default_root_dir": str(run.path),
             "callbacks": callbacks,
-            "logger": build_loggers(run, _plain(cfg), make(cfg.get("logger"), "logger")),
+            "logger": build_loggers(run, without_secrets(cfg), make(cfg.get("logger") or {}, "logger", dict)),
         },
     )
 
@@ -255,12 +255,6 @@ def _trainer(node: dict[str, Any], facts: dict[str, Any]) -> Trainer:
         warnings.filterwarnings("ignore", words)
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
     try:
-        trainer: Trainer = make(node, "trainer", **facts)
+        return make(node, "trainer", Trainer, **facts)
     except (MisconfigurationException, RuntimeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-    return trainer
-
-
-def _plain(cfg: DictConfig) -> dict[str, Any]:
-    resolved: Any = OmegaConf.to_container(cfg, resolve=True)
-    return cast("dict[str, Any]", resolved)

@@ -28,6 +28,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from noising.configuration import ConfigError, check, nearest
+from noising.secrets import require_no_secret
 
 _DISPENSABLE = ("callbacks", "logger", "metrics")  # groups that a run may be without: ~metrics
 
@@ -88,6 +89,7 @@ class Composer:
                 raise ConfigError(f"{name} is left out, and nothing runs without it: add {name}{wanted}")
         for override in self.parse(overrides):
             self._refuse_unread(override, config)
+        require_no_secret(config)
         HydraConfig.instance().set_config(config)  # for ${hydra:...}
         with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
             config.hydra.runtime.output_dir = str(OmegaConf.select(config, "hydra.run.dir"))

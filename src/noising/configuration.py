@@ -15,11 +15,14 @@ import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from noising.option_types import BUILT, LARGEST, MismatchError, convert
+
+T = TypeVar("T")
 
 _DIRECTIVES = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
@@ -54,20 +57,23 @@ def nearest(name: str, candidates: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-def make(node: Any, path: str, /, **facts: Any) -> Any:
+def make(node: Any, path: str, kind: type[T], /, **facts: Any) -> T:
     """Builds a node: a mapping with `_target_`, or a plain mapping or list of such.
 
-    `path` is the node's place in the config, for messages. A nested node is built too and gets the same
-    facts. An option that the node sets wins over a fact. With `_partial_: true` the result is a
-    functools.partial. Raises ConfigError for all that is wrong with an option, for a ValueError or TypeError of
-    the constructor, and where its numbers are too large to compute with or to hold.
+    `path` is the node's place in the config, for messages; `kind` the class that what is built must be of. A nested
+    node is built too and gets the same facts. An option that the node sets wins over a fact. With `_partial_: true`
+    the result is a functools.partial. Raises ConfigError for all that is wrong with an option, for a ValueError or
+    TypeError of the constructor, where its numbers are too large to compute with or to hold, and for another kind.
     """
-    return _make(_plain(node), path, facts)
+    built = _make(_plain(node, path), path, facts)
+    if not isinstance(built, kind):
+        raise ConfigError(f"{path}: expected a {kind.__qualname__} of {kind.__module__}, got {_shown(built)}")
+    return built
 
 
 def check(node: Any, path: str) -> None:
     """Raises the ConfigError that `make` would for names and types anywhere in the tree; builds nothing."""
-    _check(_plain(node), path)
+    _check(_plain(node, path), path)
 
 
 def require_whole(cfg: DictConfig, option: str, least: int, most: int | None = None) -> None:
@@ -78,12 +84,22 @@ def require_whole(cfg: DictConfig, option: str, least: int, most: int | None = N
         raise ConfigError(f"{option} must be a whole number {limits}, got {value}")
 
 
+def _shown(built: Any) -> str:
+    return "null" if built is None else type(built).__qualname__
+
+
 def _huge(value: Any) -> bool:
     return isinstance(value, int) and value > LARGEST
 
 
-def _plain(node: Any) -> Any:
-    return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+def _plain(node: Any, path: str) -> Any:
+    if not OmegaConf.is_config(node):
+        return node
+    try:
+        return OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:  # of a checkpoint, a variable of the environment that is not set here
+        cause = error.__cause__ or error
+        raise ConfigError(f"{path}: {str(cause.args[0] if cause.args else cause).splitlines()[0]}") from error
 
 
 def _join(path: str, name: str) -> str:

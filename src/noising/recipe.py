@@ -6,7 +6,7 @@ What cannot work together is found here, before anything costly is built.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from omegaconf import DictConfig
@@ -23,6 +23,9 @@ from noising.diffusion.times import TimeSampler
 from noising.diffusion.variances import ReverseVariance
 
 __all__ = ["Recipe", "build_recipe", "require_compatible"]
+
+
+T = TypeVar("T")
 
 
 class Recipe(NamedTuple):
@@ -46,17 +49,17 @@ def build_recipe(cfg: DictConfig, resolution: int, levels: int) -> Recipe:
 
     require_whole(cfg, "timesteps", least=1, most=1_000_000)
 
-    def part(group: str, **facts: Any) -> Any:
-        return make(cfg[group], group, timesteps=cfg.timesteps, **facts)
+    def part(group: str, kind: type[T], **facts: Any) -> T:
+        return make(cfg[group], group, kind, timesteps=cfg.timesteps, **facts)
 
-    decoder = part("decoder", levels=levels)
+    decoder = part("decoder", Decoder, levels=levels)
     return Recipe(
-        part("schedule", resolution=resolution),
-        part("parameterization"),
-        part("noise_label"),
-        part("variance"),
-        part("times"),
-        part("objective", weighting=part("weighting"), decoder=decoder),
+        part("schedule", Schedule, resolution=resolution),
+        part("parameterization", Parameterization),
+        part("noise_label", NoiseLabel),
+        part("variance", ReverseVariance),
+        part("times", TimeSampler),
+        part("objective", Objective, weighting=part("weighting", object), decoder=decoder),
         decoder,
     )
 

@@ -63,7 +63,8 @@ class TrainedRun:
         if guidance is None:
             return self.denoiser
         with blaming("guidance"):
-            guided: Guided = make(guidance, "guidance")(self.denoiser)
+            guide: Any = make(guidance, "guidance", object)
+            guided: Guided = guide(self.denoiser)
         weaker = guided.guide.model
         by_itself = isinstance(weaker, Classless) and weaker.model is self.denoiser.model
         if by_itself and not self.config.get("label_dropout"):

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from noising.configuration import ConfigError, make, require_whole
 from noising.jobs.devices import find_device
 from noising.jobs.summary import recording
+from noising.secrets import without_secrets
 from noising.trained import TrainedRun, load
 from noising.training.run import Run
 from noising.training.sampling import in_evaluation
@@ -49,12 +50,12 @@ class Benchmark(ABC):
 def benchmark(cfg: DictConfig, run_dir: Path) -> None:
     """Print the ratios, and leave them with their cards in summary.json."""
     require_whole(cfg, "batch_size", 1)
-    method: Benchmark = make(cfg.benchmark, "benchmark")
+    method = make(cfg.benchmark, "benchmark", Benchmark)
     if method.needs_checkpoint and cfg.checkpoint is None:
         raise ConfigError("checkpoint has no value: add checkpoint=RUN, a run's folder or a checkpoint file")
     device = find_device(cfg.device)
     trained, run = load(cfg.checkpoint) if method.needs_checkpoint else None, Run(run_dir)
-    with recording(run, OmegaConf.to_container(cfg, resolve=True)):
+    with recording(run, without_secrets(cfg)):
         with torch.no_grad(), in_evaluation(trained.denoiser.to(device)) if trained else nullcontext():
             ratios = method.run(trained, device, cfg.batch_size)
         source = trained.source if trained else {}

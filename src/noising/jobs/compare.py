@@ -20,6 +20,7 @@ from rich.table import Table
 
 from noising.configuration import ConfigError, blaming, make, require_whole
 from noising.data.image_data import SPLITS
+from noising.diffusion.bound_estimators import BoundEstimator
 from noising.diffusion.bound_meter import measure
 from noising.diffusion.bound_terms import Difference
 from noising.jobs.devices import find_device
@@ -27,6 +28,7 @@ from noising.jobs.numbers import number
 from noising.jobs.progress import evaluations_bar
 from noising.jobs.ranking import measurement, verdict
 from noising.jobs.summary import recording
+from noising.secrets import without_secrets
 from noising.trained import TrainedRun, load
 from noising.training.run import Run, replacing
 from noising.training.sampling import in_evaluation
@@ -47,7 +49,7 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
     else:
         if not OmegaConf.is_list(cfg.vary):
             raise ConfigError(f"vary must be a list of entries of the cards, got {cfg.vary}: e.g. vary=[sampler,grid]")
-        _read(list(cfg.runs), Run(run_dir), OmegaConf.to_container(cfg, resolve=True), list(cfg.vary))
+        _read(list(cfg.runs), Run(run_dir), without_secrets(cfg), list(cfg.vary))
 
 
 def _read(paths: list[str], run: Run, config: Any, vary: list[str]) -> None:
@@ -131,7 +133,7 @@ def _measure_difference(cfg: DictConfig, run: Run) -> None:
     if cfg.split not in SPLITS:
         raise ConfigError(f"split must be test, train or val, got {cfg.split}")
     require_whole(cfg, "batch_size", 1)
-    estimator = make(cfg.bound, "bound")
+    estimator = make(cfg.bound, "bound", BoundEstimator)
     device = find_device(cfg.device)
     first, second = (load(path) for path in cfg.runs)
     _require_same_images(first, second, cfg.split)
@@ -141,7 +143,7 @@ def _measure_difference(cfg: DictConfig, run: Run) -> None:
         raise ConfigError(f"runs: one bound is in {', the other in '.join(sorted(units))}: they cannot be compared")
     with blaming("runs"):
         pair = Difference(*terms)
-    with recording(run, OmegaConf.to_container(cfg, resolve=True)):
+    with recording(run, without_secrets(cfg)):
         with in_evaluation(first.denoiser), in_evaluation(second.denoiser), blaming("bound"):
             images = first.image_set(cfg.split, device)
             meter = measure(pair, estimator, images, cfg.batch_size, evaluations_bar)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -13,6 +12,7 @@ from noising.configuration import ConfigError
 from noising.data.image_data import SPLITS
 from noising.jobs.evaluate_samples import evaluate_samples
 from noising.jobs.summary import print_summary, recording, require_same_options
+from noising.secrets import without_secrets
 from noising.trained import load
 from noising.training.ema import EMA
 from noising.training.progress import StepProgress
@@ -26,7 +26,7 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> None:
     """Measure the averaged weights of a checkpoint: their bound, or with a sampler in the config their samples."""
     run = Run(run_dir)
     if cfg.resume:
-        config: Any = OmegaConf.to_container(cfg, resolve=True)
+        config = without_secrets(cfg)
         require_same_options(run, config, free=("device", "devices", "trainer", "logger"))
     if cfg.resume and run.status == "finished":
         print(f"{os.path.relpath(run.path)} is finished")
@@ -50,7 +50,7 @@ def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
     ema.load(trained.checkpoint)
     record = Record(run, trained.data, ema, source={"checkpoint": str(trained.path)})
     trainer = build_evaluation_trainer(cfg, run, [ema, StepProgress(), record])
-    with recording(run, OmegaConf.to_container(cfg, resolve=True), trainer):
+    with recording(run, without_secrets(cfg), trainer):
         for split in cfg.splits:
             module.test.split = trained.data.tested = split
             trainer.test(module, trained.data, verbose=False)

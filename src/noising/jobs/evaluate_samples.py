@@ -12,6 +12,7 @@ from noising.configuration import ConfigError, make
 from noising.jobs.drawing import Drawing, Shards
 from noising.jobs.quality_table import print_quality
 from noising.jobs.summary import recording
+from noising.secrets import without_secrets
 from noising.trained import load
 from noising.training.figures import sample_grid, save_png
 from noising.training.protocols import Protocol
@@ -25,13 +26,13 @@ def evaluate_samples(cfg: DictConfig, run: Run) -> None:
     """Leave each number of the metrics, as test/NAME with its error, yardstick and card, in summary.json."""
     if cfg.get("metrics") is None:
         raise ConfigError("with sampler=NAME samples are measured, by metrics=fd, fid or fd_dinov2: choose one")
-    protocol: Protocol = make(cfg.metrics, "metrics")
+    protocol = make(cfg.metrics, "metrics", Protocol)
     trained = load(cfg.checkpoint)
     quality = SampleQuality(protocol, trained.data)
     drawing = Drawing(OmegaConf.create({**cfg, "n": quality.total}), trained)
     shards = Shards(run.path / "shards", drawing)
     shards.require_same()
-    with recording(run, OmegaConf.to_container(cfg, resolve=True)):
+    with recording(run, without_secrets(cfg)):
         shards.fill()
         images = shards.read()
         quality.references.extractor.to(drawing.devices[0])

@@ -23,6 +23,7 @@ from noising.jobs.numbers import number
 from noising.jobs.progress import evaluations_bar
 from noising.jobs.summary import recording
 from noising.randomness import Streams
+from noising.secrets import without_secrets
 from noising.trained import TrainedRun, load
 from noising.training.latent_figures import interpolation_rows, reconstruction_error, reconstruction_rows
 from noising.training.run import Run
@@ -69,7 +70,7 @@ def latents(cfg: DictConfig, run_dir: Path) -> None:
     samplers = _samplers(cfg, steps, trained, denoiser)
     denoiser = denoiser.to(device)
     costs = [sampler.evaluations(denoiser) for sampler in samplers]
-    with recording(run, OmegaConf.to_container(cfg, resolve=True)):
+    with recording(run, without_secrets(cfg)):
         total = cfg.pairs * (cfg.between + 2) * costs[-1] + 2 * cfg.images * sum(costs)
         with evaluations_bar(total) as advance, in_evaluation(denoiser):
             between = _interpolate(cfg, trained, denoiser, samplers[-1], device, advance)
@@ -94,7 +95,7 @@ def _samplers(cfg: DictConfig, steps: Sequence[int], trained: TrainedRun, denois
     clip = cfg.clip
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or clip <= 0):
         raise ConfigError(f"clip must be a positive number or null, got {clip}")
-    grid = make(cfg.grid, "grid", timesteps=trained.config.timesteps)
+    grid: Any = make(cfg.grid, "grid", object, timesteps=trained.config.timesteps)
     with blaming("steps"):
         samplers = [DDIM(count, grid, clip) for count in steps]
     with blaming("grid"):

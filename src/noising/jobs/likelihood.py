@@ -15,11 +15,13 @@ from rich.table import Table
 from noising.configuration import ConfigError, blaming, make, require_whole
 from noising.data.image_data import ImageData
 from noising.diffusion.dequantization import FlowBits, FlowLikelihood, offset_bits
+from noising.diffusion.divergences import Divergence
 from noising.diffusion.replicates import ReplicatedMean, replicated_mean
 from noising.jobs.devices import find_device
 from noising.jobs.numbers import number
 from noising.jobs.summary import recording
 from noising.randomness import Streams
+from noising.secrets import without_secrets
 from noising.trained import TrainedRun, load
 from noising.training.run import Run
 from noising.training.sampling import in_evaluation
@@ -57,7 +59,7 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
         places, probes = (Streams(_SEED, f"likelihood/{use}", batch.tolist()) for use in ("dequantization", "probe"))
         return flow(denoiser, x, data.levels, places, probes, classes)
 
-    with recording(run, OmegaConf.to_container(cfg, resolve=True)):
+    with recording(run, without_secrets(cfg)):
         with in_evaluation(denoiser), blaming("solver"):
             measured = [measure(batch) for batch in track(batches, "likelihood")]
         result = replicated_mean(torch.cat([batch.bits for batch in measured]))
@@ -81,7 +83,8 @@ def _flow(cfg: DictConfig, timesteps: int) -> FlowLikelihood:
         raise ConfigError(f"start_time must be between 0 and 1, got {start_time:g}: null is 1/timesteps")
     if cfg.clip is not None and cfg.clip <= 0:
         raise ConfigError(f"clip must be positive or null, got {cfg.clip}")
-    solver, divergence = make(cfg.solver, "solver"), make(cfg.divergence, "divergence")
+    solver: Any = make(cfg.solver, "solver", object)
+    divergence = make(cfg.divergence, "divergence", Divergence)
     return FlowLikelihood(solver, divergence, start_time, cfg.replicates, cfg.clip)
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
@@ -15,6 +15,7 @@ from noising.configuration import ConfigError, blaming, make, require_whole
 from noising.jobs.numbers import number
 from noising.jobs.summary import recording
 from noising.metrics.statistics_files import SUFFIXES, StatisticsFile, read_statistics, write_statistics
+from noising.secrets import without_secrets
 from noising.training.protocols import Protocol
 from noising.training.references import References
 from noising.training.run import Run, replacing
@@ -35,7 +36,7 @@ def reference(cfg: DictConfig, run_dir: Path) -> None:
     if cfg["from"] is not None:
         with blaming("from"):
             found = read_statistics(cfg["from"], cfg.count)
-    with recording(run, OmegaConf.to_container(cfg, resolve=True)):
+    with recording(run, without_secrets(cfg)):
         if cfg["from"] is None:
             found = _of_data(cfg)
         _write_and_print(cfg, run, found)
@@ -43,7 +44,7 @@ def reference(cfg: DictConfig, run_dir: Path) -> None:
 
 def _of_data(cfg: DictConfig) -> StatisticsFile:
     data = build_data(cfg)
-    protocol: Protocol = make(cfg.metrics, "metrics")
+    protocol = make(cfg.metrics, "metrics", Protocol)
     references = References(data, protocol.extractor(data), protocol.batch)
     real = references.of(protocol.split, protocol.real_images(protocol.n), protocol.flips)
     return StatisticsFile(real.statistics, real.card)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import Tensor
 
 from noising.configuration import ConfigError
 from noising.jobs.drawing import Drawing, Shards
 from noising.jobs.summary import recording, require_same_options
+from noising.secrets import without_secrets
 from noising.training.figures import image_grid, sample_grid, save_animation, save_png, side_by_side
 from noising.training.path_figure import path_strip
 from noising.training.run import Run, replacing
@@ -26,7 +26,7 @@ FORMATS = ("npz", "png")
 def sample(cfg: DictConfig, run_dir: Path) -> None:
     """Draw cfg.n images: image i depends on (seed, i) alone, whatever the batch size and the devices."""
     run = Run(run_dir)
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
+    config = without_secrets(cfg)
     if cfg.resume:
         require_same_options(run, config, free=("device", "devices"))
     if cfg.resume and run.status == "finished":

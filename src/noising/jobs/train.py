@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from noising.build import build_callbacks, build_data, build_module, build_trainer
 from noising.jobs.main_process import end_with_main_process, ending_with_other_ranks
 from noising.jobs.summary import describe, print_summary, recording
 from noising.recipe import require_compatible
+from noising.secrets import without_secrets
 from noising.training.checkpoints import load_checkpoint
 from noising.training.divergence import DivergenceError
 from noising.training.run import Run
@@ -33,7 +34,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     callbacks = build_callbacks(cfg, run, data, module.denoiser.schedule)
     trainer = build_trainer(cfg, run, data, callbacks)
 
-    config = OmegaConf.to_container(cfg, resolve=True)
+    config = without_secrets(cfg)
     checkpoint = run.last_checkpoint if cfg.resume and run.last_checkpoint.exists() else None
     if trainer.is_global_zero:
         print(describe(module, data, cfg, run), flush=True)

@@ -7,30 +7,17 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-__all__ = ["environment", "masked"]
+from noising.secrets import masked
+
+__all__ = ["environment"]
 
 _PACKAGES = ("noising", "lightning", "hydra-core", "numpy")
-_SECRET = re.compile(r"(^|[_.+-])(api_?key|key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
-_IN_URL = re.compile(r"(?<=://)[^/@\s]+(?=@)")
-
-
-def masked(value: Any, name: str = "") -> Any:
-    """`value` without secrets: strings under names such as api_key, and passwords in URLs, become ***."""
-    if isinstance(value, Mapping):
-        return {key: masked(item, str(key)) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [masked(item, name) for item in value]
-    if isinstance(value, str):
-        return "***" if _SECRET.search(name) else _IN_URL.sub("***", value)
-    return value
 
 
 def _masked_argument(argument: str) -> str:

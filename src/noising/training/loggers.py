@@ -19,8 +19,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
+from noising.secrets import masked
 from noising.training.csv_metrics import CSVMetrics
-from noising.training.environment import masked
 from noising.training.run import Run, replacing
 
 __all__ = ["CSVMetrics", "TensorBoard", "WandB", "build_loggers", "close_loggers", "log_image", "log_table"]

@@ -16,7 +16,8 @@ from typing import IO, Any
 
 import yaml  # type: ignore[import-untyped]
 
-from noising.training.environment import environment, masked
+from noising.secrets import masked
+from noising.training.environment import environment
 
 __all__ = ["Run", "changed_options", "find_resumable", "find_sweep", "replacing"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from noising.configuration import ConfigError, locate
+from noising.secrets import is_reference
 
 __all__ = ["require_trusted"]
 
@@ -20,24 +21,27 @@ KNOWN = ("torch.optim",)
 def require_trusted(config: Any, source: str) -> None:
     """Raise ConfigError if a `_target_` anywhere in the config is no choice of conf/, nor allowed.
 
-    Being of noising is not enough: some of its functions write files or start programs for whoever calls them.
+    Being of noising is not enough, and cannot be allowed: some of its functions write files or start programs.
 
     Allowed are the modules that NOISING_ALLOW names, separated by commas, and those that lie in the current folder: who
     keeps a class there wrote it. source: where the config is from, for the message.
     """
-    allowed = [name.strip() for name in os.environ.get("NOISING_ALLOW", "").split(",") if name.strip()]
+    allowed = [name.strip() for name in os.environ.get("NOISING_ALLOW", "").split(",")]
+    allowed = [name for name in allowed if name and not _within(name, ("noising",))]
     if not isinstance(config, Mapping):  # OmegaConf would read a string as YAML, and find other nodes in it
         raise ConfigError(f"{source}: its config is not a mapping: it was not written by noising")
-    for text in _texts(config):
-        if "${" in text:  # a run stores its config resolved; ${oc.create:...} makes nodes that nobody has looked at
+    for name, text in _texts(config):
+        if "${" in text and not is_reference(
+            name, text
+        ):  # a run stores its config resolved; ${oc.create:...} makes nodes that nobody has looked at
             raise ConfigError(f"{source}: its config holds an interpolation ({text[:40]!r}): a run stores none")
     for target in _targets(config):
         if not _trusted(target, allowed):
             name = target.partition(".")[0]
-            why = "is no choice of noising's" if name == "noising" else "is not of noising"
-            raise ConfigError(
-                f"{source}: its config names {target}, which {why}: if you trust it, set NOISING_ALLOW={name}"
-            )
+            told = f"is not of noising: if you trust it, set NOISING_ALLOW={name}"
+            if name == "noising":
+                told = "is no choice of noising's: no run of this version stores it"
+            raise ConfigError(f"{source}: its config names {target}, which {told}")
 
 
 @cache
@@ -49,14 +53,14 @@ def _choices() -> frozenset[str]:
     return frozenset(name for text in texts for name in re.findall(r"_target_: *([\w.]+)", text))
 
 
-def _texts(config: Any) -> Iterator[str]:
-    """Every string in a config, keys too."""
+def _texts(config: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """Every string in a config, keys too, and the key it stands at."""
     if isinstance(config, str):
-        yield config
+        yield name, config
     elif isinstance(config, Mapping):
-        for name, value in config.items():
-            yield str(name)
-            yield from _texts(value)
+        for key, value in config.items():
+            yield "", str(key)
+            yield from _texts(value, str(key))
     elif isinstance(config, list | tuple):
         for value in config:
             yield from _texts(value)
