@@ -100,7 +100,7 @@ def test_ranks_read_what_the_first_reads(tmp_path: Path) -> None:
     told = [*command, "data._target_=own.Unequal", "hydra.run.dir=two"]
     ended = subprocess.run(told, cwd=tmp_path, check=False, stderr=subprocess.PIPE, text=True)
     assert ended.returncode != 0
-    assert "rank 1: error: data: this rank has read other images of image_folder than the first" in ended.stderr
+    assert "rank 1: error: data.root=images: this rank has read other images than the first" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 

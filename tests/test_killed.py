@@ -231,4 +231,4 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(noising: Command, tmp_pa
     run.finish("interrupted")
     refused = noising("train", *SMALL, "hydra.run.dir=run", "resume=true")
     assert refused.code == 2
-    assert "the images of digits are not those that the run was started with" in refused.err
+    assert "data=digits: the images are not those that the run was started with" in refused.err

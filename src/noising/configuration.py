@@ -98,8 +98,7 @@ def _plain(node: Any, path: str) -> Any:
     try:
         return OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:  # of a checkpoint, a variable of the environment that is not set here
-        cause = error.__cause__ or error
-        raise ConfigError(f"{path}: {str(cause.args[0] if cause.args else cause).splitlines()[0]}") from error
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
 def _join(path: str, name: str) -> str:

@@ -183,9 +183,19 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path: Path, caplog: pyte
     data = ImageFolder(8, str(tmp_path), 4, skip_unreadable=True, **options)
     data.setup()
     assert data.skipped == 2
-    assert "2 of 60 images are left out; the first: data." in caplog.text
+    assert "2 of 60 images are left out:\n  data." in caplog.text
+    assert all(f"{number}.png" in caplog.text for number in ("017", "023"))
     seen = torch.cat([split.pixels[:, 0, 0, 0] for split in (data.train, data.val, data.test)]).sort().values.tolist()
     assert seen == [grey for grey in range(60) if grey not in (17, 23)]
+
+
+def test_a_class_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, 60, folders=("a", "b"))
+    (tmp_path / "c").mkdir()
+    for number in range(20):
+        (tmp_path / "c" / f"{number}.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match=r"data.skip_unreadable=true leaves no image of the class .*c$"):
+        ImageFolder(8, str(tmp_path), 4, labels=True, skip_unreadable=True).setup()
 
 
 def test_a_class_without_images_is_named(tmp_path: Path) -> None:
@@ -198,8 +208,11 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"classes": 1}, r"labels of image_folder go from 0 to 1, where it has 1 classes: they must be 0 to 0"),
-        ({"levels": 17}, r"image of image_folder has grey level \d+, of 17"),
+        (
+            {"classes": 1},
+            r"^data.root=.*: the \w+ labels go from 0 to 1, where there are 1 classes: they must be 0 to 0",
+        ),
+        ({"levels": 17}, r"image has grey level \d+, of 17"),
     ],
 )
 def test_labels_and_grey_levels_are_within_their_ranges(change: dict[str, int], words: str, tmp_path: Path) -> None:

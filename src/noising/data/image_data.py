@@ -113,6 +113,11 @@ class ImageData(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.flip = flip
 
+    @property
+    def place(self) -> str:
+        """The option by which the images are found."""
+        return f"data={self.name}"
+
     @abstractmethod
     def load(self) -> Splits:
         """Read the whole set into memory; the split must not depend on the run's seed."""
@@ -135,13 +140,11 @@ class ImageData(LightningDataModule, ABC):
             pixels, labels = getattr(splits, name)
             if labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
                 raise ValueError(
-                    f"data: the {name} labels of {self.name} go from {int(labels.min())} to {int(labels.max())}, "
-                    f"where it has {self.classes} classes: they must be 0 to {self.classes - 1}"
+                    f"{self.place}: the {name} labels go from {int(labels.min())} to {int(labels.max())}, "
+                    f"where there are {self.classes} classes: they must be 0 to {self.classes - 1}"
                 )
             if int(pixels.max()) >= self.levels:
-                raise ValueError(
-                    f"data: a {name} image of {self.name} has grey level {int(pixels.max())}, of {self.levels}"
-                )
+                raise ValueError(f"{self.place}: a {name} image has grey level {int(pixels.max())}, of {self.levels}")
 
     @cached_property
     def digest(self) -> str:

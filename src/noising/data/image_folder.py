@@ -24,6 +24,9 @@ __all__ = ["ImageFolder"]
 
 log = logging.getLogger(__name__)
 
+_TOLD = 20
+"""Images that are left out, of which the log says why."""
+
 
 class ImageFolder(ImageData):
     """The images under ``root``, in sub-folders of any depth, in every format that Pillow opens.
@@ -52,7 +55,6 @@ class ImageFolder(ImageData):
 
     name = "image_folder"
     resize = "Pillow Lanczos"
-    _first_skipped = ""
 
     def __init__(
         self,
@@ -68,6 +70,7 @@ class ImageFolder(ImageData):
         test_fraction: float = 0.1,
     ) -> None:
         super().__init__(batch_size, flip)
+        self._refused: list[str] = []  # why each image that is left out cannot be used
         if resolution < 1:
             raise ValueError(f"resolution must be at least 1, got {resolution}")
         if channels not in (1, 3):
@@ -86,6 +89,10 @@ class ImageFolder(ImageData):
         self.skip_unreadable = skip_unreadable
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+
+    @property
+    def place(self) -> str:
+        return f"data.root={self.root}"
 
     def load(self) -> Splits:
         paths = self._find()
@@ -107,9 +114,19 @@ class ImageFolder(ImageData):
             self._read(test, classes),
             classes=len(classes),
         )
-        if self.skipped:
-            log.warning("%d of %d images are left out; the first: %s", self.skipped, len(paths), self._first_skipped)
+        if self._refused:
+            self._tell_what_is_left_out(splits, classes, len(paths))
         return splits
+
+    def _tell_what_is_left_out(self, splits: Splits, classes: dict[str, int], images: int) -> None:
+        """Raises ValueError if a class is."""
+        self.skipped = len(self._refused)
+        for name, number in classes.items():
+            if not any(bool((part.labels == number).any()) for part in splits[:3] if part.labels is not None):
+                raise ValueError(f"data.skip_unreadable=true leaves no image of the class {self.root / name}")
+        more = [f"and {self.skipped - _TOLD} more"] if self.skipped > _TOLD else []
+        told = "\n  ".join([*self._refused[:_TOLD], *more])
+        log.warning("%d of %d images are left out:\n  %s", self.skipped, images, told)
 
     def _find(self) -> list[Path]:
         """Paths below root, sorted."""
@@ -160,10 +177,9 @@ class ImageFolder(ImageData):
             refused = list(threads.map(fill, range(len(paths))))  # asked for, so that a thread's error is raised here
         kept = [place for place, why in enumerate(refused) if why is None]
         if len(kept) < len(paths):
-            self.skipped += len(paths) - len(kept)
-            self._first_skipped = self._first_skipped or next(why for why in refused if why is not None)
+            self._refused += [why for why in refused if why is not None]
             if not kept:
-                raise ValueError(f"data.skip_unreadable=true leaves no image of a split: {self._first_skipped}")
+                raise ValueError(f"data.skip_unreadable=true leaves no image of a split: {self._refused[-1]}")
             pixels, paths = pixels[kept], [paths[place] for place in kept]
         labels: Tensor | None = None
         if classes:

@@ -33,6 +33,10 @@ class _TorchvisionData(ImageData):
         self.root = root
         self.val_images = val_images
 
+    @property
+    def place(self) -> str:
+        return f"data.root={self.root}"
+
     def prepare_data(self) -> None:
         """Download what is not there, on one process. Raises ValueError if it cannot."""
         self._read(train=True, download=True)

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from noising.build import build_sampler
 from noising.configuration import ConfigError, UsageError, require_whole
+from noising.diffusion.guidance import Guided
 from noising.diffusion.samplers import PathPoint
 from noising.jobs.devices import find_device, find_devices
 from noising.jobs.progress import evaluations_bar
@@ -66,7 +67,20 @@ class Drawing:
                 has = f"has classes 0 to {self.classes - 1}" if self.classes else "was trained without classes"
                 raise ConfigError(f"class_label={self.class_label}: the model {has}")
         self.evaluations = self.sampler.evaluations(self.denoiser)
+        self._require_guided_steps()
         self.devices = find_devices(cfg.device, cfg.devices)
+
+    def _require_guided_steps(self) -> None:
+        """Raise ConfigError if the guidance is of an interval that no step falls into."""
+        guided = self.denoiser
+        if not isinstance(guided, Guided) or guided.interval is None or guided.scale == 1:
+            return
+        if self.evaluations == self.sampler.evaluations(self.trained.denoiser):
+            levels = self.sampler.chain(guided.schedule).steps.later.log_snr
+            raise ConfigError(
+                f"guidance.interval={list(guided.interval)} holds none of the {self.sampler.steps} steps, whose λ go "
+                f"from {float(levels.min()):.3g} to {float(levels.max()):.3g}: widen it, or leave guidance out"
+            )
 
     @property
     def card(self) -> dict[str, Any]:

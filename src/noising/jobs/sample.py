@@ -41,7 +41,7 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
     with recording(run, config):
         shards.fill()
         images = drawing.data.to_8bit(shards.read())
-        written = _write(run, images, cfg.format)
+        written = _write(run, images, drawing.asked(range(cfg.n)), cfg.format)
         save_png(run.samples_image, sample_grid(images, classes))
         _show_path(run, drawing, shards.read_path())
         run.record({"sample/images": cfg.n}, {"sample/images": drawing.card})
@@ -49,11 +49,15 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
     print(f"{cfg.n} images in {os.path.relpath(run.path)}: {written}, samples.png, path.png, reverse_process.gif")
 
 
-def _write(run: Run, images: Tensor, kind: str) -> str:
-    """(n, C, H, W) uint8 as files; the .npz holds one array (n, H, W, C), arr_0, as the field's evaluators read it."""
+def _write(run: Run, images: Tensor, classes: Tensor | None, kind: str) -> str:
+    """(n, C, H, W) uint8 as files; the .npz is as the field's evaluators read it.
+
+    There arr_0 is (n, H, W, C), and arr_1 (n,) int64 the classes, if they were asked for.
+    """
     if kind == "npz":
         with replacing(run.path / "samples.npz") as file:
-            np.savez_compressed(file, images.permute(0, 2, 3, 1).numpy())
+            labels = [] if classes is None else [classes.numpy()]
+            np.savez_compressed(file, images.permute(0, 2, 3, 1).numpy(), *labels)
         return "samples.npz"
     for number, image in enumerate(images):
         save_png(run.path / "images" / f"{number:06d}.png", image_grid(image[None], gap=0, enlarge=False))

@@ -73,8 +73,8 @@ class Record(Callback):
             and checkpoint.get("data_sha256", self.data.digest) != self.data.digest
         ):
             raise ConfigError(
-                f"resume: the images of {self.data.name} are not those that the run was started with: bring them back "
-                "as they were, or start anew without resume"
+                f"{self.data.place}: the images are not those that the run was started with: bring them back as they "
+                "were, or start anew without resume"
             )
         before, now = checkpoint.get("made_with", {}), _made_with(trainer)
         changed = [f"{name} {before[name]} before, {now[name]} now" for name in before if before[name] != now.get(name)]
@@ -87,7 +87,7 @@ class Record(Callback):
         """Raises ConfigError on a rank that has read other images than the first: it would train on them in silence."""
         if trainer.world_size > 1 and trainer.strategy.broadcast(self.data.digest) != self.data.digest:
             raise ConfigError(
-                f"data: this rank has read other images of {self.data.name} than the first: give all ranks the same"
+                f"{self.data.place}: this rank has read other images than the first: give all ranks the same"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
