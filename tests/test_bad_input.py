@@ -171,3 +171,10 @@ def test_a_checkpoint_that_is_none(name: str, noising: Callable[..., Outcome], t
     assert outcome.code == 2
     assert "bad.ckpt" in outcome.err
     assert outcome.err.count("\n") == 1
+
+
+def test_a_group_of_other_commands_is_told_from_a_misspelling(noising: Callable[..., Outcome], tmp_path: Path) -> None:
+    outcome = noising("latents", "checkpoint=RUN", "sampler=ddim")
+    assert outcome.code == 2
+    assert outcome.err == "error: sampler: this command takes no such group (it takes: grid, guidance)\n"
+    assert list(tmp_path.iterdir()) == []

@@ -63,6 +63,7 @@ class Composer:
         try:
             return self._compose(overrides, multirun)
         except _FAILURES as error:
+            self._check_groups(parsed)
             self._check_keys(parsed, multirun)
             cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
             lines = [line.strip() for part in (error, cause) if part for line in str(part).splitlines()]
@@ -146,6 +147,15 @@ class Composer:
                         raise ConfigError(
                             f"{override.key_or_group}={name}: no such choice{hint} (choices: {', '.join(options)})"
                         )
+
+    def _check_groups(self, parsed: Sequence[Override]) -> None:
+        """Called when composition failed: finds the override of a group that other commands have."""
+        choices = [str(group) for group in self._compose([]).hydra.runtime.choices]
+        for override in parsed:
+            group = override.get_key_element().lstrip("+~")
+            if self.options(override.key_or_group) and group not in choices and not override.is_add():
+                own = ", ".join(sorted(name for name in choices if not name.startswith("hydra/")))
+                raise ConfigError(f"{group}: this command takes no such group (it takes: {own or 'none'})")
 
     def _check_keys(self, parsed: Sequence[Override], multirun: bool) -> None:
         """Called when composition failed: finds the override whose key is not there."""

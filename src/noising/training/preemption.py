@@ -62,6 +62,8 @@ class Preemption(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen()
+        if trainer.received_sigterm:  # while Lightning still listened
+            raise Preempted(signal.SIGTERM)
         self._training = True
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
