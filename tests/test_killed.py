@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import csv
+import multiprocessing
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
+from noising.commands import main
+from noising.training.checkpoints import load_checkpoint
 from noising.training.divergence import LossWatch
 from noising.training.ema import EMA
 from noising.training.evaluation import BoundEvaluation
@@ -30,6 +31,7 @@ from tests.conftest import SMALL, Outcome, run_command
 Command = Callable[..., Outcome]
 
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
+SAID = "said"  # the file that a process's errors go to
 
 # dropout, accumulation, the loss-aware sampler's history, validation, sampling and metrics: all that could remember
 OPTIONS = [
@@ -59,26 +61,40 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, float]:
     return Run(folder / "run"), time.monotonic() - began
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(TRAIN), *OPTIONS, *more, "hydra.run.dir=run", "resume=true"]
-    return subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["noising.jobs.train", "noising.training.protocols"])  # once, not in every process
 
 
-def stop(process: subprocess.Popen[str], written: Path, number: int, after: float = 0) -> int:
+def train(folder: Path, options: Sequence[str]) -> None:
+    """The command, in a process and a group of processes of its own."""
+    os.setsid()
+    os.chdir(folder)
+    for stream, target in ((1, os.devnull), (2, SAID)):
+        os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    sys.argv = [str(TRAIN), *options]
+    main("train")
+
+
+def start(folder: Path, *more: str) -> ForkServerProcess:
+    process = _SERVER.Process(target=train, args=(folder, [*OPTIONS, *more, "hydra.run.dir=run", "resume=true"]))
+    process.start()
+    return process
+
+
+def stop(process: ForkServerProcess, written: Path, number: int, after: float = 0) -> int | None:
     """Send a signal so many seconds after the run has written a file of it anew; the exit code."""
     before = written.stat().st_mtime_ns if written.exists() else 0
-    while process.poll() is None and not (written.exists() and written.stat().st_mtime_ns > before):
+    while process.is_alive() and not (written.exists() and written.stat().st_mtime_ns > before):
         time.sleep(0.02)
-    time.sleep(after)
-    with suppress(ProcessLookupError):  # it has finished before
+    process.join(after)
+    assert process.pid is not None
+    if process.is_alive():
         if number == signal.SIGKILL:
             os.killpg(process.pid, number)  # all its processes, as where a machine goes down
         else:
-            process.send_signal(number)
-    process.communicate(timeout=60)
-    return process.returncode
+            os.kill(process.pid, number)
+    process.join(60)
+    return process.exitcode
 
 
 def same(one: Any, other: Any, place: str = "") -> None:
@@ -118,11 +134,11 @@ def require_same(one: Run, other: Run) -> None:
 
 def finish(folder: Path, *more: str) -> None:
     last = start(folder, *more)
-    _, error = last.communicate(timeout=240)
-    assert last.returncode == 0, error
+    last.join(240)
+    assert last.exitcode == 0, (folder / SAID).read_text()
 
 
-def kill_until_done(folder: Path, seconds: float, signals: Sequence[int], seed: int, *more: str) -> list[int]:
+def kill_until_done(folder: Path, seconds: float, signals: Sequence[int], seed: int, *more: str) -> list[int | None]:
     """Exit codes of a process after another, each but the last sent a signal at a random moment of its work."""
     begun, chance = Run(folder / "run").summary_file, random.Random(seed)
     codes = []
@@ -211,24 +227,3 @@ def test_interrupted_anywhere_it_goes_on_as_if_nothing_had_been(learned: Run, no
         assert code == (130 if stop is KeyboardInterrupt else 1), name
     assert noising("train", *LEARNING, "resume=true").code == 0
     require_same(learned, Run(tmp_path / "run"))
-
-
-def test_a_run_that_goes_on_elsewhere_says_what_differs(noising: Command, tmp_path: Path) -> None:
-    part = [*SMALL, "hydra.run.dir=run", "trainer.max_steps=5", "+lr_schedule.max_steps=20"]
-    assert noising("train", *part).code == 0
-    run = Run(tmp_path / "run")
-    content = load_checkpoint(run.last_checkpoint)
-    assert content["made_with"]["processes"] == 1
-    content["made_with"] |= {"processes": 2, "torch": "2.0"}
-    AtomicCheckpointIO().save_checkpoint(content, run.last_checkpoint)
-    run.finish("interrupted")
-    assert noising("train", *SMALL, "hydra.run.dir=run", "resume=true").code == 0
-    log = (run.path / "train.log").read_text()
-    assert "goes on with processes 2 before, 1 now; torch 2.0 before" in log
-    assert "not bitwise the run without a stop" in log
-    assert Run(run.path).status == "finished"
-    AtomicCheckpointIO().save_checkpoint({**content, "data_sha256": "other"}, run.last_checkpoint)
-    run.finish("interrupted")
-    refused = noising("train", *SMALL, "hydra.run.dir=run", "resume=true")
-    assert refused.code == 2
-    assert "data=digits: the images are not those that the run was started with" in refused.err

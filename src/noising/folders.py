@@ -54,6 +54,11 @@ def _given(overrides: Sequence[str], key: str) -> str | None:
     return found
 
 
+def _name(override: str) -> str:
+    """Of the option or group that an override sets, adds or takes away."""
+    return override.partition("=")[0].lstrip("+~")
+
+
 def _without(overrides: Sequence[str], key: str) -> list[str]:
     return [override for override in overrides if override.partition("=")[0].lstrip("+") != key]
 
@@ -93,7 +98,10 @@ def resolve_resume(composing: Composer, overrides: list[str], multirun: bool) ->
         recorded = _recorded(folder, multirun)
         if multirun and options:
             _require_same_sweep(folder, recorded, options)
-        return [*(others if options else recorded + others), "resume=true", _quoted(_key(multirun), folder)]
+            recorded = []
+        given = {_name(override) for override in others}
+        kept = [override for override in recorded if _name(override) not in given]
+        return [*kept, *others, "resume=true", _quoted(_key(multirun), folder)]
     chosen = _given(overrides, _key(multirun))
     if chosen is not None:
         if multirun and (Path(chosen) / "multirun.yaml").is_file():

@@ -46,7 +46,8 @@ def convert(value: Any, hint: Any) -> Any:
         accepts, change = _SCALARS[hint]
         if accepts(value):
             return change(value)
-        raise MismatchError(_words(hint))
+        infinite = hint is float and isinstance(value, (int, float)) and not isinstance(value, bool)
+        raise MismatchError("a finite float" if infinite else _words(hint))
     collection = origin or hint
     if collection in (list, tuple, Sequence, Iterable, typing.Sequence):
         if not isinstance(value, (list, tuple)) or (

@@ -161,7 +161,12 @@ class ImageFolder(ImageData):
         return 2 if place < self.test_fraction else 1 if place < self.test_fraction + self.val_fraction else 0
 
     def _read(self, paths: list[Path], classes: dict[str, int]) -> Images:
-        pixels = np.empty((len(paths), self.side, self.side, len(self.mode)), dtype=np.uint8)
+        try:
+            pixels = np.empty((len(paths), self.side, self.side, len(self.mode)), dtype=np.uint8)
+        except (ValueError, MemoryError) as error:
+            raise ValueError(
+                f"data.resolution={self.side}: {len(paths)} images of that size are more than the memory holds"
+            ) from error
 
         def fill(place: int) -> str | None:
             try:

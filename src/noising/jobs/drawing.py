@@ -36,6 +36,8 @@ from noising.training.sampling import PathFrames, asked_classes, draw_images
 __all__ = ["Drawing", "Shards"]
 
 PATH_IMAGES = 16
+MOST_IMAGES = 10_000_000
+"""All are read into memory in the end."""
 
 
 class DrawingError(UsageError):
@@ -52,8 +54,8 @@ class Drawing:
 
         Raises ConfigError for what is wrong with an option, before any work.
         """
-        for option, least in (("n", 1), ("batch_size", 1), ("seed", 0), ("devices", 1)):
-            require_whole(cfg, option, least)
+        for option, least, most in (("n", 1, MOST_IMAGES), ("batch_size", 1, None), ("seed", 0, None)):
+            require_whole(cfg, option, least, most)
         self.cfg = cfg
         self.trained = trained or load(cfg.checkpoint)
         self.denoiser = self.trained.guided(cfg.get("guidance"))

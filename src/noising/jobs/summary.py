@@ -122,6 +122,9 @@ def print_summary(run: Run) -> None:
             _print_bound(console, summary, split)
     _print_quality(console, summary)
     if "train/images_per_second" in summary:
+        skipped = summary.get("train/skipped_steps")
+        if skipped:
+            console.print(f"{skipped} steps were left out: their gradients were not finite")
         console.print(f"trained at {summary['train/images_per_second']:.0f} images/s")
     console.print()
     for path in (

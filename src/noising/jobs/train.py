@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,22 +10,36 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from noising.build import build_callbacks, build_data, build_module, build_trainer
+from noising.configuration import blaming
 from noising.jobs.main_process import end_with_main_process, ending_with_other_ranks
-from noising.jobs.summary import describe, print_summary, recording
+from noising.jobs.summary import describe, print_summary, recording, require_same_options
 from noising.recipe import require_compatible
 from noising.secrets import without_secrets
-from noising.training.checkpoints import load_checkpoint
+from noising.training.checkpoints import load_checkpoint, require_whole_checkpoint
 from noising.training.divergence import DivergenceError
-from noising.training.run import Run
+from noising.training.run import Run, changed_options
 
 __all__ = ["train"]
+
+log = logging.getLogger(__name__)
+
+FREE = (
+    *("trainer", "lr_schedule", "skip_nonfinite_steps", "checkpoint_every_n_steps", "keep_checkpoints"),
+    *("callbacks", "logger", "tags", "metrics", "bound", "validation_bound", "sampler", "grid", "data.root"),
+)
+"""What a run may go on with otherwise than it began, besides the optimizer's options; more would be another run."""
 
 
 def train(cfg: DictConfig, run_dir: Path) -> None:
     """Train, sample, evaluate; leave a run in run_dir, or continue the one that is there."""
     end_with_main_process()
-    run = Run(run_dir)
-    if cfg.resume and run.status == "finished":
+    run, config = Run(run_dir), without_secrets(cfg)
+    changed: list[str] = []
+    if cfg.resume and run.config_file.exists():
+        require_same_options(run, config, free=(*FREE, "optimizer"))
+        require_same_options(run, config, free=(*FREE, *_options_of(cfg.optimizer)))
+        changed = changed_options(run.config, config, free=("resume",))
+    if cfg.resume and run.status == "finished" and not changed:
         print_summary(run)
         return
 
@@ -34,12 +49,14 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     callbacks = build_callbacks(cfg, run, data, module.denoiser.schedule)
     trainer = build_trainer(cfg, run, data, callbacks)
 
-    config = without_secrets(cfg)
-    checkpoint = run.last_checkpoint if cfg.resume and run.last_checkpoint.exists() else None
+    checkpoint = _checkpoint_to_go_on_from(run) if cfg.resume else None
     if trainer.is_global_zero:
         print(describe(module, data, cfg, run), flush=True)
         if cfg.resume and checkpoint is None and run.config_file.exists():
-            print(f"no checkpoint there yet (one is written every {cfg.checkpoint_every_n_steps} steps): from step 0")
+            every = cfg.checkpoint_every_n_steps
+            log.warning("there is no %s (it is written every %d steps): from step 0", run.last_checkpoint, every)
+        if changed:
+            log.warning("goes on with other options: %s", "; ".join(changed))
     with recording(run, config, trainer), ending_with_other_ranks(run):
         with _last_good(run):
             trainer.fit(module, data, ckpt_path=checkpoint)
@@ -50,6 +67,20 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         print_summary(run)
 
 
+def _checkpoint_to_go_on_from(run: Run) -> Path | None:
+    """The last one, looked through before any work. Raises ConfigError if it is damaged."""
+    if not run.last_checkpoint.exists():
+        return None
+    with blaming("resume"):
+        require_whole_checkpoint(run.last_checkpoint)
+    return run.last_checkpoint
+
+
+def _options_of(optimizer: DictConfig) -> list[str]:
+    """All but which optimizer it is: another would take the one's averages for its own."""
+    return [f"optimizer.{name}" for name in map(str, optimizer) if name != "_target_"]
+
+
 @contextmanager
 def _last_good(run: Run) -> Iterator[None]:
     """Says of a training that diverged what there is to go on from, and how."""
@@ -57,8 +88,13 @@ def _last_good(run: Run) -> Iterator[None]:
         yield
     except DivergenceError as error:
         there = run.last_checkpoint
-        kept = f"of step {load_checkpoint(there)['global_step']}: {there}" if there.exists() else "none"
+        if not there.exists():
+            raise DivergenceError(
+                f"{error}, before the first checkpoint. Lower optimizer.lr, or leave such steps out: "
+                "skip_nonfinite_steps=true"
+            ) from error
+        step = load_checkpoint(there)["global_step"]
         raise DivergenceError(
-            f"{error}; the last good checkpoint is {kept}. Lower optimizer.lr, or leave such steps out: "
-            f"resume={run.path} skip_nonfinite_steps=true with the run's other options"
+            f"{error}; the last good checkpoint is of step {step}: {there}. Go on from there with resume={run.path} "
+            "and a lower optimizer.lr, or skip_nonfinite_steps=true"
         ) from error

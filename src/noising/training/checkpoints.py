@@ -35,6 +35,7 @@ __all__ = [
     "LastCheckpoint",
     "checkpoint_callbacks",
     "load_checkpoint",
+    "require_whole_checkpoint",
 ]
 
 
@@ -47,7 +48,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}")
-    _require_checksums(path)
+    require_whole_checkpoint(path)
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # the unpickler raises whatever the damage makes it stumble over
@@ -61,8 +62,8 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return content
 
 
-def _require_checksums(path: Path) -> None:
-    """Every record of the file has one, which torch writes and, reading, does not look at."""
+def require_whole_checkpoint(path: Path) -> None:
+    """Raise ValueError if a record of the file does not have its checksum, which torch writes and never looks at."""
     damaged = None
     try:
         whole = zipfile.is_zipfile(path)  # the end of the file says so
@@ -70,11 +71,19 @@ def _require_checksums(path: Path) -> None:
             with zipfile.ZipFile(path) as records:
                 damaged = records.testzip()
     except Exception as error:  # a flipped bit may meet any field of zip's own
-        raise ValueError(f"{path} is damaged: take another checkpoint of the run") from error
+        raise ValueError(f"{path} is damaged: {_instead_of(path)}") from error
     if not whole:
-        raise ValueError(f"{path} is not a checkpoint, or is truncated")
+        raise ValueError(f"{path} is not a checkpoint, or is truncated: {_instead_of(path)}")
     if damaged is not None:
-        raise ValueError(f"{path} is damaged, the checksum of {damaged} is wrong: take another checkpoint of the run")
+        raise ValueError(f"{path} is damaged, the checksum of {damaged} is wrong: {_instead_of(path)}")
+
+
+def _instead_of(path: Path) -> str:
+    """What to take instead."""
+    others = sorted(other.name for other in path.parent.glob("*.ckpt") if other.name != path.name)
+    if not others:
+        return "there is no other beside it, so train anew"
+    return f"take another of its folder ({', '.join(others)}); to go on from that, copy it to {path.name}"
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -181,7 +190,10 @@ class LastCheckpoint(Checkpoint):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Counts the batches of whole steps only: an exception amid an accumulation throws away its part."""
-        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress")
+        loop = checkpoint.get("loops", {}).get("fit_loop", {})
+        if "epoch_loop.state_dict" in loop:  # counted only once the step's hooks have ended
+            loop["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
+        progress = loop.get("epoch_loop.batch_progress")
         if progress is not None:
             batches = trainer.global_step * trainer.accumulate_grad_batches
             for counts in (progress["total"], progress["current"]):

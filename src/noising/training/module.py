@@ -181,9 +181,21 @@ class DiffusionModule(LightningModule):
         self._sums[1].index_add_(0, quartile, counted)
 
     def on_train_start(self) -> None:
+        self._renew_options()
         # what a resumed run had summed over its ranks goes on with the first
         summed = self._settled if self.global_rank == 0 else torch.zeros(2, QUARTILES)
         self._sums = summed.to(self.device, copy=True)
+
+    def _renew_options(self) -> None:
+        """A run that goes on takes its optimizer's options from its config: the checkpoint has those of before."""
+        chosen: dict[str, Any] = getattr(self.optimizer, "keywords", {})  # of a partial
+        scheduler = self.trainer.lr_scheduler_configs[0].scheduler
+        for group in self.trainer.optimizers[0].param_groups:
+            group.update({name: value for name, value in chosen.items() if name in group and name != "lr"})
+            if "lr" in chosen and group["initial_lr"] != chosen["lr"]:
+                group["initial_lr"] = chosen["lr"]
+                group["lr"] = chosen["lr"] * self.lr_schedule(scheduler.last_epoch)
+        scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
 
     def configure_callbacks(self) -> list[Callback]:
         return [_EndOfStep()]

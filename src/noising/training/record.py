@@ -76,6 +76,8 @@ class Record(Callback):
                 f"{self.data.place}: the images are not those that the run was started with: bring them back as they "
                 "were, or start anew without resume"
             )
+        if trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero:
+            log.info("goes on from step %d", checkpoint["global_step"])
         before, now = checkpoint.get("made_with", {}), _made_with(trainer)
         changed = [f"{name} {before[name]} before, {now[name]} now" for name in before if before[name] != now.get(name)]
         if changed and trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero:
@@ -107,7 +109,10 @@ class Record(Callback):
                 logger.resume_from(trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What the progress bar measured."""
+        """What the progress bar measured, and the steps that were left out."""
+        assert isinstance(pl_module, DiffusionModule)
+        if trainer.is_global_zero and pl_module.skip_nonfinite_steps:
+            self.run.record({"train/skipped_steps": pl_module.skipped_steps})
         rate = getattr(trainer.progress_bar_callback, "images_per_second", float("nan"))
         if trainer.is_global_zero and rate == rate:
             self.run.record({"train/images_per_second": rate})

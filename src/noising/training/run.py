@@ -110,12 +110,15 @@ class Run:
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]) -> list[str]:
-    """What a config says otherwise than the one before, as "option=now, not before"; free: options that may differ."""
+    """What a config says otherwise than the one before, as "option=now, not before".
+
+    free: options that may differ, or groups.
+    """
     flat = [dict(_flat(config)) for config in (before, now)]
     return [
         f"{option}={flat[1].get(option)}, not {flat[0].get(option)}"
         for option in dict.fromkeys([*flat[0], *flat[1]])
-        if flat[0].get(option) != flat[1].get(option) and option.partition(".")[0] not in free
+        if flat[0].get(option) != flat[1].get(option) and not {option, option.partition(".")[0]} & {*free}
     ]
 
 

@@ -1,0 +1,104 @@
+"""Which run `resume` goes on with, from where, and with which options."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
+from noising.training.run import Run
+from tests.conftest import SMALL, Outcome, run_command
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="module")
+def ten_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("ten_steps")
+    options = ["trainer.max_steps=10", "+lr_schedule.max_steps=20", "hydra.run.dir=half"]
+    assert run_command("train", folder, *SMALL, *options).code == 0
+    return folder / "half"
+
+
+@pytest.fixture
+def half(ten_steps: Path, tmp_path: Path) -> Run:
+    """A run of ten steps that is to have twenty."""
+    return Run(shutil.copytree(ten_steps, tmp_path / "half"))
+
+
+def test_a_run_goes_on_with_what_is_given_beside_it(half: Run, noising: Command) -> None:
+    """A finished one too, if it is given more steps; the optimizer's options are the new ones, its averages the old."""
+    outcome = noising("train", "resume=half", "trainer.max_steps=20", "optimizer.lr=0.001", "optimizer.betas=[0.5,0.9]")
+    assert outcome.code == 0, outcome.err
+    log = (half.path / "train.log").read_text()
+    assert "goes on from step 10" in log
+    said = "goes on with other options: optimizer.lr=0.001, not 0.008; optimizer.betas=[0.5, 0.9], not [0.9, 0.99]"
+    assert said in log
+    (state,) = load_checkpoint(half.last_checkpoint)["optimizer_states"]
+    assert state["param_groups"][0]["initial_lr"] == 0.001
+    assert state["param_groups"][0]["betas"] == (0.5, 0.9)
+    with open(half.metrics) as file:
+        rates = {int(row["step"]): float(row["train/lr"]) for row in csv.DictReader(file) if row["train/lr"]}
+    per_step = 0.001 / 101  # of the warm-up, which goes on
+    assert rates[15] - rates[10] / 8 == pytest.approx(5 * per_step)
+    assert rates[20] - rates[15] == pytest.approx(5 * per_step)
+    assert half.config["model"]["width"] == 8
+
+
+OTHERS = {
+    "model.width=16": "model.width=16, not 8",
+    "optimizer=adam": "optimizer._target_=torch.optim.Adam, not torch.optim.AdamW",
+    "times=loss_aware": "times._target_=",
+    "seed=1": "seed=1, not 0",
+}
+
+
+def test_what_would_be_another_run_is_refused(half: Run, noising: Command) -> None:
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in half.path.rglob("*") if path.is_file() and path.suffix != ".log"}
+
+    before = files()
+    for option, words in OTHERS.items():
+        outcome = noising("train", "resume=half", "trainer.max_steps=20", option)
+        assert outcome.code == 2
+        assert outcome.err.startswith("error: resume: half was started with other options: " + words)
+        assert files() == before
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_from(half: Run, noising: Command) -> None:
+    content = half.last_checkpoint.read_bytes()
+    half.last_checkpoint.write_bytes(content[: len(content) // 2])
+    outcome = noising("train", "resume=half", "trainer.max_steps=20")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: resume: {half.last_checkpoint} is not a checkpoint, or is truncated: ")
+    assert outcome.err.endswith("take another of its folder (best.ckpt); to go on from that, copy it to last.ckpt\n")
+    half.best_checkpoint.unlink()
+    assert "there is no other beside it" in noising("train", "resume=half", "trainer.max_steps=20").err
+    half.last_checkpoint.unlink()
+    assert noising("train", "resume=half", "trainer.max_steps=20").code == 0
+    assert "it is written every 5 steps): from step 0" in (half.path / "train.log").read_text()
+
+
+def test_a_run_that_goes_on_elsewhere_says_what_differs(noising: Command, tmp_path: Path) -> None:
+    part = [*SMALL, "hydra.run.dir=run", "trainer.max_steps=5", "+lr_schedule.max_steps=20"]
+    assert noising("train", *part).code == 0
+    run = Run(tmp_path / "run")
+    content = load_checkpoint(run.last_checkpoint)
+    assert content["made_with"]["processes"] == 1
+    content["made_with"] |= {"processes": 2, "torch": "2.0"}
+    AtomicCheckpointIO().save_checkpoint(content, run.last_checkpoint)
+    run.finish("interrupted")
+    assert noising("train", *SMALL, "hydra.run.dir=run", "resume=true").code == 0
+    log = (run.path / "train.log").read_text()
+    assert "goes on with processes 2 before, 1 now; torch 2.0 before" in log
+    assert "not bitwise the run without a stop" in log
+    assert Run(run.path).status == "finished"
+    AtomicCheckpointIO().save_checkpoint({**content, "data_sha256": "other"}, run.last_checkpoint)
+    run.finish("interrupted")
+    refused = noising("train", *SMALL, "hydra.run.dir=run", "resume=true")
+    assert refused.code == 2
+    assert "data=digits: the images are not those that the run was started with" in refused.err
