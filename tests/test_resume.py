@@ -83,22 +83,23 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(half: Run, noising: Command) -
     assert "it is written every 5 steps): from step 0" in (half.path / "train.log").read_text()
 
 
-def test_a_run_that_goes_on_elsewhere_says_what_differs(noising: Command, tmp_path: Path) -> None:
-    part = [*SMALL, "hydra.run.dir=run", "trainer.max_steps=5", "+lr_schedule.max_steps=20"]
-    assert noising("train", *part).code == 0
-    run = Run(tmp_path / "run")
-    content = load_checkpoint(run.last_checkpoint)
+def test_a_run_that_goes_on_elsewhere_says_what_differs(half: Run, noising: Command) -> None:
+    content = load_checkpoint(half.last_checkpoint)
     assert content["made_with"]["processes"] == 1
     content["made_with"] |= {"processes": 2, "torch": "2.0"}
-    AtomicCheckpointIO().save_checkpoint(content, run.last_checkpoint)
-    run.finish("interrupted")
-    assert noising("train", *SMALL, "hydra.run.dir=run", "resume=true").code == 0
-    log = (run.path / "train.log").read_text()
+    AtomicCheckpointIO().save_checkpoint(content, half.last_checkpoint)
+    half.finish("interrupted")
+    assert noising("train", "resume=half").code == 0
+    log = (half.path / "train.log").read_text()
     assert "goes on with processes 2 before, 1 now; torch 2.0 before" in log
     assert "not bitwise the run without a stop" in log
-    assert Run(run.path).status == "finished"
-    AtomicCheckpointIO().save_checkpoint({**content, "data_sha256": "other"}, run.last_checkpoint)
-    run.finish("interrupted")
-    refused = noising("train", *SMALL, "hydra.run.dir=run", "resume=true")
+    assert half.status == "finished"
+
+
+def test_a_run_goes_on_with_the_images_it_was_started_with(half: Run, noising: Command) -> None:
+    content = load_checkpoint(half.last_checkpoint)
+    AtomicCheckpointIO().save_checkpoint({**content, "data_sha256": "other"}, half.last_checkpoint)
+    half.finish("interrupted")
+    refused = noising("train", "resume=half")
     assert refused.code == 2
     assert "data=digits: the images are not those that the run was started with" in refused.err

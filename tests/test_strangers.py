@@ -59,7 +59,7 @@ def test_a_config_names_only_what_is_trusted(target: str, trained: Path, noising
     config = load_checkpoint(Run(trained).last_checkpoint)["config"]
     config["optimizer"] = {"_partial_": True, "things": [{"_target_": target, "command": "echo"}]}
     bad = changed(trained, tmp_path / "bad.ckpt", config=config)
-    for command in ("sample", "evaluate", "latents"):
+    for command in ("sample", "evaluate", "latents") if target == "os.system" else ("sample",):
         outcome = noising(command, f"checkpoint={bad}")
         assert outcome.code == 2
         assert f"its config names {target}, which is no" in outcome.err
