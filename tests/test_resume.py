@@ -49,6 +49,16 @@ def test_a_run_goes_on_with_what_is_given_beside_it(half: Run, noising: Command)
     assert half.config["model"]["width"] == 8
 
 
+@pytest.mark.parametrize("options", [["trainer.max_steps=9"], ["optimizer.lr=0.001"]])
+def test_what_is_done_is_not_done_under_other_options(options: list[str], half: Run, noising: Command) -> None:
+    before = half.config_file.read_bytes()
+    outcome = noising("train", "resume=half", *options)
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: trainer.max_steps={9 if 'trainer.max_steps=9' in options else 10}: ")
+    assert "has taken 10 steps; give it more, or see its numbers with resume=" in outcome.err
+    assert half.config_file.read_bytes() == before
+
+
 OTHERS = {
     "model.width=16": "model.width=16, not 8",
     "optimizer=adam": "optimizer._target_=torch.optim.Adam, not torch.optim.AdamW",
@@ -78,6 +88,11 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(half: Run, noising: Command) -
     assert outcome.err.endswith("take another of its folder (best.ckpt); to go on from that, copy it to last.ckpt\n")
     half.best_checkpoint.unlink()
     assert "there is no other beside it" in noising("train", "resume=half", "trainer.max_steps=20").err
+    older = half.last_checkpoint.with_name("step_000005.ckpt")
+    half.last_checkpoint.rename(older)
+    gone = noising("train", "resume=half", "trainer.max_steps=20")
+    assert gone.err.endswith("is gone; to go on from step_000005.ckpt, copy it to last.ckpt\n")
+    older.rename(half.last_checkpoint)
     half.last_checkpoint.unlink()
     assert noising("train", "resume=half", "trainer.max_steps=20").code == 0
     assert "it is written every 5 steps): from step 0" in (half.path / "train.log").read_text()

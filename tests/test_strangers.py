@@ -62,8 +62,8 @@ def test_a_config_names_only_what_is_trusted(target: str, trained: Path, noising
     for command in ("sample", "evaluate", "latents") if target == "os.system" else ("sample",):
         outcome = noising(command, f"checkpoint={bad}")
         assert outcome.code == 2
-        assert f"its config names {target}, which is no" in outcome.err
-        assert ("set NOISING_ALLOW=" in outcome.err) == (not target.startswith("noising."))
+        assert f"its config names {target}, which is " in outcome.err
+        assert ("set NOISING_ALLOW=" in outcome.err) == target.startswith("torch.")
 
 
 RUNS = {"_target_": "os.mkdir", "path": "broken_into"}
@@ -196,13 +196,17 @@ def test_a_key_is_in_no_file_of_a_run(noising: Command, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     "option",
     [
-        "+times.api_key=5ec4e7",
+        "times=uniform times._target_=asking_of_test.Asking +times.api_key=5ec4e7",
         "tags=['https://me:5ec4e7@host']",
         "+hydra.job.env_set.MY_API_KEY=5ec4e7",
     ],
 )
-def test_a_key_that_would_be_written_is_refused(option: str, noising: Command, tmp_path: Path) -> None:
-    outcome = noising("train", option)
+def test_a_key_that_would_be_written_is_refused(
+    option: str, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "asking_of_test.py").write_text(OWN)
+    outcome = noising("train", *option.split())
     assert outcome.code == 2
     assert "is a secret, by its name or form, and would be in the run's files" in outcome.err
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "runs").exists()

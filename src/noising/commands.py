@@ -13,7 +13,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -218,10 +217,6 @@ class Task:
     def _fail(self, message: str, code: int, sweeping: bool, error: Exception) -> None:
         """Prints the message and ends a run with the code; a sweep ends with it after its other jobs."""
         _say(message)
-        hydra = HydraConfig.get()
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            with suppress(OSError), open(Path(hydra.runtime.output_dir, f"{hydra.job.name}.log"), "a") as log:
-                log.write(f"{message}\n")
         if sweeping and os.getpid() != self._process:
             raise error  # a launcher's worker: only the exception tells the parent
         self.exit_code = max(self.exit_code, code)

@@ -90,7 +90,6 @@ class Composer:
                 raise ConfigError(f"{name} is left out, and nothing runs without it: add {name}{wanted}")
         for override in self.parse(overrides):
             self._refuse_unread(override, config)
-        require_no_secret(config)
         HydraConfig.instance().set_config(config)  # for ${hydra:...}
         with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
             config.hydra.runtime.output_dir = str(OmegaConf.select(config, "hydra.run.dir"))
@@ -101,6 +100,7 @@ class Composer:
         for path in _missing(plain):
             raise ConfigError(f"{path} has no value: add {path}=...")
         check(plain, "")
+        require_no_secret(config)
 
     def _refuse_unread(self, override: Override, config: DictConfig) -> None:
         """`+performance.compil=true`: a struct that already has options takes no others.

@@ -90,7 +90,10 @@ def test_the_central_square_is_cut_and_averaged(tmp_path: Path) -> None:
     stripes[:, ::2] = 255  # finer than the result can show: it must become grey, not stripes
     Image.fromarray(stripes).save(tmp_path / "stripes.png")
     assert (only(tmp_path / "stripes.png", 4, channels=1)[:, :, 1:-1].long() - 128).abs().max() <= 3
-    with pytest.raises(ValueError, match=r"^data\.crop=false needs square images, but .*wide\.png is 16x8$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^data\.crop=false needs square images, but .*wide\.png is 16x8; mend or remove it, or ",
+    ):
         only(tmp_path / "wide.png", 4, crop=False)
 
 
@@ -194,7 +197,9 @@ def test_a_class_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "c").mkdir()
     for number in range(20):
         (tmp_path / "c" / f"{number}.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match=r"data.skip_unreadable=true leaves no image of the class .*c$"):
+    with pytest.raises(
+        ValueError, match=r"data.skip_unreadable=true leaves no image of the class .*c: mend or remove it$"
+    ):
         ImageFolder(8, str(tmp_path), 4, labels=True, skip_unreadable=True).setup()
 
 

@@ -207,13 +207,13 @@ def test_crash_in_the_middle_of_writing_leaves_the_old_file_whole(
 def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^there is no checkpoint .*missing\.ckpt$"):
         load_checkpoint(tmp_path / "missing.ckpt")
-    whole = tmp_path / "whole.ckpt"
+    whole = tmp_path / "best.ckpt"
     torch.save({"weights": torch.zeros(1000)}, whole)
     for length in (0, 100, whole.stat().st_size - 30):
         (tmp_path / "cut.ckpt").write_bytes(whole.read_bytes()[:length])
         with pytest.raises(
             ValueError,
-            match=r"^.*cut\.ckpt is not a checkpoint, or is truncated: take another of its folder \(whole\.ckpt\)",
+            match=r"^.*cut\.ckpt is not a checkpoint, or is truncated: take another of its folder \(best\.ckpt\)",
         ):
             load_checkpoint(tmp_path / "cut.ckpt")
     torch.save({"code": nn.Linear(1, 1)}, tmp_path / "code.ckpt")

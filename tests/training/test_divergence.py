@@ -16,7 +16,7 @@ from torch import Tensor
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.objectives import Regression
 from noising.diffusion.tabulated_schedules import Cosine
-from noising.training.checkpoints import load_checkpoint
+from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
 from noising.training.divergence import DivergenceError, LossWatch, Seen
 from noising.training.run import Run
 from tests.conftest import SMALL, Outcome
@@ -123,6 +123,8 @@ def test_such_a_step_can_be_left_out_and_counted(noising: Command, tmp_path: Pat
         rows = {int(row["step"]): row for row in csv.DictReader(file)}
     assert {step: float(row["train/skipped_steps"]) for step, row in rows.items()} == {5: 0, 10: 0, 15: 1, 20: 1}
     assert all(math.isfinite(float(row["train/loss"])) for row in rows.values())
+    assert run.summary["train/skipped_steps"] == 1
+    assert "steps left out, since their gradients were not finite: 1" in outcome.out
     kept = load_checkpoint(run.last_checkpoint)
     assert (kept["global_step"], kept["skipped_steps"]) == (20, 1)
     assert all(weight.isfinite().all() for weight in kept["state_dict"].values())
@@ -134,3 +136,30 @@ def test_leaving_out_nothing_changes_nothing(noising: Command, trained: Path, tm
     assert noising("train", *SMALL, "skip_nonfinite_steps=true", "hydra.run.dir=run").code == 0
     one, two = (load_checkpoint(Run(path).last_checkpoint)["state_dict"] for path in (trained, tmp_path / "run"))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_leaving_out_is_given_up_where_it_does_not_help(noising: Command, tmp_path: Path) -> None:
+    """A step that was finite has thrown the weights so far that no gradient is any more."""
+    options = [
+        "optimizer.lr=1e6",
+        "skip_nonfinite_steps=true",
+        "trainer.max_steps=40",
+        "trainer.gradient_clip_val=null",
+    ]
+    outcome = noising("train", *SMALL, *options, "hydra.run.dir=run")
+    assert outcome.code == 1
+    line = outcome.err.strip().splitlines()[-1]
+    assert line.startswith("error: diverged: the gradients of the 20 steps up to ")
+    assert line.endswith("and leaving out more will not mend the weights; train anew with a lower optimizer.lr")
+    assert line.removeprefix("error: ") in (tmp_path / "run" / "train.log").read_text()
+    assert Run(tmp_path / "run").status == "failed"
+
+
+def test_a_bound_that_is_not_finite_is_no_result(noising: Command, trained: Path, tmp_path: Path) -> None:
+    content = load_checkpoint(Run(trained).last_checkpoint)
+    content["ema"]["weights"] = {name: weight * 1e30 for name, weight in content["ema"]["weights"].items()}
+    AtomicCheckpointIO().save_checkpoint(content, tmp_path / "wrecked.ckpt")
+    outcome = noising("evaluate", "checkpoint=wrecked.ckpt", "bound=stratified", "bound.times=8", "hydra.run.dir=run")
+    assert outcome.code == 1
+    assert "error: the bound of the test images is not finite: the weights of step 20 give none" in outcome.err
+    assert Run(tmp_path / "run").status == "failed"

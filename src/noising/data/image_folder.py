@@ -24,6 +24,7 @@ __all__ = ["ImageFolder"]
 
 log = logging.getLogger(__name__)
 
+_REMEDY = "; mend or remove it, or leave such images out with data.skip_unreadable=true"
 _TOLD = 20
 """Images that are left out, of which the log says why."""
 
@@ -123,7 +124,8 @@ class ImageFolder(ImageData):
         self.skipped = len(self._refused)
         for name, number in classes.items():
             if not any(bool((part.labels == number).any()) for part in splits[:3] if part.labels is not None):
-                raise ValueError(f"data.skip_unreadable=true leaves no image of the class {self.root / name}")
+                place = self.root / name
+                raise ValueError(f"data.skip_unreadable=true leaves no image of the class {place}: mend or remove it")
         more = [f"and {self.skipped - _TOLD} more"] if self.skipped > _TOLD else []
         told = "\n  ".join([*self._refused[:_TOLD], *more])
         log.warning("%d of %d images are left out:\n  %s", self.skipped, images, told)
@@ -174,7 +176,7 @@ class ImageFolder(ImageData):
             except ValueError as error:
                 if not self.skip_unreadable:
                     raise
-                return str(error)
+                return str(error).removesuffix(_REMEDY)
             return None
 
         # Threads do, because Pillow decodes outside the interpreter lock.
@@ -198,10 +200,10 @@ class ImageFolder(ImageData):
                 image = _eight_bits(ImageOps.exif_transpose(opened)).convert(self.mode)
         except Exception as error:  # Pillow's readers raise nearly anything on a broken file
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"data.root: cannot read {path}: {reason}") from error
+            raise ValueError(f"data.root: cannot read {path}: {reason}{_REMEDY}") from error
         width, height = image.size
         if width != height and not self.crop:
-            raise ValueError(f"data.crop=false needs square images, but {path} is {width}x{height}")
+            raise ValueError(f"data.crop=false needs square images, but {path} is {width}x{height}{_REMEDY}")
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         # Cut first: resize(box=...) would let the filter look at pixels outside of the square.

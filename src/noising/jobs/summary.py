@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from noising.configuration import ConfigError
+from noising.configuration import ConfigError, UsageError
 from noising.data.image_data import SPLITS, ImageData
 from noising.jobs.numbers import number
 from noising.jobs.quality_table import print_quality
@@ -25,6 +26,8 @@ from noising.training.preemption import Preempted
 from noising.training.run import Run, changed_options
 
 __all__ = ["describe", "print_summary", "recording", "require_same_options"]
+
+log = logging.getLogger(__name__)
 
 _INTERRUPTED = 130  # the shell's 128 + number of the signal
 
@@ -91,6 +94,9 @@ def _recorded(run: Run, config: Any, trainer: Trainer | None, writes: bool) -> I
     try:
         yield
         status = "finished"
+    except Exception as error:
+        _log_to_file(error)
+        raise
     except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into exit 1
         status = "interrupted"
         raise SystemExit(stop.code if isinstance(stop, Preempted) else _INTERRUPTED) from None
@@ -99,7 +105,19 @@ def _recorded(run: Run, config: Any, trainer: Trainer | None, writes: bool) -> I
         if writes:
             run.finish(status)
             if status != "finished":
-                print(f"{status}: {os.path.relpath(run.path)}", file=sys.stderr, flush=True)
+                path = os.path.relpath(run.path)
+                hint = f"; go on with resume={path}" if status == "interrupted" and "resume" in (config or {}) else ""
+                print(f"{status}: {path}{hint}", file=sys.stderr, flush=True)
+
+
+def _log_to_file(error: Exception) -> None:
+    """The console has it from whoever ends the process."""
+    mistake = isinstance(error, UsageError)
+    told = None if mistake else (type(error), error, error.__traceback__)
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, str(error) if mistake else "failed", (), told)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
 
 
 def describe(module: DiffusionModule, data: ImageData, cfg: DictConfig, run: Run) -> str:
@@ -124,7 +142,7 @@ def print_summary(run: Run) -> None:
     if "train/images_per_second" in summary:
         skipped = summary.get("train/skipped_steps")
         if skipped:
-            console.print(f"{skipped} steps were left out: their gradients were not finite")
+            console.print(f"steps left out, since their gradients were not finite: {skipped}")
         console.print(f"trained at {summary['train/images_per_second']:.0f} images/s")
     console.print()
     for path in (

@@ -10,12 +10,12 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from noising.build import build_callbacks, build_data, build_module, build_trainer
-from noising.configuration import blaming
+from noising.configuration import ConfigError, blaming
 from noising.jobs.main_process import end_with_main_process, ending_with_other_ranks
 from noising.jobs.summary import describe, print_summary, recording, require_same_options
 from noising.recipe import require_compatible
 from noising.secrets import without_secrets
-from noising.training.checkpoints import load_checkpoint, require_whole_checkpoint
+from noising.training.checkpoints import load_checkpoint
 from noising.training.divergence import DivergenceError
 from noising.training.run import Run, changed_options
 
@@ -49,7 +49,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     callbacks = build_callbacks(cfg, run, data, module.denoiser.schedule)
     trainer = build_trainer(cfg, run, data, callbacks)
 
-    checkpoint = _checkpoint_to_go_on_from(run) if cfg.resume else None
+    checkpoint = _checkpoint_to_go_on_from(run, cfg.trainer.max_steps) if cfg.resume else None
     if trainer.is_global_zero:
         print(describe(module, data, cfg, run), flush=True)
         if cfg.resume and checkpoint is None and run.config_file.exists():
@@ -58,7 +58,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         if changed:
             log.warning("goes on with other options: %s", "; ".join(changed))
     with recording(run, config, trainer), ending_with_other_ranks(run):
-        with _last_good(run):
+        with _last_good(run, module.skip_nonfinite_steps):
             trainer.fit(module, data, ckpt_path=checkpoint)
         # from the file, since processes that were spawned for the fit took their average with them
         written = run.last_checkpoint if run.last_checkpoint.exists() else None
@@ -67,13 +67,24 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         print_summary(run)
 
 
-def _checkpoint_to_go_on_from(run: Run) -> Path | None:
-    """The last one, looked through before any work. Raises ConfigError if it is damaged."""
-    if not run.last_checkpoint.exists():
+def _checkpoint_to_go_on_from(run: Run, max_steps: int) -> Path | None:
+    """The last one, looked through before any work.
+
+    Raises ConfigError if it is damaged, if it is gone and older ones are there, and if no step is left to train.
+    """
+    last = run.last_checkpoint
+    if not last.exists():
+        if older := sorted(last.parent.glob("step_*.ckpt")):
+            raise ConfigError(f"resume: {last} is gone; to go on from {older[-1].name}, copy it to {last.name}")
         return None
     with blaming("resume"):
-        require_whole_checkpoint(run.last_checkpoint)
-    return run.last_checkpoint
+        step = load_checkpoint(last)["global_step"]
+    if max_steps < step or (run.status == "finished" and max_steps == step):
+        raise ConfigError(
+            f"trainer.max_steps={max_steps}: {run.path} has taken {step} steps; give it more, or see its numbers with "
+            f"resume={run.path} alone"
+        )
+    return last
 
 
 def _options_of(optimizer: DictConfig) -> list[str]:
@@ -82,12 +93,14 @@ def _options_of(optimizer: DictConfig) -> list[str]:
 
 
 @contextmanager
-def _last_good(run: Run) -> Iterator[None]:
-    """Says of a training that diverged what there is to go on from, and how."""
+def _last_good(run: Run, skips: bool) -> Iterator[None]:
+    """Says of a training that diverged what there is to go on from, and how; where steps were left out, nothing."""
     try:
         yield
     except DivergenceError as error:
         there = run.last_checkpoint
+        if skips:
+            raise DivergenceError(f"{error}; train anew with a lower optimizer.lr") from error
         if not there.exists():
             raise DivergenceError(
                 f"{error}, before the first checkpoint. Lower optimizer.lr, or leave such steps out: "

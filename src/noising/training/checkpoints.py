@@ -35,7 +35,6 @@ __all__ = [
     "LastCheckpoint",
     "checkpoint_callbacks",
     "load_checkpoint",
-    "require_whole_checkpoint",
 ]
 
 
@@ -48,11 +47,14 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}")
-    require_whole_checkpoint(path)
+    if damage := _damage(path):
+        raise ValueError(f"{path} {damage}: {_instead_of(path)}")
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
     except Exception as error:  # the unpickler raises whatever the damage makes it stumble over
-        raise ValueError(f"{path} cannot be read as a checkpoint of weights and plain values") from error
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint of weights and plain values: if there is code in it, it was not run"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a checkpoint of a run")
     if (version := content.get("noising_format", FORMAT)) != FORMAT:
@@ -62,25 +64,22 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     return content
 
 
-def require_whole_checkpoint(path: Path) -> None:
-    """Raise ValueError if a record of the file does not have its checksum, which torch writes and never looks at."""
-    damaged = None
+def _damage(path: Path) -> str:
+    """What is wrong with a file, or nothing; every record has a checksum, which torch writes and never looks at."""
     try:
-        whole = zipfile.is_zipfile(path)  # the end of the file says so
-        if whole:
-            with zipfile.ZipFile(path) as records:
-                damaged = records.testzip()
-    except Exception as error:  # a flipped bit may meet any field of zip's own
-        raise ValueError(f"{path} is damaged: {_instead_of(path)}") from error
-    if not whole:
-        raise ValueError(f"{path} is not a checkpoint, or is truncated: {_instead_of(path)}")
-    if damaged is not None:
-        raise ValueError(f"{path} is damaged, the checksum of {damaged} is wrong: {_instead_of(path)}")
+        if not zipfile.is_zipfile(path):  # the end of the file says so
+            return "is not a checkpoint, or is truncated"
+        with zipfile.ZipFile(path) as records:
+            damaged = records.testzip()
+    except Exception:  # a flipped bit may meet any field of zip's own
+        return "is damaged"
+    return f"is damaged, the checksum of {damaged} is wrong" if damaged is not None else ""
 
 
 def _instead_of(path: Path) -> str:
     """What to take instead."""
-    others = sorted(other.name for other in path.parent.glob("*.ckpt") if other.name != path.name)
+    written = [other for form in ("last", "best*", "step_*") for other in sorted(path.parent.glob(f"{form}.ckpt"))]
+    others = [other.name for other in written if other.name != path.name and not _damage(other)]
     if not others:
         return "there is no other beside it, so train anew"
     return f"take another of its folder ({', '.join(others)}); to go on from that, copy it to {path.name}"

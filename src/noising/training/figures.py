@@ -77,6 +77,10 @@ def save_animation(path: Path, pictures: list[Pixels], seconds: float = 4.0) -> 
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 
+FEW = 5
+"""Points of which a thin line shows too little."""
+
+
 def learning_curves(
     path: Path,
     rows: Sequence[Mapping[str, str]],
@@ -99,7 +103,8 @@ def learning_curves(
     loss, bound, *others = figure.subplots(1, panels)
     for quarter in range(1, 5):
         label = f"t in ({(quarter - 1) / 4:g}, {quarter / 4:g}]"
-        loss.plot(*curve(f"train/loss_q{quarter}"), linewidth=0.8, alpha=0.9, label=label)
+        steps, losses = curve(f"train/loss_q{quarter}")
+        loss.plot(steps, losses, linewidth=0.8, alpha=0.9, label=label, marker="o" if len(steps) < FEW else "")
     loss.set(yscale="log", xlabel="optimizer step", ylabel="training loss")
     bound.plot(*curve("val/bound"), marker="o", color="tab:blue", label="validation, EMA weights")
     for (name, bits), style in zip(baselines.items(), ("--", ":"), strict=False):

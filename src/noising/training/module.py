@@ -22,7 +22,7 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.objectives import Objective
 from noising.diffusion.times import Draw, TimeSampler
 from noising.randomness import generator, normal, seed_global_generators
-from noising.training.divergence import LossWatch, Seen
+from noising.training.divergence import DivergenceError, LossWatch, Seen
 from noising.training.evaluation import BoundEvaluation
 
 __all__ = ["DiffusionModule"]
@@ -30,6 +30,8 @@ __all__ = ["DiffusionModule"]
 log = logging.getLogger(__name__)
 
 QUARTILES = 4
+MOST_SKIPPED = 20
+"""Steps in a row that may be left out."""
 
 
 class DiffusionModule(LightningModule):
@@ -70,7 +72,7 @@ class DiffusionModule(LightningModule):
         self.classes = classes
         self.label_dropout = label_dropout
         self.skip_nonfinite_steps = skip_nonfinite_steps
-        self.skipped_steps = 0
+        self.skipped_steps = self._skipped_in_a_row = 0
         self.watch = LossWatch()
         self.restored_step = 0
         # Loss sums and counts by quartile of t since they were last logged. Kept on the device, so that no step waits
@@ -119,7 +121,9 @@ class DiffusionModule(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if not self.skip_nonfinite_steps:
             self.watch.note_gradient(self.global_step, norm)
-        elif not bool(norm.isfinite()):
+        elif bool(norm.isfinite()):
+            self._skipped_in_a_row = 0
+        else:
             self._skip(optimizer)
 
     def _skip(self, optimizer: Optimizer) -> None:
@@ -128,6 +132,12 @@ class DiffusionModule(LightningModule):
         self.watch.forget(self.global_step)
         self.skipped_steps += 1
         log.warning("step %d is left out: its gradient is not finite; %d so far", self.global_step, self.skipped_steps)
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row == MOST_SKIPPED:
+            raise DivergenceError(
+                f"diverged: the gradients of the {MOST_SKIPPED} steps up to {self.global_step} were not finite, and "
+                "leaving out more will not mend the weights"
+            )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """One micro-batch: draw t and ε by their keys, and return the loss."""

@@ -17,6 +17,7 @@ from noising.data.image_data import ImageData
 from noising.training.bound_curves import StepBin, read_bins, step_bins, write_bins
 from noising.training.bound_figures import bound_by_log_snr, bound_by_step, rate_distortion
 from noising.training.checkpoints import FORMAT
+from noising.training.divergence import DivergenceError
 from noising.training.ema import EMA
 from noising.training.figures import learning_curves
 from noising.training.loggers import CSVMetrics, log_image, log_table
@@ -118,14 +119,22 @@ class Record(Callback):
             self.run.record({"train/images_per_second": rate})
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the bound of the split down, once the module has summed it over ranks."""
+        """Write the bound of the split down, once the module has summed it over ranks.
+
+        Raises DivergenceError on every rank if it is not finite.
+        """
         assert isinstance(pl_module, DiffusionModule)
-        if not trainer.is_global_zero:
-            return
         evaluation, data = pl_module.test, self.data
         split = evaluation.split
-        images = getattr(data, split).pixels
         numbers = {f"{split}/{name}": value for name, value in evaluation.meter.compute().items()}
+        if not math.isfinite(numbers[f"{split}/bound"]):
+            raise DivergenceError(
+                f"the bound of the {split} images is not finite: the weights of step {pl_module.trained_steps} give "
+                "none; train anew with a lower optimizer.lr"
+            )
+        if not trainer.is_global_zero:
+            return
+        images = getattr(data, split).pixels
         numbers[f"{split}/uniform_baseline"] = uniform_bits(data.levels)
         numbers[f"{split}/histogram_baseline"] = histogram_bits(data.train.pixels, images, data.levels)
         card = {

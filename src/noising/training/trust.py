@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -39,7 +40,9 @@ def require_trusted(config: Any, source: str) -> None:
         if not _trusted(target, allowed):
             name = target.partition(".")[0]
             told = f"is not of noising: if you trust it, set NOISING_ALLOW={name}"
-            if name == "noising":
+            if name in sys.stdlib_module_names:
+                told = "is of Python itself: no run stores it"
+            elif name == "noising":
                 told = "is no choice of noising's: no run of this version stores it"
             raise ConfigError(f"{source}: its config names {target}, which {told}")
 
