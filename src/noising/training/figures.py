@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -120,7 +120,8 @@ def learning_curves(
         quality.minorticks_off()
     for axes in (loss, bound, *others):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(fontsize=9, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)  # above all curves
     save_figure(figure, path)
 
 
