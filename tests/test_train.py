@@ -14,6 +14,7 @@ from PIL import Image
 
 import noising as package
 from noising.configuration import ConfigError
+from noising.jobs.summary import print_summary
 from noising.training.bound_curves import read_bins
 from noising.training.run import Run
 from noising.training.sampling import draw_images
@@ -262,3 +263,15 @@ def test_sweep_leaves_a_complete_run_for_each_job(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [row["schedule"] for row in rows] == ["linear", "cosine"]
     assert float(rows[0]["test/bound"]) == Run(tmp_path / "sweep" / jobs[0]).summary["test/bound"]
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02])
+def test_a_spread_that_was_not_seen_is_no_error_of_zero(
+    spread: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path)
+    run.record({"test/bound": 3.5, "test/bound_mc_se": 0.4, "test/bound_image_se": spread})
+    print_summary(run)
+    said = capsys.readouterr().out
+    assert ("is lost in the Monte Carlo error" in said) == (spread == 0)
+    assert ("0.0200" in said, "0.0000" in said) == (spread > 0, False)

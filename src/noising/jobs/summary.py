@@ -177,10 +177,16 @@ def _print_bound(console: Console, summary: dict[str, Any], split: str) -> None:
     table.add_column("± images", justify="right")
     for name, words in _ROWS:
         if f"{split}/{name}" in summary:
-            errors = [summary.get(f"{split}/{name}{suffix}") for suffix in ("_mc_se", "_image_se")]
-            cells = ("" if e is None else number(e) for e in errors)
+            sampled, images = (summary.get(f"{split}/{name}{suffix}") for suffix in ("_mc_se", "_image_se"))
+            unseen = bool(sampled) and images == 0  # the images' variance is what the Monte Carlo's leaves of the whole
+            cells = ("" if sampled is None else number(sampled), "" if images is None or unseen else number(images))
             table.add_row(words, number(summary[f"{split}/{name}"]), *cells)
     console.print(table)
+    if summary.get(f"{split}/bound_mc_se") and summary.get(f"{split}/bound_image_se") == 0:
+        console.print(
+            "how far the images differ is lost in the Monte Carlo error, and missing in the second interval: "
+            "see it with more bound.times, or a smaller bound.stderr"
+        )
     for words, ends in (
         ("of these images", ("low", "high")),
         ("of images like them", ("population_low", "population_high")),
