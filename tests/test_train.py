@@ -107,29 +107,6 @@ def test_load_refuses_what_is_no_run(tmp_path: Path) -> None:
         package.load(tmp_path / "nothing")
 
 
-def test_killed_and_resumed_is_bitwise_the_run_that_was_not(trained: Path, noising: Command, tmp_path: Path) -> None:
-    """Stopped at step 13, between two rows of metrics.csv: weights, average, metrics, samples, dropout included."""
-    whole = [*SMALL, "model.dropout=0.3", "trainer.accumulate_grad_batches=2"]
-    assert noising("train", *whole, "hydra.run.dir=whole").code == 0
-    assert noising("train", *whole, "hydra.run.dir=part", "trainer.max_steps=13", "+lr_schedule.max_steps=20").code == 0
-    Run(tmp_path / "part").finish("interrupted")
-    resumed = noising("train", *whole, "hydra.run.dir=part", "resume=true")
-    assert resumed.code == 0, resumed.err
-    one, two = (
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("whole", "part")
-    )
-    assert one["state_dict"].keys() == two["state_dict"].keys()
-    assert all(torch.equal(one["state_dict"][name], two["state_dict"][name]) for name in one["state_dict"])
-    assert all(torch.equal(one["ema"]["weights"][name], two["ema"]["weights"][name]) for name in one["ema"]["weights"])
-    assert (tmp_path / "whole" / "samples.png").read_bytes() == (tmp_path / "part" / "samples.png").read_bytes()
-    training = [
-        [{name: value for name, value in row.items() if not name.startswith("test/")} for row in _rows(tmp_path / name)]
-        for name in ("whole", "part")
-    ]
-    training[1] = [row for row in training[1] if row["step"] != "13"]  # where the part had its own test
-    assert training[0] == training[1]
-
-
 def test_resume_of_a_finished_run_trains_no_more(trained: Path, noising: Command) -> None:
     before = (trained / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     outcome = noising("train", f"resume={trained}")

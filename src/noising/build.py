@@ -36,6 +36,7 @@ from noising.training.sample_quality import SampleQuality
 from noising.training.variance_fit import VarianceFit
 
 __all__ = [
+    "MOST_DEVICES",
     "build_callbacks",
     "build_data",
     "build_denoiser",
@@ -49,7 +50,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-_MOST_DEVICES = 1024
+MOST_DEVICES = 1024
 """Of one machine; Lightning lists them before it looks whether they are there."""
 
 
@@ -193,8 +194,8 @@ def build_trainer(cfg: DictConfig, run: Run, data: ImageData, callbacks: list[Ca
     options = cfg.trainer
     for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
         require_whole(cfg, f"trainer.{name}", least=1)
-    if isinstance(options.get("devices"), int) and options.devices > _MOST_DEVICES:
-        raise ConfigError(f"trainer.devices={options.devices} is more than the {_MOST_DEVICES} a machine may have")
+    if isinstance(options.get("devices"), int) and options.devices > MOST_DEVICES:
+        raise ConfigError(f"trainer.devices={options.devices} is more than the {MOST_DEVICES} a machine may have")
     if not OmegaConf.is_list(cfg.get("tags", OmegaConf.create([]))) or any(not isinstance(t, str) for t in cfg.tags):
         raise ConfigError(f"tags must be a list of words, got {cfg.tags}: e.g. tags=[first,try]")
     if options.get("max_epochs") is not None:

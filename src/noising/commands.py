@@ -10,13 +10,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra import version
 from hydra._internal.utils import _run_hydra, get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -126,7 +124,6 @@ def main(config_name: str, job: str | None = None, *, skip: int = 0, conf: Path 
     place = arguments.config_path or str(conf or conf_dir())
     name = arguments.config_name or config_name
     see_current_folder()
-    version.setbase("1.3")  # for the other ranks too, which compose nothing before Hydra does
     help_text.register()
     shows = arguments.help or arguments.hydra_help or arguments.info or arguments.shell_completion
     try:
@@ -247,9 +244,9 @@ def _say(message: str) -> None:
     """On stderr, once a node and not once a rank: another rank says only what has not ended the first as well."""
     rank = os.environ.get("LOCAL_RANK", "0")
     if rank != "0":
-        for _ in range(int(_PATIENCE / 0.1)):
-            if str(os.getppid()) != os.environ.get("NOISING_MAIN_PROCESS"):
-                return
-            time.sleep(0.1)
+        from noising.jobs.main_process import main_process_ends  # here: it brings torch
+
+        if main_process_ends(_PATIENCE):
+            return
         message = f"rank {rank}: {message}"
     print(message, file=sys.stderr, flush=True)

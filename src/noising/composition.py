@@ -30,6 +30,8 @@ from omegaconf.errors import OmegaConfBaseException
 from noising.configuration import ConfigError, check, nearest
 from noising.secrets import require_no_secret
 
+version.setbase("1.3")  # not in `composer`: the other ranks of a run compose nothing before Hydra does
+
 _DISPENSABLE = ("callbacks", "logger", "metrics")  # groups that a run may be without: ~metrics
 
 _FAILURES = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises plain ValueErrors too
@@ -79,11 +81,12 @@ class Composer:
         `overrides` are those `config` was composed from. Imports the config's `_target_`s: seconds, where
         torch is new.
         """
-        known = set(self._compose([])) | set(self.groups())
+        bare = list(map(str, self._compose([])))
+        known = {*bare, *self.groups()}
         for name in map(str, config):
             if name not in known:
                 raise ConfigError(self._unknown(name, config, sorted(known)))
-        for name in map(str, self._compose([])):
+        for name in bare:
             if name not in list(config.keys()) and name not in _DISPENSABLE:  # `in` denies ???
                 choices = self.options(name)
                 wanted = f"={'|'.join(choices)}" if choices else "=..."
@@ -198,7 +201,6 @@ def composer(config_name: str, conf: str, config_dir: str | None) -> Iterator[Co
     """A Composer over the folder `conf` (absolute, or pkg://) and the user's own folder; leaves Hydra
     uninitialised.
     """
-    version.setbase("1.3")
     if not conf.startswith("pkg://") and not Path(conf).is_dir():
         raise ConfigError(f"--config-path: there is no folder {conf}")
     search_path = create_config_search_path(conf)

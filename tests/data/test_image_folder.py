@@ -90,10 +90,7 @@ def test_the_central_square_is_cut_and_averaged(tmp_path: Path) -> None:
     stripes[:, ::2] = 255  # finer than the result can show: it must become grey, not stripes
     Image.fromarray(stripes).save(tmp_path / "stripes.png")
     assert (only(tmp_path / "stripes.png", 4, channels=1)[:, :, 1:-1].long() - 128).abs().max() <= 3
-    with pytest.raises(
-        ValueError,
-        match=r"^data\.crop=false needs square images, but .*wide\.png is 16x8; mend or remove it, or ",
-    ):
+    with pytest.raises(ValueError, match=r"^data\.crop=false needs square images, but .*wide\.png is 16x8$"):
         only(tmp_path / "wide.png", 4, crop=False)
 
 
@@ -181,7 +178,7 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path: Path, caplog: pyte
     (tmp_path / "017.png").write_bytes(b"no image")
     Image.new("L", (4, 5), 1).save(tmp_path / "023.png")
     options: dict[str, Any] = {"channels": 1, "crop": False, "val_fraction": 0.2, "test_fraction": 0.2}
-    with pytest.raises(ValueError, match=r"0(17|23)\.png"):
+    with pytest.raises(ValueError, match=r"0(17|23)\.png.*; mend or remove it, or .* data\.skip_unreadable=true$"):
         ImageFolder(8, str(tmp_path), 4, **options).setup()
     data = ImageFolder(8, str(tmp_path), 4, skip_unreadable=True, **options)
     data.setup()

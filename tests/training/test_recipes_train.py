@@ -54,11 +54,10 @@ def test_optimal_variance_is_fitted_to_the_averaged_weights_and_stored(
 @pytest.mark.parametrize(
     "recipe",
     [
-        ["experiment=iddpm", "times=loss_aware", "times.history=1", "timesteps=20"],
         ["experiment=vdm", "model.dropout=0.1"],
         ["experiment=analytic_dpm"],
     ],
-    ids=["loss-aware", "learned schedule", "optimal variance"],
+    ids=["learned schedule", "optimal variance"],
 )
 def test_resumed_is_bitwise_the_uninterrupted(
     recipe: list[str], noising: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

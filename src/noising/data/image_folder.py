@@ -115,17 +115,22 @@ class ImageFolder(ImageData):
             self._read(test, classes),
             classes=len(classes),
         )
-        if self._refused:
-            self._tell_what_is_left_out(splits, classes, len(paths))
+        self.skipped = len(self._refused)
+        if self.skipped:
+            self._require_every_class(splits, classes)
+            self._log_skipped(len(paths))
         return splits
 
-    def _tell_what_is_left_out(self, splits: Splits, classes: dict[str, int], images: int) -> None:
-        """Raises ValueError if a class is."""
-        self.skipped = len(self._refused)
+    def _require_every_class(self, splits: Splits, classes: dict[str, int]) -> None:
+        """Raise ValueError if all images of one are left out."""
+        labels = (part.labels for part in (splits.train, splits.val, splits.test))
+        there = {number for told in labels if told is not None for number in told.tolist()}
         for name, number in classes.items():
-            if not any(bool((part.labels == number).any()) for part in splits[:3] if part.labels is not None):
+            if number not in there:
                 place = self.root / name
                 raise ValueError(f"data.skip_unreadable=true leaves no image of the class {place}: mend or remove it")
+
+    def _log_skipped(self, images: int) -> None:
         more = [f"and {self.skipped - _TOLD} more"] if self.skipped > _TOLD else []
         told = "\n  ".join([*self._refused[:_TOLD], *more])
         log.warning("%d of %d images are left out:\n  %s", self.skipped, images, told)
@@ -175,8 +180,8 @@ class ImageFolder(ImageData):
                 pixels[place] = self._decode(self.root / paths[place])
             except ValueError as error:
                 if not self.skip_unreadable:
-                    raise
-                return str(error).removesuffix(_REMEDY)
+                    raise ValueError(f"{error}{_REMEDY}") from error
+                return str(error)
             return None
 
         # Threads do, because Pillow decodes outside the interpreter lock.
@@ -200,10 +205,10 @@ class ImageFolder(ImageData):
                 image = _eight_bits(ImageOps.exif_transpose(opened)).convert(self.mode)
         except Exception as error:  # Pillow's readers raise nearly anything on a broken file
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(f"data.root: cannot read {path}: {reason}{_REMEDY}") from error
+            raise ValueError(f"data.root: cannot read {path}: {reason}") from error
         width, height = image.size
         if width != height and not self.crop:
-            raise ValueError(f"data.crop=false needs square images, but {path} is {width}x{height}{_REMEDY}")
+            raise ValueError(f"data.crop=false needs square images, but {path} is {width}x{height}")
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         # Cut first: resize(box=...) would let the filter look at pixels outside of the square.

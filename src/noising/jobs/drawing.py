@@ -23,7 +23,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from noising.build import build_sampler
+from noising.build import MOST_DEVICES, build_sampler
 from noising.configuration import ConfigError, UsageError, require_whole
 from noising.diffusion.guidance import Guided
 from noising.diffusion.samplers import PathPoint
@@ -54,7 +54,12 @@ class Drawing:
 
         Raises ConfigError for what is wrong with an option, before any work.
         """
-        for option, least, most in (("n", 1, MOST_IMAGES), ("batch_size", 1, None), ("seed", 0, None)):
+        for option, least, most in (
+            ("n", 1, MOST_IMAGES),
+            ("batch_size", 1, None),
+            ("seed", 0, None),
+            ("devices", 1, MOST_DEVICES),
+        ):
             require_whole(cfg, option, least, most)
         self.cfg = cfg
         self.trained = trained or load(cfg.checkpoint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -13,7 +14,7 @@ import torch
 from noising.configuration import UsageError
 from noising.training.run import Run
 
-__all__ = ["RankError", "end_with_main_process", "ending_with_other_ranks"]
+__all__ = ["RankError", "end_with_main_process", "ending_with_other_ranks", "main_process_ends"]
 
 _VARIABLE = "NOISING_MAIN_PROCESS"
 _SECONDS = 0.5
@@ -28,12 +29,21 @@ def end_with_main_process() -> None:
     if main is None or os.environ.get("LOCAL_RANK", "0") == "0":
         os.environ[_VARIABLE] = str(os.getpid())
     elif "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ:
-        threading.Thread(target=_watch, args=(int(main),), daemon=True).start()
+        threading.Thread(target=_watch, daemon=True).start()
 
 
-def _watch(main: int) -> None:
-    while os.getppid() == main:
+def main_process_ends(seconds: float) -> bool:
+    """Whether this process is left by the one that started it, within so many seconds."""
+    until = time.monotonic() + seconds
+    while str(os.getppid()) == os.environ.get(_VARIABLE):
+        if time.monotonic() >= until:
+            return False
         time.sleep(_SECONDS)
+    return True
+
+
+def _watch() -> None:
+    main_process_ends(math.inf)
     os._exit(1)
 
 

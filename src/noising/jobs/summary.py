@@ -139,10 +139,9 @@ def print_summary(run: Run) -> None:
         if f"{split}/bound" in summary:
             _print_bound(console, summary, split)
     _print_quality(console, summary)
+    if skipped := summary.get("train/skipped_steps"):
+        console.print(f"steps left out, since their gradients were not finite: {skipped}")
     if "train/images_per_second" in summary:
-        skipped = summary.get("train/skipped_steps")
-        if skipped:
-            console.print(f"steps left out, since their gradients were not finite: {skipped}")
         console.print(f"trained at {summary['train/images_per_second']:.0f} images/s")
     console.print()
     for path in (
@@ -168,6 +167,11 @@ def _print_quality(console: Console, summary: dict[str, Any]) -> None:
         print_quality(console, numbers, next(iter(cards.values())))
 
 
+def _lost(summary: dict[str, Any], key: str) -> bool:
+    """Whether nothing is left to see of the images' variance: it is what the Monte Carlo's leaves of the whole."""
+    return bool(summary.get(f"{key}_mc_se")) and summary.get(f"{key}_image_se") == 0
+
+
 def _print_bound(console: Console, summary: dict[str, Any], split: str) -> None:
     card = summary.get("cards", {}).get(f"{split}/bound", {})
     table = Table(title=f"{card.get('data', '')} {split} set, {card.get('images', 0)} images", title_justify="left")
@@ -177,12 +181,11 @@ def _print_bound(console: Console, summary: dict[str, Any], split: str) -> None:
     table.add_column("± images", justify="right")
     for name, words in _ROWS:
         if f"{split}/{name}" in summary:
-            sampled, images = (summary.get(f"{split}/{name}{suffix}") for suffix in ("_mc_se", "_image_se"))
-            unseen = bool(sampled) and images == 0  # the images' variance is what the Monte Carlo's leaves of the whole
-            cells = ("" if sampled is None else number(sampled), "" if images is None or unseen else number(images))
-            table.add_row(words, number(summary[f"{split}/{name}"]), *cells)
+            key = f"{split}/{name}"
+            errors = [summary.get(f"{key}_mc_se"), None if _lost(summary, key) else summary.get(f"{key}_image_se")]
+            table.add_row(words, number(summary[key]), *("" if e is None else number(e) for e in errors))
     console.print(table)
-    if summary.get(f"{split}/bound_mc_se") and summary.get(f"{split}/bound_image_se") == 0:
+    if _lost(summary, f"{split}/bound"):
         console.print(
             "how far the images differ is lost in the Monte Carlo error, and missing in the second interval: "
             "see it with more bound.times, or a smaller bound.stderr"

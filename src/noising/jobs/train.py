@@ -36,7 +36,6 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     run, config = Run(run_dir), without_secrets(cfg)
     changed: list[str] = []
     if cfg.resume and run.config_file.exists():
-        require_same_options(run, config, free=(*FREE, "optimizer"))
         require_same_options(run, config, free=(*FREE, *_options_of(cfg.optimizer)))
         changed = changed_options(run.config, config, free=("resume",))
     if cfg.resume and run.status == "finished" and not changed:

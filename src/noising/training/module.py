@@ -200,12 +200,13 @@ class DiffusionModule(LightningModule):
         """A run that goes on takes its optimizer's options from its config: the checkpoint has those of before."""
         chosen: dict[str, Any] = getattr(self.optimizer, "keywords", {})  # of a partial
         scheduler = self.trainer.lr_scheduler_configs[0].scheduler
-        for group in self.trainer.optimizers[0].param_groups:
+        groups = scheduler.optimizer.param_groups
+        for group in groups:
             group.update({name: value for name, value in chosen.items() if name in group and name != "lr"})
             if "lr" in chosen and group["initial_lr"] != chosen["lr"]:
                 group["initial_lr"] = chosen["lr"]
                 group["lr"] = chosen["lr"] * self.lr_schedule(scheduler.last_epoch)
-        scheduler.base_lrs = [group["initial_lr"] for group in scheduler.optimizer.param_groups]
+        scheduler.base_lrs = [group["initial_lr"] for group in groups]
 
     def configure_callbacks(self) -> list[Callback]:
         return [_EndOfStep()]

@@ -69,19 +69,19 @@ class Record(Callback):
 
         Raises ConfigError if its images are others.
         """
-        if (
-            trainer.state.fn == TrainerFn.FITTING
-            and checkpoint.get("data_sha256", self.data.digest) != self.data.digest
-        ):
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        if checkpoint.get("data_sha256", self.data.digest) != self.data.digest:
             raise ConfigError(
                 f"{self.data.place}: the images are not those that the run was started with: bring them back as they "
                 "were, or start anew without resume"
             )
-        if trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero:
-            log.info("goes on from step %d", checkpoint["global_step"])
+        if not trainer.is_global_zero:
+            return
+        log.info("goes on from step %d", checkpoint["global_step"])
         before, now = checkpoint.get("made_with", {}), _made_with(trainer)
         changed = [f"{name} {before[name]} before, {now[name]} now" for name in before if before[name] != now.get(name)]
-        if changed and trainer.state.fn == TrainerFn.FITTING and trainer.is_global_zero:
+        if changed:
             log.warning(
                 "goes on with %s: as good from here on, and not bitwise the run without a stop", "; ".join(changed)
             )

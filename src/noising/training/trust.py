@@ -31,10 +31,9 @@ def require_trusted(config: Any, source: str) -> None:
     allowed = [name for name in allowed if name and not _within(name, ("noising",))]
     if not isinstance(config, Mapping):  # OmegaConf would read a string as YAML, and find other nodes in it
         raise ConfigError(f"{source}: its config is not a mapping: it was not written by noising")
+    # a run stores its config resolved; ${oc.create:...} makes nodes that nobody has looked at
     for name, text in _texts(config):
-        if "${" in text and not is_reference(
-            name, text
-        ):  # a run stores its config resolved; ${oc.create:...} makes nodes that nobody has looked at
+        if "${" in text and not is_reference(name, text):
             raise ConfigError(f"{source}: its config holds an interpolation ({text[:40]!r}): a run stores none")
     for target in _targets(config):
         if not _trusted(target, allowed):
