@@ -162,10 +162,13 @@ def with_names(command: str, words: Sequence[str]) -> list[str]:
 
 def prepare(composing: Composer, overrides: Sequence[str], multirun: bool, task: Task) -> list[str]:
     """The overrides for Hydra, with the folder to write in, after all checks that need no job."""
-    mode = composing.compose(overrides, multirun=True).hydra.mode
-    multirun = multirun or mode == RunMode.MULTIRUN
+    several = any(override.is_sweep_override() for override in composing.parse(overrides))
+    config = composing.compose(overrides, multirun=multirun or several)
+    composed = list(overrides), multirun or several
+    multirun = multirun or config.hydra.mode == RunMode.MULTIRUN
     overrides = folders.resolve_resume(composing, list(overrides), multirun)
-    config = composing.compose(overrides, multirun=multirun)
+    if composed != (overrides, multirun):
+        config = composing.compose(overrides, multirun=multirun)
     if multirun:
         folders.refuse_launched_sweep()
         parameters = OmegaConf.to_container(config.hydra.sweeper, resolve=True)

@@ -5,8 +5,10 @@ With it a bound, a loss or a sampler has a truth to be held to, on any schedule 
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser
@@ -29,7 +31,7 @@ class Oracle(nn.Module, ABC):
 
     @abstractmethod
     def clean(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        """E[x | x_t], what no denoiser can better in the mean square. x_t: (B, C, H, W)."""
+        """E[x | x_t], what no denoiser can better in the mean square. x_t: (B, C, H, W); level.t may be nan."""
 
     @abstractmethod
     def error(self, level: NoiseLevel) -> Tensor:
@@ -48,7 +50,8 @@ class OracleModel(nn.Module):
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
         """The optimal output for x, the input scale times x_t: (B, C, H, W) both; noise_label: λ (B,)."""
         log_snr = noise_label.double().cpu().reshape(-1, 1, 1, 1)
-        level = NoiseLevel(self.schedule.time(log_snr), log_snr, *self.schedule.scales(log_snr))
+        untold = torch.full_like(log_snr, math.nan)  # to find the time would cost more than all the rest
+        level = NoiseLevel(untold, log_snr, *self.schedule.scales(log_snr))
         x_t = x / like(self.parameterization.input_scale(level), x)
         clean = self.oracle.clean(x_t, level)
         noise = (x_t - like(level.alpha, x) * clean) / like(level.sigma, x)

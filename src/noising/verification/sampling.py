@@ -31,11 +31,10 @@ def decoder_identities(decoder: Decoder, chain: Chain) -> Iterator[Identity]:
     if levels is None:
         return
     step = chain[1]
-    mean = torch.linspace(-1.2, 1.2, 49, dtype=torch.float64).reshape(-1, 1, 1, 1)
-    x_1 = step.later.alpha * mean
+    means, greys = (torch.linspace(-end, end, n, dtype=torch.float64) for end, n in ((1.2, 49), (1, levels)))
+    grey, mean = (pair.reshape(-1, 1, 1, 1) for pair in torch.cartesian_prod(greys, means).unbind(1))
     reverse = Gaussian(mean, step.small_log_variance)
-    greys = torch.linspace(-1, 1, levels, dtype=torch.float64)
-    log_probs = torch.stack([decoder.log_prob(grey.expand_as(mean), reverse, x_1, step.later) for grey in greys])
+    log_probs = decoder.log_prob(grey, reverse, step.later.alpha * mean, step.later).reshape(levels, -1)
     yield Identity("decoder", "Σ p(v | x_1) over the grey levels − 1", 0, largest(log_probs.exp().sum(0) - 1), 1e-6)
 
 
