@@ -1,0 +1,114 @@
+"""Every run has a folder of its own, and one that goes on has the one it had."""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from noising import folders
+from noising.configuration import UsageError
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_runs_of_one_second_have_their_own_folders(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    OmegaConf.register_new_resolver("noon", lambda: "12-00-00", replace=True)
+    for expected in ("12-00-00", "12-00-00-2", "12-00-00-3"):
+        config = OmegaConf.create({"hydra": {"run": {"dir": "runs/${noon:}"}}})
+        overrides, folder = folders.claim(config, ["seed=1"], multirun=False)
+        assert overrides == ["seed=1", f"hydra.run.dir='runs/{expected}'"]
+        assert folder == Path("runs", expected)
+
+
+def test_folder_that_holds_a_run_is_not_written_over(run: Run) -> None:
+    assert run("hydra.run.dir=mine")[0] == 0
+    code, _, error = run("hydra.run.dir=mine")
+    assert code == 2
+    assert error == "error: hydra.run.dir=mine already holds a run: choose another, or add resume=true\n"
+
+
+def test_folder_names(run: Run, tmp_path: Path) -> None:
+    odd = "a b,c=d'e"
+    escaped = odd.replace("'", "\\'")
+    assert run(f"hydra.run.dir='{escaped}'")[0] == 0
+    assert (tmp_path / odd / "summary.json").exists()
+    long = folders._file_name("x/" * 300)
+    assert len(long.encode()) == 200
+    assert "/" not in long
+    assert long != folders._file_name("x/" * 301)
+
+
+def test_resume(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    found: list[Path | None] = [None]
+
+    def find(root: Path, overrides: list[str]) -> Path | None:
+        asked.append((root, overrides))
+        return found[0]
+
+    finder = types.ModuleType("noising.training.run")
+    finder.find_resumable = finder.find_sweep = find  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "noising.training.run", finder)
+
+    code, out, _ = run("seed=3", "resume=true")
+    assert code == 0
+    assert "resume: no unfinished run of this command under runs/; starting a new one" in out
+    assert asked == [(Path("runs"), ["seed=3"])]
+    (first,) = (tmp_path / "runs").glob("*/*")
+    assert f"RUN {first} 3 False" in out
+
+    found[0] = first
+    code, out, _ = run("seed=3", "resume=true")
+    assert code == 0
+    assert f"RUN {first} 3 True" in out
+    code, out, _ = run(f"resume={first}")  # the overrides recorded there, but not its `resume`
+    assert code == 0
+    assert f"RUN {first} 3 True" in out
+    code, out, _ = run(f"resume={first}", "seed=4")
+    assert code == 0
+    assert f"RUN {first} 4 True" in out
+    assert list((tmp_path / "runs").glob("*/*")) == [first]
+
+
+def test_other_ranks_use_the_parents_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's child gets the parent's command line and hydra.run.dir, which holds a run by then."""
+    assert run("seed=2")[0] == 0
+    (folder,) = (tmp_path / "runs").glob("*/*")
+    assert sys.argv == ["train.py", "seed=2", f"hydra.run.dir='{folder.relative_to(tmp_path)}'"]
+    before = (folder / ".hydra" / "overrides.yaml").read_text()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    child = [
+        f'hydra.run.dir="{folder.relative_to(tmp_path)}"',
+        "hydra.job.name=child",
+        "hydra.output_subdir=null",
+    ]
+    code, _, error = run(*sys.argv[1:], *child, "model.width=0")
+    assert (code, error) == (2, "")  # rank 0 says it
+    assert folder.is_dir()
+    assert (folder / ".hydra" / "overrides.yaml").read_text() == before
+
+
+def test_launched_ranks_agree_on_a_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = OmegaConf.create({"hydra": {"run": {"dir": "runs/${now:%S}"}}})
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night/1")
+    assert folders.claim(config, [], False) == (["hydra.run.dir='runs/torchrun-night-1'"], None)
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    one, two = folders.claim(config, [], False), folders.claim(config, [], False)
+    assert one == two
+    assert str(os.getppid()) in one[0][0]
+    assert not Path("runs").exists()
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="rdzv-id"):
+        folders.claim(config, [], False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "71", "SLURM_STEP_ID": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert folders.claim(config, [], False) == (["hydra.run.dir='runs/slurm-71-0'"], None)
+    assert run("-m", "seed=0,1")[2].startswith("error: a sweep cannot run under torchrun or srun")

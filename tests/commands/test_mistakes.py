@@ -1,0 +1,62 @@
+"""Every mistake is one line and exit code 2, and leaves no folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+COSIN = "schedule=cosin: no such choice; did you mean cosine? (choices: cosine, linear)"
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("schedul=linear", "schedul: no such option; did you mean schedule?"),
+        ("+schedul=linear", "schedul: no such option; did you mean schedule?"),
+        ("schedule=cosin", COSIN),
+        ("trainer.max_step=3", "trainer.max_step: no such option; did you mean trainer.max_steps?"),
+        ("max_steps=3", "max_steps: no such option; did you mean trainer.max_steps?"),
+        ("+extra=1", "extra: no such option; see --cfg job for all options"),
+        ("+performance.compil=true", "performance.compil: no such option; did you mean performance.compile?"),
+        (
+            "+model.widht=3",
+            "model.widht: no such option; did you mean model.width? (Network has: channels, width)",
+        ),
+        ("model.width=big", "model.width=big: expected int"),
+        ("model.width=0", "model: width must be at least 1, got 0"),
+        ("model.width=0 hydra.run.dir=a/b", "model: width must be at least 1, got 0"),
+        ("model.width=???", "model.width has no value: add model.width=..."),
+        ("seed=0,1", "seed=0,1: several values; add -m to sweep over them, or write a list as key=[1,2]"),
+        ("schedule=linear timesteps=${nope}", "Interpolation key 'nope' not found; full_key: schedule.steps"),
+        ("resume=nope", "resume=nope: no run there (there is no nope/.hydra/overrides.yaml)"),
+        ("--config-dir nope", "--config-dir: there is no folder nope"),
+        ("--cfg job schedule=cosin", COSIN),
+        ("-m schedule=linear,cosin seed=0,1", COSIN),
+        ("-m seed=0,1 model.width=4,wide", "model.width=wide: expected int"),
+        (
+            "-m trainer.devices=2 seed=0,1",
+            "a sweep cannot launch DDP subprocesses: add trainer.strategy=ddp_spawn (or run the jobs one by one)",
+        ),
+    ],
+)
+def test_mistake_is_one_line_and_leaves_no_folder(run: Run, tmp_path: Path, words: str, line: str) -> None:
+    assert run(*words.split()) == (2, "", f"error: {line}\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_syntax(run: Run) -> None:
+    code, _, error = run("a=[")
+    assert code == 2
+    assert error.startswith("error: cannot read the override 'a=['")
+    assert error.count("\n") == 1
+
+
+def test_a_defect_keeps_its_traceback(run: Run) -> None:
+    code, _, error = run("model.width=13")
+    assert code == 1
+    assert "Traceback" in error
+    assert "RuntimeError: a defect" in error
