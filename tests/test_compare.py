@@ -127,6 +127,7 @@ def test_what_cannot_be_compared(trained: Path, noising: Command, tmp_path: Path
         "nowhere holds no summary.json": (str(trained), "nowhere"),
         "of 1000 and of 50 steps": (str(trained), "short", "paired=true"),
         "vary must be a list": (str(trained), "short", "vary=sampler"),
+        "vary: no card has an entry decodr; did you mean decoder?": (str(trained), "short", "vary=[timesteps,decodr]"),
         "paired=true compares two runs, got 3": (str(trained), "short", "short", "paired=true"),
         "split must be": (str(trained), str(trained), "paired=true", "split=night"),
         "no run's folder or checkpoint file": (str(trained), "nowhere", "paired=true"),

@@ -125,6 +125,7 @@ def test_classes_and_guidance_reach_the_network(
         ("steps=50", "steps must be a list of whole numbers from 2, as [10,50], got 50"),
         ("steps=[1,10]", "steps must be a list of whole numbers from 2, as [10,50], got [1, 10]"),
         ("steps=[2000]", "grid: steps=2000 is more than the 1000 whole steps of the chain"),
+        ("clip=nan", "clip must be a positive number or null, got nan"),
         ("clip=true", "clip must be a positive number or null, got True"),
         ("guidance=classifier_free", "guidance=classifier_free needs a model that was trained with classes"),
     ],

@@ -182,7 +182,7 @@ def build_callbacks(cfg: DictConfig, run: Run, data: ImageData, schedule: Schedu
         ema,
         VarianceFit(data, ema),
         StepProgress(),
-        *named.values(),
+        *(callback for callback in named.values() if callback is not None),  # callbacks.samples=null
         best,
         last,
         Preemption(last),

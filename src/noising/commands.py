@@ -12,6 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -138,7 +139,11 @@ def main(config_name: str, job: str | None = None, *, skip: int = 0, conf: Path 
                     # Lightning starts the other ranks with our own command line: they must see the same
                     # overrides.
                     sys.argv = [word for word in sys.argv if word not in before] + arguments.overrides
-        _run_hydra(arguments, parser, task, place, name)
+        with redirect_stdout(Output(sys.stdout)) as output:
+            try:
+                _run_hydra(arguments, parser, task, place, name)
+            finally:
+                output.flush()
     except UsageError as error:
         folders.remove_if_empty(task.claimed)
         _stop(str(error))
@@ -225,6 +230,32 @@ class Task:
             for file, content in self.record.items():
                 file.write_bytes(content)
             raise SystemExit(code)
+
+
+class Output:
+    """Standard output that may be closed before the work is done: `... | head` has seen enough, the work goes on."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            self._stream.write(text)
+        except BrokenPipeError:
+            self._close()
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._close()
+
+    def _close(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
 
 def _which(hydra: Any) -> str:

@@ -161,6 +161,8 @@ def claim(config: DictConfig, overrides: list[str], multirun: bool) -> tuple[lis
     """
     key = _key(multirun)
     if (chosen := _given(overrides, key)) is not None:
+        if not chosen:
+            raise ConfigError(f"{key}= is empty: name a folder, or leave it out")
         summary = Path(chosen) / "summary.json"
         first = _rank() == "0" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
         if not multirun and first and summary.exists() and not config.get("resume"):

@@ -58,6 +58,17 @@ def test_flags_of_hydra_pass_through(run: Run, words: str, shown: str) -> None:
     assert shown in out
 
 
+def test_whoever_reads_may_stop_reading() -> None:
+    """`... | head`: the work goes on, and what it says is lost."""
+    reader, writer = os.pipe()
+    with open(writer, "w", buffering=1) as closed:
+        output = commands.Output(closed)
+        os.close(reader)
+        for _ in range(2):
+            print("a line", file=output)
+            output.flush()
+
+
 def test_every_group_has_its_words() -> None:
     conf = commands.conf_dir()
     if not (conf / "train.yaml").is_file():

@@ -29,6 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
         ("model.width=big", "model.width=big: expected int"),
         ("model.width=0", "model: width must be at least 1, got 0"),
         ("model.width=0 hydra.run.dir=a/b", "model: width must be at least 1, got 0"),
+        ("hydra.run.dir=", "hydra.run.dir= is empty: name a folder, or leave it out"),
         ("model.width=???", "model.width has no value: add model.width=..."),
         ("seed=0,1", "seed=0,1: several values; add -m to sweep over them, or write a list as key=[1,2]"),
         ("schedule=linear timesteps=${nope}", "Interpolation key 'nope' not found; full_key: schedule.steps"),

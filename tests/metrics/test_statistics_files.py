@@ -70,6 +70,9 @@ def test_what_is_not_statistics(tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", mu=np.zeros(3))
     np.savez(tmp_path / "apart.npz", mu=np.zeros(3), sigma=np.eye(2), count=9)
     np.savez(tmp_path / "nan.npz", mu=np.full(3, np.nan), sigma=np.eye(3), count=9)
+    np.savez(tmp_path / "negative.npz", mu=np.zeros(3), sigma=-np.eye(3), count=9)
+    np.savez(tmp_path / "one_way.npz", mu=np.zeros(2), sigma=np.array([[1, 0.5], [0, 1]]), count=9)
+    np.savez(tmp_path / "many.npz", mu=np.zeros(3), sigma=np.eye(3), count=50)
     whole = written(tmp_path / "whole.npz", statistics_of(normals(20, DIMS))).read_bytes()
     (tmp_path / "half.npz").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "half.pt").write_bytes(b"PK\x03\x04")
@@ -82,6 +85,9 @@ def test_what_is_not_statistics(tmp_path: Path) -> None:
         "other.npz": "has no sigma: it does not hold statistics",
         "apart.npz": r"not statistics: mean \(3,\), covariance \(2, 2\)",
         "nan.npz": "a moment is not finite",
+        "negative.npz": "the covariance has negative variances",
+        "one_way.npz": "the covariance is not symmetric",
+        "many.npz": "says itself that it is of 50 images, not of count=9",
         **dict.fromkeys(["half.npz", "half.pt", "code.npz", "code.pt"], "is damaged, or holds more than arrays"),
     }
     for name, words in cases.items():

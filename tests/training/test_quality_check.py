@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 import noising as package
@@ -18,6 +18,7 @@ from noising.training.ema import EMA
 from noising.training.progress import StepProgress
 from noising.training.quality_check import QualityCheck
 from noising.training.run import Run
+from noising.training.samples import SampleGrid
 from tests.conftest import SMALL, Outcome
 
 Command = Callable[..., Outcome]
@@ -60,15 +61,14 @@ def test_checks_are_logged_with_their_cost_and_the_best_is_kept(runs: dict[str, 
 def test_epochs_are_counted_in_steps(runs: dict[str, Run]) -> None:
     """1,309 images in batches of 128: half an epoch is five steps."""
     config = OmegaConf.merge(
-        package.load(runs["plain"].path).config, {"callbacks": {"quality": {"every_n_epochs": 0.5}}}
+        package.load(runs["plain"].path).config,
+        {"callbacks": {"quality": {"every_n_epochs": 0.5}, "samples": None}},  # None: without it
     )
     assert isinstance(config, DictConfig)
     trained = package.load(runs["plain"].path)
-    (check,) = (
-        callback
-        for callback in build_callbacks(config, runs["plain"], trained.data, trained.denoiser.schedule)
-        if isinstance(callback, QualityCheck)
-    )
+    callbacks = build_callbacks(config, runs["plain"], trained.data, trained.denoiser.schedule)
+    assert all(isinstance(callback, Callback) and not isinstance(callback, SampleGrid) for callback in callbacks)
+    (check,) = (callback for callback in callbacks if isinstance(callback, QualityCheck))
     assert check.every == 5
 
 
@@ -132,7 +132,11 @@ def test_samples_that_are_not_finite_are_not_measured(
     ("options", "blamed"),
     [
         (["callbacks.quality.every_n_steps=5", "callbacks.quality.every_n_epochs=1"], "one of every_n_steps and"),
-        (["callbacks.quality.every_n_steps=5", "callbacks.quality.n=30"], "needs at least 65 samples"),
+        (
+            ["callbacks.quality.every_n_steps=5", "callbacks.quality.n=30"],
+            "callbacks.quality.n=30: a Fréchet distance of 64 features needs at least 65 samples",
+        ),
+        (["callbacks.quality.keep_best=true"], "keep_best=true needs checks to choose from: set every_n_steps"),
         (["metrics=fid"], "give metrics.inception_weights=PATH"),
         (["metrics.n=9"], "needs at least 65 samples"),
     ],

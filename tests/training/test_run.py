@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml  # type: ignore[import-untyped]
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from noising.training.run import Run, find_resumable, find_sweep
 
@@ -35,6 +37,19 @@ def test_a_run_from_start_to_finish(tmp_path: Path) -> None:
         "test/prior": None,
     }
     assert sorted(p.name for p in run.path.iterdir()) == ["config.yaml", "environment.json", "summary.json"]
+
+
+def test_the_words_to_go_on_with_are_a_shells_and_hydras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert Run(tmp_path / "runs" / "12-00-00").resuming == "resume=runs/12-00-00"
+    odd = Run(tmp_path / "it's, a=b")
+    (said,) = shlex.split(odd.resuming)
+    (override,) = OverridesParser.create().parse_overrides([said])
+    assert override.value() == odd.path.name
+    job = tmp_path / "sweeps" / "noon" / "0_seed=1"
+    job.mkdir(parents=True)
+    (job.parent / "multirun.yaml").touch()
+    assert Run(job).resuming == "-m resume=sweeps/noon"
 
 
 def test_environment_names_versions_and_hides_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from noising.configuration import ConfigError, blaming, make, require_whole
+from noising.configuration import ConfigError, blaming, make, nearest, require_whole
 from noising.data.image_data import SPLITS
 from noising.diffusion.bound_estimators import BoundEstimator
 from noising.diffusion.bound_meter import measure
@@ -56,6 +56,7 @@ def _read(paths: list[str], run: Run, config: Any, vary: list[str]) -> None:
     """comparison.csv: a row a run, of the options and the numbers; the table shows what differs."""
     rows = [_row(path) for path in paths]
     names = dict.fromkeys(name for row in rows for name in row)
+    _require_entries(vary, names)
     with recording(run, config):
         text = io.StringIO()
         table = csv.DictWriter(text, list(names), restval="")
@@ -65,7 +66,13 @@ def _read(paths: list[str], run: Run, config: Any, vary: list[str]) -> None:
             file.write(text.getvalue().encode())
     console = Console(soft_wrap=True)
     options = [name for name in names if name.startswith("option ") and len({str(row.get(name)) for row in rows}) > 1]
-    cards = [name for name in names if name.startswith("card ") and len({str(row.get(name)) for row in rows}) > 1]
+    cards = [
+        name
+        for name in names
+        if name.startswith("card ")
+        and all(name.removeprefix("card ").partition(".")[0] in row for row in rows)  # a number that all runs have
+        and len({str(row.get(name)) for row in rows}) > 1
+    ]
     numbers = [name for name in names if "/" in name and not name.startswith(("option ", "card "))]
     shown = [name for name in numbers if not name.endswith(_NOT_SHOWN)]
     view = Table(title="runs side by side: the options that differ, and what was measured", title_justify="left")
@@ -86,6 +93,16 @@ def _read(paths: list[str], run: Run, config: Any, vary: list[str]) -> None:
             view.add_row(entry, *values)
         console.print(view)
     console.print(os.path.relpath(run.path / "comparison.csv"), highlight=False)
+
+
+def _require_entries(vary: list[str], names: Iterable[str]) -> None:
+    """Raise ConfigError for one that no card has."""
+    entries = [name.partition(".")[2] for name in names if name.startswith("card ")]
+    groups = {".".join(parts[: end + 1]) for parts in (e.split(".") for e in entries) for end in range(len(parts))}
+    for free in vary:
+        if free not in groups:
+            right = nearest(str(free), groups)
+            raise ConfigError(f"vary: no card has an entry {free}" + (f"; did you mean {right}?" if right else ""))
 
 
 def _grouped(cards: list[str], rows: list[Row]) -> list[tuple[str, tuple[str, ...]]]:

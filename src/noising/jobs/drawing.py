@@ -30,7 +30,7 @@ from noising.diffusion.samplers import PathPoint
 from noising.jobs.devices import find_device, find_devices
 from noising.jobs.progress import evaluations_bar
 from noising.trained import TrainedRun, load
-from noising.training.run import replacing
+from noising.training.run import Run, replacing
 from noising.training.sampling import PathFrames, asked_classes, draw_images
 
 __all__ = ["Drawing", "Shards"]
@@ -225,7 +225,7 @@ class Shards:
             except BrokenProcessPool as error:
                 raise DrawingError(
                     f"a process that drew images was ended from outside (out of memory?): go on with "
-                    f"resume={self.folder.parent}, on fewer devices or with a smaller batch_size in a new drawing"
+                    f"{Run(self.folder.parent).resuming}, on fewer devices; or draw anew with a smaller batch_size"
                 ) from error
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)

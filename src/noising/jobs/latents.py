@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -93,7 +94,7 @@ def _steps(cfg: DictConfig) -> list[int]:
 def _samplers(cfg: DictConfig, steps: Sequence[int], trained: TrainedRun, denoiser: Denoiser) -> list[DDIM]:
     """One for each number of steps, tried on the schedule."""
     clip = cfg.clip
-    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or clip <= 0):
+    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf):
         raise ConfigError(f"clip must be a positive number or null, got {clip}")
     grid: Any = make(cfg.grid, "grid", object, timesteps=trained.config.timesteps)
     with blaming("steps"):
@@ -183,7 +184,8 @@ def _draw_pictures(
         return data.to_8bit(data.unscale(x))
 
     names = [f"pair {i}" + (f", class {i % classes}" if classes else "") for i in range(len(between))]
-    interpolation_rows(files[0], seen(between), names, f"x_T on an arc between two, drawn by {steps[-1]} steps of DDIM")
+    title = f"$x_T$ on an arc between two, drawn by {steps[-1]} steps of DDIM"
+    interpolation_rows(files[0], seen(between), names, title)
     title = f"Test images of {data.name} ({len(found.indices)}), by DDIM to noise and back"
     originals, drawn = data.to_8bit(data.test.pixels[found.indices]), [seen(y) for y in found.drawn]
     reconstruction_rows(files[1], originals, drawn, steps, found.rmse, title)

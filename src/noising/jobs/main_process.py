@@ -63,6 +63,6 @@ def ending_with_other_ranks(run: Run) -> Iterator[None]:
         if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
             raise RankError(
                 f"another process of the run has ended, and so do all: if nothing above says why, it was ended from "
-                f"outside (for its memory?); go on with resume={run.path}"
+                f"outside (for its memory?); go on with {run.resuming}"
             ) from error
         raise

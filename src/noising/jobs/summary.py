@@ -51,7 +51,7 @@ def require_same_options(run: Run, config: Mapping[str, Any], free: Sequence[str
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ConfigError(
             f"resume: {os.path.relpath(run.path)} was started with other options: {changed[0]}{more}; "
-            f"go on with resume={os.path.relpath(run.path)} alone, or start anew without resume"
+            f"go on with {run.resuming} alone, or start anew without resume"
         )
 
 
@@ -106,7 +106,7 @@ def _recorded(run: Run, config: Any, trainer: Trainer | None, writes: bool) -> I
             run.finish(status)
             if status != "finished":
                 path = os.path.relpath(run.path)
-                hint = f"; go on with resume={path}" if status == "interrupted" and "resume" in (config or {}) else ""
+                hint = f"; go on with {run.resuming}" if status == "interrupted" and "resume" in (config or {}) else ""
                 print(f"{status}: {path}{hint}", file=sys.stderr, flush=True)
 
 

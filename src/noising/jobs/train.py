@@ -81,7 +81,7 @@ def _checkpoint_to_go_on_from(run: Run, max_steps: int) -> Path | None:
     if max_steps < step or (run.status == "finished" and max_steps == step):
         raise ConfigError(
             f"trainer.max_steps={max_steps}: {run.path} has taken {step} steps; give it more, or see its numbers with "
-            f"resume={run.path} alone"
+            f"{run.resuming} alone"
         )
     return last
 
@@ -107,6 +107,6 @@ def _last_good(run: Run, skips: bool) -> Iterator[None]:
             ) from error
         step = load_checkpoint(there)["global_step"]
         raise DivergenceError(
-            f"{error}; the last good checkpoint is of step {step}: {there}. Go on from there with resume={run.path} "
+            f"{error}; the last good checkpoint is of step {step}: {there}. Go on from there with {run.resuming} "
             "and a lower optimizer.lr, or skip_nonfinite_steps=true"
         ) from error

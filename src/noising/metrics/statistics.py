@@ -17,6 +17,10 @@ from torch import Tensor
 __all__ = ["FeatureStatistics", "frechet_distance"]
 
 
+_ROUNDING = 1e-5
+"""Of the largest entry: how far the covariance of a file may be from one, where it was rounded to single precision."""
+
+
 class FeatureStatistics:
     """Count, mean and unbiased covariance of (B, dims) features; float64, on the host."""
 
@@ -73,6 +77,11 @@ class FeatureStatistics:
             )
         if not bool(mean.isfinite().all() and covariance.isfinite().all()):
             raise ValueError("not statistics: a moment is not finite")
+        scale = float(covariance.abs().max())
+        if float((covariance - covariance.T).abs().max()) > _ROUNDING * scale:
+            raise ValueError("not statistics: the covariance is not symmetric")
+        if float(torch.linalg.eigvalsh(covariance.double()).min()) < -_ROUNDING * scale * len(mean):
+            raise ValueError("not statistics: the covariance has negative variances")
         statistics = cls(len(mean))
         statistics._count, statistics._mean = count, mean.double()
         statistics._scatter = covariance.double() * (count - 1)

@@ -40,8 +40,8 @@ class StatisticsFile(NamedTuple):
 def read_statistics(path: str | Path, count: int | None = None) -> StatisticsFile:
     """Statistics from a file. count: of how many images, where the file does not say.
 
-    Raises ValueError if the file is missing, damaged, of another kind, or says nothing of the count and neither is it
-    given.
+    Raises ValueError if the file is missing, damaged, of another kind, or the count is said by nobody, or otherwise by
+    the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -56,6 +56,8 @@ def read_statistics(path: str | Path, count: int | None = None) -> StatisticsFil
     if missing:
         raise ValueError(f"{path} has no {', '.join(sorted(missing))}: it does not hold statistics")
     given = int(fields["count"]) if "count" in fields else count
+    if count is not None and given != count:
+        raise ValueError(f"{path} says itself that it is of {given} images, not of count={count}")
     if given is None:
         raise ValueError(
             f"{path} does not say of how many images it is: noising reference from={path} count=50000 to=NEW.npz does"

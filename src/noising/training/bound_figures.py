@@ -25,17 +25,18 @@ def bound_by_step(path: Path, bins: Sequence[StepBin], title: str, memorized: fl
     """
     figure = Figure(figsize=(7.4, 4.4), layout="constrained")
     axes = figure.subplots()
+    # a decoder that has nothing left to decide would stretch the scale to 1e-40
+    least = max(row.bits_per_dim_per_step for row in bins) * 1e-7
     for split, rows in _by_split(bins).items():
-        edges, bits = (
-            [*(row.first_step for row in rows), rows[-1].last_step + 1],
-            _column(rows, "bits_per_dim_per_step"),
-        )
+        edges = [*(row.first_step for row in rows), rows[-1].last_step + 1]
+        bits = _column(rows, "bits_per_dim_per_step")
+        bits[bits < least] = math.nan
         axes.stairs(bits, edges, baseline=None, linewidth=1.8, color=COLOURS[split], label=f"$L_t$, {split}")
         _band(axes, edges, bits, _column(rows, "stderr"), split)
     scale = "log" if any(row.bits > 0 for row in bins) else "linear"  # a chain of one step has no L_t
     axes.set(xscale="log", yscale=scale, xlabel="step t (1 is next to clean)", ylabel="$L_t$  [bits/dim per step]")
-    if scale == "log":  # a decoder that has nothing left to decide would stretch the scale to 1e-40
-        axes.set_ylim(bottom=max(row.bits_per_dim_per_step for row in bins) * 1e-7)
+    if scale == "log":
+        axes.set_ylim(bottom=least)
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=9, loc="center left")
@@ -49,12 +50,14 @@ def bound_by_step(path: Path, bins: Sequence[StepBin], title: str, memorized: fl
     cumulative.axhline(memorized, color="tab:orange", linestyle=":", linewidth=1.2)
     cumulative.annotate(
         f"the training set, memorized: {memorized:.3f}",
-        (0, memorized),
-        (4, 3),
+        (1, memorized),
+        (-4, 3),
         xycoords=("axes fraction", "data"),
         textcoords="offset points",
         fontsize=8,
         color="tab:orange",
+        ha="right",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )
     cumulative.set_ylim(bottom=0)
     save_figure(figure, path)
@@ -142,5 +145,5 @@ def _column(rows: Sequence[StepBin], name: str) -> np.ndarray:
 def _band(axes: Axes, edges: Sequence[float], values: np.ndarray, error: np.ndarray, split: str) -> None:
     """Two standard errors about stairs."""
     low, high = (np.append(side, side[-1]) for side in (values - 2 * error, values + 2 * error))
-    positive = np.maximum(low, values.max() * 1e-12) if axes.get_yscale() == "log" else low
+    positive = np.maximum(low, np.nanmax(values) * 1e-12) if axes.get_yscale() == "log" else low
     axes.fill_between(edges, positive, high, step="post", color=COLOURS[split], alpha=0.15, linewidth=0)

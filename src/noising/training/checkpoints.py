@@ -179,7 +179,7 @@ class LastCheckpoint(Checkpoint):
             self.record({"train/checkpoint_seconds": self._seconds})
         failure = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failure", None))
         if failure:
-            raise ConfigError(f"{failure}: make room and go on with resume={self.path.parent.parent}")
+            raise ConfigError(f"{failure}: make room and go on with {Run(self.path.parent.parent).resuming}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # other ranks may have gone on or hang: only where no other must take part

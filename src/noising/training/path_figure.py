@@ -21,9 +21,9 @@ def path_strip(file: Path, path: Tensor, times: Sequence[float], log_snrs: Seque
     """Draw (frames, 2, B, C, H, W) uint8, x_t and x̂; times, log_snrs: those of x_t, one a frame."""
     count = min(COLUMNS, len(path))
     chosen = [(i + 1) * len(path) // count - 1 for i in range(count)]
-    figure = Figure(figsize=(1.0 + 1.1 * count, 9.6), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
     rows = min(ROWS, path.shape[2])
+    figure = Figure(figsize=(1.0 + 1.1 * count, 0.8 + 2.2 * rows), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
     for axes, which, name in ((upper, 0, "$x_t$"), (lower, 1, r"$\hat x$, as that step saw it")):
         _tiles(axes, path[chosen, which, :rows])
         axes.set_ylabel(name, fontsize=13)

@@ -60,6 +60,8 @@ class QualityCheck(Callback):
             raise ValueError("one of every_n_steps and every_n_epochs can be positive, and neither negative")
         if every_n_epochs > MOST_EPOCHS:
             raise ValueError(f"every_n_epochs must be at most {MOST_EPOCHS}, got {every_n_epochs}; 0 for no checks")
+        if keep_best and not (every_n_steps or every_n_epochs):
+            raise ValueError("keep_best=true needs checks to choose from: set every_n_steps or every_n_epochs")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.run, self.sampler, self.ema, self.seed, self.config = run, sampler, ema, seed, config

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,6 +51,15 @@ class Run:
     def samples_at(self, step: int) -> Path:
         """The grid of samples drawn after `step` optimizer steps."""
         return self.samples / f"step_{step:06d}.png"
+
+    @property
+    def resuming(self) -> str:
+        """What to add to the command to go on with this run, for a shell; a job of a sweep goes on with that."""
+        sweep = (self.path.parent / "multirun.yaml").exists()
+        path = os.path.relpath(self.path.parent if sweep else self.path)
+        if not re.fullmatch(r"[A-Za-z0-9_/.:@+-]+", path):  # to Hydra the rest is grammar
+            path = '"{}"'.format(path.replace('"', '\\"'))
+        return ("-m " if sweep else "") + shlex.quote(f"resume={path}")
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Writes the config, the environment and the status "running". A resumed run keeps its metrics."""

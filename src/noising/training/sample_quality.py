@@ -46,8 +46,12 @@ class SampleQuality:
     number is the same of as many real test images.
     """
 
-    def __init__(self, protocol: Protocol, data: ImageData, references: References | None = None) -> None:
+    def __init__(
+        self, protocol: Protocol, data: ImageData, references: References | None = None, option: str = "metrics.n"
+    ) -> None:
         """Makes the extractor and the real images' features, or finds them in the cache, or in references.
+
+        option: what says how many samples, for messages.
 
         Raises ConfigError for what cannot be: too few images or samples, weights that cannot be had, statistics of
         other images than these.
@@ -60,7 +64,7 @@ class SampleQuality:
         extractor = self.references.extractor
         if self.count <= extractor.dims:
             raise ConfigError(
-                f"metrics.n={self.count}: a Fréchet distance of {extractor.dims} features needs at least "
+                f"{option}={self.count}: a Fréchet distance of {extractor.dims} features needs at least "
                 f"{extractor.dims + 1} samples, or the covariance is singular"
             )
         self.real = self.references.of(protocol.split, protocol.real_images(self.count), protocol.flips)
@@ -88,7 +92,7 @@ class SampleQuality:
         """The same, of one repeat and of n samples; None for as many as here."""
         protocol = copy(self.protocol)
         protocol.n, protocol.repeats = n or self.count, 1
-        return SampleQuality(protocol, self.data, self.references)
+        return SampleQuality(protocol, self.data, self.references, "callbacks.quality.n" if n else "metrics.n")
 
     @property
     def total(self) -> int:
