@@ -24,7 +24,7 @@ def path_strip(file: Path, path: Tensor, times: Sequence[float], log_snrs: Seque
     rows = min(ROWS, path.shape[2])
     figure = Figure(figsize=(1.0 + 1.1 * count, 0.8 + 2.2 * rows), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
-    for axes, which, name in ((upper, 0, "$x_t$"), (lower, 1, r"$\hat x$, as that step saw it")):
+    for axes, which, name in ((upper, 0, "$x_t$"), (lower, 1, "$\\hat x$, as that\nstep saw it")):
         _tiles(axes, path[chosen, which, :rows])
         axes.set_ylabel(name, fontsize=13)
     labels = [f"t = {times[i]:.2g}\nλ = {_short(log_snrs[i])}" for i in chosen]
