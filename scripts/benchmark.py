@@ -1,6 +1,6 @@
 """python scripts/benchmark.py bound checkpoint=RUN: see --help."""
 
-from noising.commands import benchmark
+from noising.cli.main import benchmark
 
 if __name__ == "__main__":
     benchmark()

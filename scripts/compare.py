@@ -1,6 +1,6 @@
 """python scripts/compare.py A B: see --help."""
 
-from noising.commands import compare
+from noising.cli.main import compare
 
 if __name__ == "__main__":
     compare()

@@ -1,6 +1,6 @@
 """python scripts/evaluate.py checkpoint=RUN: see --help."""
 
-from noising.commands import evaluate
+from noising.cli.main import evaluate
 
 if __name__ == "__main__":
     evaluate()

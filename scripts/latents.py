@@ -1,6 +1,6 @@
 """python scripts/latents.py checkpoint=RUN [key=value ...]: see --help."""
 
-from noising.commands import latents
+from noising.cli.main import latents
 
 if __name__ == "__main__":
     latents()

@@ -1,6 +1,6 @@
 """python scripts/likelihood.py checkpoint=RUN: see --help."""
 
-from noising.commands import likelihood
+from noising.cli.main import likelihood
 
 if __name__ == "__main__":
     likelihood()

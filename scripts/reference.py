@@ -1,6 +1,6 @@
 """python scripts/reference.py data=NAME: see --help."""
 
-from noising.commands import reference
+from noising.cli.main import reference
 
 if __name__ == "__main__":
     reference()

@@ -1,6 +1,6 @@
 """python scripts/sample.py checkpoint=RUN: see --help."""
 
-from noising.commands import sample
+from noising.cli.main import sample
 
 if __name__ == "__main__":
     sample()

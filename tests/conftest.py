@@ -54,7 +54,7 @@ class Outcome(NamedTuple):
 
 def run_command(name: str, folder: Path, *overrides: str) -> Outcome:
     """`noising NAME ...` in this process, in a folder."""
-    from noising import commands
+    from noising.cli import main as commands
 
     out, err = io.StringIO(), io.StringIO()
     before, argv = Path.cwd(), sys.argv

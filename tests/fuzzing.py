@@ -23,12 +23,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from noising import build, help_text
-from noising.commands import conf_dir
-from noising.composition import Composer, composer
-from noising.configuration import UsageError, make
-from noising.recipe import require_compatible
-from noising.training.run import Run
+from noising import experiment as build
+from noising.cli import help as help_text
+from noising.cli.main import conf_dir
+from noising.cli.overrides import Composer, composer
+from noising.config.instantiate import make
+from noising.errors import UsageError
+from noising.experiment import require_compatible
+from noising.runs.folder import Run
 
 CONF = conf_dir()
 SECONDS = 5

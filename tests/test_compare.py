@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from noising.jobs.ranking import measurement, verdict
-from noising.training.run import Run
+from noising.commands.compare import measurement, verdict
+from noising.runs.folder import Run
 from tests.conftest import SMALL, Outcome, run_command
 
 Command = Callable[..., Outcome]

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from noising.configuration import ConfigError, UsageError, blaming, check, make, nearest
+from noising.config.instantiate import check, make, nearest
+from noising.errors import ConfigError, UsageError, blaming
 
 
 class Grid:

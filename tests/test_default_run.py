@@ -18,9 +18,9 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 
 import noising
-from noising.build import build_sampler
-from noising.training.run import Run
-from noising.training.sampling import draw_images
+from noising.diffusion.drawing import draw_images
+from noising.experiment import build_sampler
+from noising.runs.folder import Run
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noising.training.run import Run
+from noising.runs.folder import Run
 from tests.conftest import SMALL
 from tests.test_killed import TRAIN
 
@@ -88,7 +88,7 @@ def test_all_ranks_end_with_one(dies: str, when: str, tmp_path: Path) -> None:
 
 def test_ranks_read_what_the_first_reads(tmp_path: Path) -> None:
     """A folder by its name from here; and what is read is compared."""
-    script = "import sys, os; sys.path[0] = os.getcwd(); from noising.commands import main; main('train')"
+    script = "import sys, os; sys.path[0] = os.getcwd(); from noising.cli.main import main; main('train')"
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "start.py").write_text(script)
     (tmp_path / "images").mkdir()

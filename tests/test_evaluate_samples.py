@@ -15,20 +15,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import noising as package
-from noising.configuration import ConfigError
+from noising.cli.sweeps import Row
+from noising.commands.sample_jobs import Drawing
 from noising.data.image_data import ImageData
-from noising.jobs.drawing import Drawing
-from noising.metrics import feature_statistics, frechet_distance
+from noising.errors import ConfigError
+from noising.metrics import reference_features as references
 from noising.metrics.classifier import Classifier
-from noising.metrics.inception import Inception
-from noising.metrics.statistics_files import write_statistics
-from noising.sweep import Row
-from noising.sweep_figure import draw, series
-from noising.training import references
-from noising.training.protocols import ClassifierDistance
-from noising.training.references import References, fitted_classifier
-from noising.training.run import Run
-from noising.training.sample_quality import SampleQuality
+from noising.metrics.extractors import Inception, feature_statistics
+from noising.metrics.quality import ClassifierDistance, SampleQuality
+from noising.metrics.reference_features import References, fitted_classifier
+from noising.metrics.statistics import frechet_distance, write_statistics
+from noising.plots.sweep import draw, series
+from noising.runs.folder import Run
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]
@@ -211,7 +209,7 @@ def test_images_that_are_not_finite_are_no_grey_levels(
         images[3, 0, 4, 4] = torch.nan
         return images
 
-    monkeypatch.setattr("noising.jobs.drawing.draw_images", diverged)
+    monkeypatch.setattr("noising.commands.sample_jobs.draw_images", diverged)
     outcome = noising("evaluate", f"checkpoint={trained}", "sampler=ddim", *FEW, "hydra.run.dir=run")
     assert outcome.code == 2
     assert "error: image 3 is not finite" in outcome.err

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from omegaconf import DictConfig
 
-from noising.jobs.benchmark import benchmark
-from noising.jobs.compare import compare
-from noising.jobs.evaluate import evaluate
-from noising.jobs.latents import latents
-from noising.jobs.likelihood import likelihood
-from noising.jobs.reference import reference
-from noising.jobs.sample import sample
+from noising.commands.benchmark import benchmark
+from noising.commands.compare import compare
+from noising.commands.evaluate import evaluate
+from noising.commands.latents import latents
+from noising.commands.likelihood import likelihood
+from noising.commands.reference import reference
+from noising.commands.sample import sample
 from tests import fuzzing
 from tests.conftest import SMALL, Outcome
 from tests.fuzzing import Case, complaint

@@ -18,14 +18,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.commands import main
+from noising.cli.main import main
+from noising.runs.folder import Run
+from noising.training.callbacks.samples import SampleGrid
 from noising.training.checkpoints import load_checkpoint
-from noising.training.divergence import LossWatch
 from noising.training.ema import EMA
-from noising.training.evaluation import BoundEvaluation
 from noising.training.module import DiffusionModule
-from noising.training.run import Run
-from noising.training.samples import SampleGrid
+from noising.training.safety.divergence import LossWatch
+from noising.training.validation import BoundEvaluation
 from tests.conftest import SMALL, Outcome, run_command
 
 Command = Callable[..., Outcome]
@@ -62,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, float]:
 
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["noising.jobs.train", "noising.training.protocols"])  # once, not in every process
+_SERVER.set_forkserver_preload(["noising.commands.train", "noising.metrics.quality"])  # once, not in every process
 
 
 def train(folder: Path, options: Sequence[str]) -> None:

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from noising.build import build_denoiser
 from noising.diffusion.grids import leading
-from noising.diffusion.latents import interpolate, invert
+from noising.diffusion.inversion import interpolate, invert
 from noising.diffusion.samplers import DDIM
+from noising.experiment import build_denoiser
 from noising.randomness import Streams
 from noising.trained import TrainedRun, load
 from tests.conftest import Outcome
@@ -36,7 +36,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         given[name] = arguments
 
     for name in ("interpolation_rows", "reconstruction_rows"):
-        monkeypatch.setattr(f"noising.jobs.latents.{name}", partial(note, name))
+        monkeypatch.setattr(f"noising.commands.latents.{name}", partial(note, name))
     return given
 
 
@@ -105,7 +105,7 @@ def test_classes_and_guidance_reach_the_network(
         told.append(None if label is None else label.tolist())
 
     run.denoiser.model.register_forward_pre_hook(note, with_kwargs=True)
-    monkeypatch.setattr("noising.jobs.latents.load", lambda checkpoint: run)
+    monkeypatch.setattr("noising.commands.latents.load", lambda checkpoint: run)
     outcome = noising("latents", f"checkpoint={trained}", *QUICK, "steps=[2]", "guidance=classifier_free")
     assert outcome.code == 0, outcome.err
     own = by_hand(run, 2)[2].tolist()

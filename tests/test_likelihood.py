@@ -12,10 +12,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from noising.build import build_data, build_denoiser
-from noising.diffusion.dequantization import FlowLikelihood, offset_bits
-from noising.diffusion.divergences import Rademacher
-from noising.diffusion.ode_solvers import RungeKutta4
+from noising.diffusion.likelihood.dequantization import FlowLikelihood, offset_bits
+from noising.diffusion.likelihood.divergences import Rademacher
+from noising.diffusion.likelihood.solvers import RungeKutta4
+from noising.experiment import build_data, build_denoiser
 from noising.randomness import Streams
 from noising.trained import load
 from tests.conftest import Outcome
@@ -53,7 +53,7 @@ def test_summary_says_the_number_its_errors_and_all_it_depends_on(
         "replicates": 2,
         "grey_levels": 17,
         "step": 20,
-        "divergence": {"_target_": "noising.diffusion.divergences.Rademacher"},
+        "divergence": {"_target_": "noising.diffusion.likelihood.divergences.Rademacher"},
         "evaluations_per_image": 24,
         "backward_passes_per_evaluation": 1,
         "dequantization": "uniform",
@@ -94,7 +94,7 @@ def test_draws_are_keyed_by_image_and_use_on_images_spread_over_the_set(
         made.setdefault(purpose, []).extend(indices)
         return Streams(seed, purpose, indices)
 
-    monkeypatch.setattr("noising.jobs.likelihood.Streams", recorded)
+    monkeypatch.setattr("noising.commands.likelihood.Streams", recorded)
     measured(noising, tmp_path, trained, "out", "images=4", "batch_size=3", "solver.steps=1")
     count = len(load(trained).data.test.pixels)
     assert len(made) == 2  # the place in the cell and the probe share no numbers

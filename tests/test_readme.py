@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from noising.commands import conf_dir, with_names
-from noising.composition import composer
+from noising.cli.main import conf_dir, with_names
+from noising.cli.overrides import composer
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()

@@ -7,16 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.diffusion.decoders import DiscretizedGaussian
 from noising.diffusion.levels import NoiseLevel
+from noising.diffusion.likelihood.decoders import DiscretizedGaussian
 from noising.diffusion.noise_labels import ScaledTime
 from noising.diffusion.objectives import Regression
 from noising.diffusion.parameterizations import Epsilon, Parameterization
+from noising.diffusion.recipe import Recipe, conflicts
 from noising.diffusion.schedules import LinearLogSNR, Schedule
 from noising.diffusion.times import Uniform
 from noising.diffusion.variances import FixedSmall
 from noising.diffusion.weightings import uniform
-from noising.recipe import Recipe, conflicts
 
 
 def recipe(**parts: object) -> Recipe:

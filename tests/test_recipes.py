@@ -9,9 +9,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from noising.build import build_data, build_module, build_sampler
 from noising.data.image_data import ImageData
 from noising.diffusion.gaussian import per_image
+from noising.experiment import build_data, build_module, build_sampler
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BUILT = (

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from noising.metrics.statistics_files import read_statistics
-from noising.training import references
-from noising.training.run import Run
+from noising.metrics import reference_features as references
+from noising.metrics.statistics import read_statistics
+from noising.runs.folder import Run
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from noising.runs.folder import Run
 from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
-from noising.training.run import Run
 from tests.conftest import SMALL, Outcome, run_command
 
 Command = Callable[..., Outcome]

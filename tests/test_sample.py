@@ -14,8 +14,8 @@ from filelock import FileLock
 from PIL import Image
 
 import noising as package
-from noising.jobs.drawing import Drawing
-from noising.training.run import Run
+from noising.commands.sample_jobs import Drawing
+from noising.runs.folder import Run
 from tests.conftest import SMALL, Outcome, run_command
 
 Command = Callable[..., Outcome]

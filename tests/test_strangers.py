@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 import noising as package
-from noising.configuration import ConfigError
+from noising.errors import ConfigError
+from noising.runs.folder import Run
+from noising.runs.trust import require_trusted
 from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
-from noising.training.run import Run
-from noising.training.trust import require_trusted
 from tests.conftest import SMALL, Outcome
 from tests.test_killed import same
 
@@ -51,7 +51,7 @@ def test_code_in_a_checkpoint_is_not_run(trained: Path, noising: Command, tmp_pa
         "builtins.eval",
         "subprocess.run",
         "noising.data.order.torch.load",
-        "noising.build.logging.os.system",
+        "noising.experiment.logging.os.system",
         "torch.optim.optimizer.torch.load",
     ],
 )
@@ -72,9 +72,9 @@ RUNS = {"_target_": "os.mkdir", "path": "broken_into"}
 @pytest.mark.parametrize(
     "data",
     [
-        {"_target_": "noising.training.environment._ask_git", "_args_": [".", "-c", "alias.x=!mkdir broken_into", "x"]},
-        {"_target_": "noising.training.run._write", "path": "broken_into", "text": "x"},
-        {"_target_": "noising.configuration.make", "_args_": [RUNS, "data"]},
+        {"_target_": "noising.runs.environment._ask_git", "_args_": [".", "-c", "alias.x=!mkdir broken_into", "x"]},
+        {"_target_": "noising.runs.folder._write", "path": "broken_into", "text": "x"},
+        {"_target_": "noising.config.instantiate.make", "_args_": [RUNS, "data"]},
         "${oc.create:{_target_: os.mkdir, path: broken_into}}",
         "${oc.decode:'{_target_: os.mkdir, path: broken_into}'}",
     ],

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 import noising as package
-from noising.configuration import ConfigError
-from noising.jobs.summary import print_summary
-from noising.training.bound_curves import read_bins
-from noising.training.run import Run
-from noising.training.sampling import draw_images
+from noising.commands.tables import print_summary
+from noising.diffusion.drawing import draw_images
+from noising.errors import ConfigError
+from noising.plots.likelihood import read_bins
+from noising.runs.folder import Run
 from tests.conftest import SMALL, Outcome, run_command
 
 Command = Callable[..., Outcome]
@@ -39,7 +39,7 @@ def test_a_run_leaves_what_it_promises(trained: Path) -> None:
         run.metrics,
     ):
         assert path.stat().st_size > 0
-    assert run.config["schedule"]["_target_"] == "noising.diffusion.tabulated_schedules.Cosine"
+    assert run.config["schedule"]["_target_"] == "noising.diffusion.schedules.Cosine"
     assert sorted(path.name for path in run.samples.iterdir()) == ["step_000010.png", "step_000020.png"]
     with Image.open(run.samples_image) as grid, Image.open(run.reverse_process) as animation:
         assert grid.size == (504, 504)  # 3x3 images of 8 pixels, gaps of 1, enlarged 18 times
@@ -93,7 +93,7 @@ def test_load_gives_the_averaged_weights_that_drew_the_samples(trained: Path) ->
     weights = run.denoiser.state_dict()
     assert all(torch.equal(weights[name], average) for name, average in checkpoint["ema"]["weights"].items())
     assert any(not torch.equal(weights[name], checkpoint["state_dict"][f"denoiser.{name}"]) for name in weights)
-    from noising.build import build_sampler
+    from noising.experiment import build_sampler
 
     images = draw_images(run.denoiser, build_sampler(run.config, 1000), (1, 8, 8), run.config.seed, range(9))
     with Image.open(trained / "samples.png") as grid:

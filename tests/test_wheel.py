@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from noising.training.run import Run
+from noising.runs.folder import Run
 from tests.conftest import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,7 +53,7 @@ def test_a_users_own_schedule_trains_from_the_wheel(installed: Path, tmp_path: P
     (tmp_path / "mine.py").write_text(MINE)
     (tmp_path / "conf" / "schedule").mkdir(parents=True)
     (tmp_path / "conf" / "schedule" / "mine.yaml").write_text("{_target_: mine.LinearLogSNR, start: 10, end: -10}")
-    script = "import sys; sys.path.remove(''); from noising.commands import cli; cli()"
+    script = "import sys; sys.path.remove(''); from noising.cli.main import cli; cli()"
     words = [
         "train",
         "--config-dir",

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from noising.build import build_data, build_denoiser, told_classes
-from noising.configuration import ConfigError, blaming, make
+from noising.config.instantiate import make
 from noising.data.image_data import ImageData, Images
-from noising.diffusion.bound_estimators import ImageSet
-from noising.diffusion.bound_terms import ModelTerms
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.guidance import Classless, Guided, unconditional
-from noising.diffusion.transition import Chain
-from noising.recipe import build_recipe
+from noising.diffusion.likelihood.estimators import ImageSet
+from noising.diffusion.likelihood.terms import ModelTerms
+from noising.diffusion.transitions import Chain
+from noising.errors import ConfigError, blaming
+from noising.experiment import build_data, build_denoiser, build_recipe, told_classes
+from noising.runs.folder import Run
+from noising.runs.trust import require_trusted
 from noising.training.checkpoints import load_checkpoint
-from noising.training.run import Run
-from noising.training.trust import require_trusted
 
 __all__ = ["TrainedRun", "load", "trained_denoiser"]
 

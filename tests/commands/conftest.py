@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from noising import commands
+from noising.cli import main as commands
 
 TOY = """
 import json
 from pathlib import Path
 
-from noising.configuration import make
+from noising.config.instantiate import make
 
 class Cosine:
     def __init__(self, timesteps: int, offset: float = 0.0): ...
@@ -61,7 +61,7 @@ hydra:
     dir: sweeps/${now:%Y-%m-%d}/${now:%H-%M-%S}
     subdir: ${hydra.job.num}_${file_name:${hydra.job.override_dirname}}
   job: {config: {override_dirname: {exclude_keys: [resume]}}}
-  callbacks: {sweep_table: {_target_: noising.sweep.SweepTable}}
+  callbacks: {sweep_table: {_target_: noising.cli.sweeps.SweepTable}}
   help: {template: "${hydra.help.header}\\n${hydra.help.footer}\\n${config_groups:}\\n"}
 """
 

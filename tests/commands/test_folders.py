@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from noising import folders
-from noising.configuration import UsageError
+from noising.cli import folders
+from noising.errors import UsageError
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -53,9 +53,9 @@ def test_resume(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         asked.append((root, overrides))
         return found[0]
 
-    finder = types.ModuleType("noising.training.run")
+    finder = types.ModuleType("noising.runs.folder")
     finder.find_resumable = finder.find_sweep = find  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "noising.training.run", finder)
+    monkeypatch.setitem(sys.modules, "noising.runs.folder", finder)
 
     code, out, _ = run("seed=3", "resume=true")
     assert code == 0

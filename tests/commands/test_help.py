@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from noising import commands
-from noising.help_text import GROUPS
+from noising.cli import main as commands
+from noising.cli.help import GROUPS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,7 +87,7 @@ def test_installed_command_finds_a_users_class_in_the_current_folder(toy: Path, 
     script = tmp_path / "bin" / "noising"
     script.parent.mkdir()
     script.write_text(
-        "from pathlib import Path\nfrom noising import commands\n"
+        "from pathlib import Path\nfrom noising.cli import main as commands\n"
         f"commands.conf_dir = lambda: Path({str(toy / 'conf')!r})\n"
         "commands.COMMANDS = {'train': ('toy_parts:job', 'toy')}\ncommands.cli()\n"
         "import sys\nassert not {'torch', 'lightning'} & set(sys.modules)\n"

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from noising.configuration import UsageError
-from noising.sweep import refuse_ddp_sweep
+from noising.cli.sweeps import refuse_ddp_sweep
+from noising.errors import UsageError
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -15,15 +15,26 @@ from torch import Tensor, nn
 
 import noising.diffusion
 from noising.diffusion.denoiser import Denoiser
-from noising.diffusion.learned_schedules import LearnedLogSNR
 from noising.diffusion.levels import Straight, VarianceExploding
 from noising.diffusion.noise_labels import LogSNR
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Flow, Karras, Parameterization, Score, Velocity
 from noising.diffusion.samplers import WeightedSum
-from noising.diffusion.schedule_wrappers import ResolutionShift, ZeroTerminalSNR
-from noising.diffusion.schedules import LinearLogSNR, LogLinearSigma, RectifiedFlow, Schedule, SigmoidAlphaBar
-from noising.diffusion.tabulated_schedules import Cosine, LinearBeta, ScaledLinearBeta, SigmoidBeta, TabulatedBeta
-from noising.diffusion.transition import Chain
+from noising.diffusion.schedules import (
+    Cosine,
+    LearnedLogSNR,
+    LinearBeta,
+    LinearLogSNR,
+    LogLinearSigma,
+    RectifiedFlow,
+    ResolutionShift,
+    ScaledLinearBeta,
+    Schedule,
+    SigmoidAlphaBar,
+    SigmoidBeta,
+    TabulatedBeta,
+    ZeroTerminalSNR,
+)
+from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedSmall, ReverseVariance
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 import noising as package
-from noising.diffusion.adaptive_bound import Adaptive, AdaptivePlan, Pilot, draws_needed
-from noising.diffusion.bound_estimators import ImageSet, evaluate, log_strata
-from noising.diffusion.bound_meter import BoundMeter
-from noising.diffusion.bound_terms import BoundTerms, ModelTerms, Term
-from noising.diffusion.decoders import DiscretizedGaussian
+from noising.commands.benchmarks import full_sum_variance
+from noising.diffusion.likelihood.adaptive import Adaptive, AdaptivePlan, Pilot, draws_needed
+from noising.diffusion.likelihood.decoders import DiscretizedGaussian
+from noising.diffusion.likelihood.estimators import ImageSet, evaluate, log_strata
+from noising.diffusion.likelihood.meter import BoundMeter
+from noising.diffusion.likelihood.terms import BoundTerms, ModelTerms, Term
 from noising.diffusion.parameterizations import Velocity
-from noising.diffusion.tabulated_schedules import LinearBeta
-from noising.diffusion.transition import Chain
+from noising.diffusion.schedules import LinearBeta
+from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedSmall
-from noising.jobs.bound_benchmark import full_sum_variance
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import grey_levels
 from noising.randomness import Streams

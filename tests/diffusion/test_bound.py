@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.diffusion.bound import posterior_term, prior_term, variational_bound
-from noising.diffusion.decoders import DiscretizedGaussian, PlainGaussian
+from noising.diffusion.likelihood.decoders import DiscretizedGaussian, PlainGaussian
+from noising.diffusion.likelihood.terms import posterior_term, prior_term, variational_bound
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
 from noising.diffusion.variances import FixedLarge, FixedSmall, ReverseVariance
 from tests.diffusion.conftest import (

@@ -9,15 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noising.diffusion.adaptive_bound import Adaptive
-from noising.diffusion.bound import variational_bound
-from noising.diffusion.bound_estimators import BoundEstimator, Exact, ImageSet, Stratified, evaluate, log_strata
-from noising.diffusion.bound_meter import BoundMeter
-from noising.diffusion.bound_terms import Difference, ModelTerms
-from noising.diffusion.decoders import DiscretizedGaussian
+from noising.diffusion.likelihood.adaptive import Adaptive
+from noising.diffusion.likelihood.decoders import DiscretizedGaussian
+from noising.diffusion.likelihood.estimators import BoundEstimator, Exact, ImageSet, Stratified, evaluate, log_strata
+from noising.diffusion.likelihood.meter import BoundMeter
+from noising.diffusion.likelihood.terms import Difference, ModelTerms, variational_bound
 from noising.diffusion.parameterizations import CleanImage
-from noising.diffusion.tabulated_schedules import Cosine, LinearBeta
-from noising.diffusion.transition import Chain
+from noising.diffusion.schedules import Cosine, LinearBeta
+from noising.diffusion.transitions import Chain
 from noising.randomness import Streams
 from tests.diffusion.conftest import Crooked, denoiser_of, final_classes, images
 

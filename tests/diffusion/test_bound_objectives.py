@@ -6,22 +6,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from noising.diffusion.bound import variational_bound
-from noising.diffusion.bound_objectives import Hybrid, VariationalBound
-from noising.diffusion.decoders import (
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.likelihood.decoders import (
     Decoder,
     DiscretizedGaussian,
     PlainGaussian,
     SoftmaxGaussian,
     TanhDiscretizedGaussian,
 )
-from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.likelihood.terms import variational_bound
 from noising.diffusion.noise_labels import ScaledTime
-from noising.diffusion.objectives import ContinuousBound, Objective, Regression, WeightedBound
+from noising.diffusion.objectives import ContinuousBound, Hybrid, Objective, Regression, VariationalBound, WeightedBound
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
-from noising.diffusion.schedules import Schedule
-from noising.diffusion.tabulated_schedules import Cosine, LinearBeta
-from noising.diffusion.transition import Chain
+from noising.diffusion.schedules import Cosine, LinearBeta, Schedule
+from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall, Learned, LearnedRange, ReverseVariance
 from noising.diffusion.weightings import min_snr, uniform
 from tests.diffusion.conftest import Crooked, final_classes, images, in_turn, normals

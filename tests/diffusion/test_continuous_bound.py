@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.diffusion.bound import posterior_term
+from noising.diffusion.likelihood.terms import posterior_term
 from noising.diffusion.objectives import ContinuousBound, WeightedBound
 from noising.diffusion.parameterizations import Epsilon, Velocity
 from noising.diffusion.schedules import LinearLogSNR, RectifiedFlow, Schedule
-from noising.diffusion.transition import Chain
+from noising.diffusion.transitions import Chain
 from noising.diffusion.weightings import snr
 from tests.diffusion.conftest import Crooked, denoiser_of, images, normals
 from tests.diffusion.test_curves import randomized

@@ -9,11 +9,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.diffusion.learned_schedules import LearnedLogSNR
-from noising.diffusion.schedule_wrappers import ResolutionShift, ZeroTerminalSNR
-from noising.diffusion.schedules import LinearLogSNR, LogLinearSigma, RectifiedFlow, SigmoidAlphaBar
-from noising.diffusion.tabulated_schedules import Cosine, LinearBeta, ScaledLinearBeta, SigmoidBeta, TabulatedBeta
-from noising.diffusion.transition import Chain
+from noising.diffusion.schedules import (
+    Cosine,
+    LearnedLogSNR,
+    LinearBeta,
+    LinearLogSNR,
+    LogLinearSigma,
+    RectifiedFlow,
+    ResolutionShift,
+    ScaledLinearBeta,
+    SigmoidAlphaBar,
+    SigmoidBeta,
+    TabulatedBeta,
+    ZeroTerminalSNR,
+)
+from noising.diffusion.transitions import Chain
 
 T = torch.linspace(0.001, 0.999, 997, dtype=torch.float64)
 

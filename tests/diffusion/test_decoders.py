@@ -13,15 +13,15 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 from torch import Tensor
 
-from noising.diffusion.decoders import (
+from noising.diffusion.gaussian import Gaussian
+from noising.diffusion.likelihood.decoders import (
     Decoder,
     DiscretizedGaussian,
     PlainGaussian,
     SoftmaxGaussian,
     TanhDiscretizedGaussian,
 )
-from noising.diffusion.gaussian import Gaussian
-from noising.diffusion.tabulated_schedules import Cosine
+from noising.diffusion.schedules import Cosine
 from tests.diffusion.conftest import final_classes, images, normals
 from tests.reference import ddpm
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from noising.diffusion.adaptive_bound import Adaptive
-from noising.diffusion.bound import variational_bound
-from noising.diffusion.bound_estimators import BoundEstimator, Exact, ImageSet, Stratified, evaluate
-from noising.diffusion.bound_terms import ModelTerms
-from noising.diffusion.decoders import DiscretizedGaussian
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.grids import uniform as uniform_grid
+from noising.diffusion.likelihood.adaptive import Adaptive
+from noising.diffusion.likelihood.decoders import DiscretizedGaussian
+from noising.diffusion.likelihood.estimators import BoundEstimator, Exact, ImageSet, Stratified, evaluate
+from noising.diffusion.likelihood.terms import ModelTerms, variational_bound
 from noising.diffusion.noise_labels import DiscreteStep, LogSNR, NoiseLabel, QuarterLogSigma, ScaledLogSNR, ScaledTime
 from noising.diffusion.objectives import Regression
 from noising.diffusion.parameterizations import Epsilon, Velocity
 from noising.diffusion.samplers import DDIM, Ancestral
-from noising.diffusion.schedules import Schedule
-from noising.diffusion.tabulated_schedules import Cosine
-from noising.diffusion.transition import Chain
+from noising.diffusion.schedules import Cosine, Schedule
+from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall
 from noising.diffusion.weightings import uniform
 from tests.diffusion.conftest import Classed, Crooked, denoiser_of, final_classes, images, in_turn, normals

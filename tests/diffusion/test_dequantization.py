@@ -7,12 +7,11 @@ import math
 import pytest
 import torch
 
-from noising.diffusion.dequantization import FlowLikelihood, bits_per_dim, dequantize, offset_bits
-from noising.diffusion.divergences import Exact, Rademacher
-from noising.diffusion.ode_solvers import RungeKutta4
+from noising.diffusion.likelihood.dequantization import FlowLikelihood, bits_per_dim, dequantize, offset_bits
+from noising.diffusion.likelihood.divergences import Exact, Rademacher
+from noising.diffusion.likelihood.solvers import RungeKutta4
 from noising.diffusion.parameterizations import Velocity
-from noising.diffusion.schedules import LogLinearSigma, RectifiedFlow, Schedule
-from noising.diffusion.tabulated_schedules import Cosine
+from noising.diffusion.schedules import Cosine, LogLinearSigma, RectifiedFlow, Schedule
 from noising.diffusion.variances import FixedSmall
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.diffusion.divergences import Divergence, Exact, Gaussian, Rademacher, exact_trace, probed_trace
+from noising.diffusion.likelihood.divergences import Divergence, Exact, Gaussian, Rademacher, exact_trace, probed_trace
 from noising.randomness import Streams
 from tests.diffusion.conftest import normals
 

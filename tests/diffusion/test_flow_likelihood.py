@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.diffusion.divergences import Divergence, Exact, Gaussian, Rademacher, exact_trace, probed_trace
-from noising.diffusion.flow_likelihood import FlowLogProb, flow_log_prob
-from noising.diffusion.ode_solvers import DormandPrince, RungeKutta4, Solver, even_in_angle, even_in_log_snr
+from noising.diffusion.likelihood.divergences import Divergence, Exact, Gaussian, Rademacher, exact_trace, probed_trace
+from noising.diffusion.likelihood.flow import FlowLogProb, flow_log_prob
+from noising.diffusion.likelihood.solvers import DormandPrince, RungeKutta4, Solver, even_in_angle, even_in_log_snr
 from noising.diffusion.parameterizations import Velocity
-from noising.diffusion.schedules import LogLinearSigma, RectifiedFlow, Schedule
-from noising.diffusion.tabulated_schedules import Cosine
+from noising.diffusion.schedules import Cosine, LogLinearSigma, RectifiedFlow, Schedule
 from noising.diffusion.variances import FixedSmall
 from noising.oracles.oracle import Oracle, oracle_denoiser
 from noising.oracles.pixels import PixelMixture, gaussian

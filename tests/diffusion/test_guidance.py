@@ -11,11 +11,9 @@ from torch import Tensor, nn
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.grids import uniform
 from noising.diffusion.guidance import Guided, autoguidance, classifier_free, unconditional
-from noising.diffusion.heun import Heun
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Karras, Velocity
-from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral
-from noising.diffusion.schedules import Schedule
-from noising.diffusion.tabulated_schedules import Cosine, LinearBeta
+from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Heun
+from noising.diffusion.schedules import Cosine, LinearBeta, Schedule
 from noising.diffusion.variances import LearnedRange
 from tests.diffusion.conftest import PARAMETERIZATIONS, Classed, Crooked, denoiser_of, in_turn, normals
 

@@ -15,13 +15,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.grids import leading, uniform
 from noising.diffusion.guidance import classifier_free
-from noising.diffusion.latents import interpolate, invert
+from noising.diffusion.inversion import interpolate, invert
 from noising.diffusion.levels import Straight, VarianceExploding
 from noising.diffusion.parameterizations import Velocity
 from noising.diffusion.samplers import DDIM
-from noising.diffusion.schedules import RectifiedFlow, Schedule
-from noising.diffusion.tabulated_schedules import Cosine
-from noising.diffusion.transition import Chain
+from noising.diffusion.schedules import Cosine, RectifiedFlow, Schedule
+from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedSmall
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import PixelMixture

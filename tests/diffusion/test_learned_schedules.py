@@ -8,13 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.diffusion.learned_schedules import LearnedLogSNR
 from noising.diffusion.levels import Straight, VarianceExploding
 from noising.diffusion.noise_labels import ScaledTime
 from noising.diffusion.objectives import ContinuousBound
 from noising.diffusion.parameterizations import Velocity
-from noising.diffusion.schedule_wrappers import ResolutionShift, ZeroTerminalSNR
-from noising.diffusion.schedules import Schedule
+from noising.diffusion.schedules import LearnedLogSNR, ResolutionShift, Schedule, ZeroTerminalSNR
 from tests.diffusion.conftest import Crooked, denoiser_of, images, normals
 from tests.diffusion.test_curves import randomized
 

@@ -11,7 +11,7 @@ from noising.diffusion.levels import Geometry, Straight, VarianceExploding, Vari
 from noising.diffusion.objectives import ContinuousBound, Objective, WeightedBound
 from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
-from noising.diffusion.transition import Chain
+from noising.diffusion.transitions import Chain
 from noising.diffusion.weightings import sigmoid
 from tests.diffusion.conftest import PARAMETERIZATIONS, SCHEDULES, final_classes, normals
 

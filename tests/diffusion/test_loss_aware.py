@@ -7,9 +7,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from noising.diffusion.loss_aware import LossAware
-from noising.diffusion.tabulated_schedules import Cosine
-from noising.diffusion.times import Draw
+from noising.diffusion.schedules import Cosine
+from noising.diffusion.times import Draw, LossAware
 from noising.randomness import generator
 
 STEPS, HISTORY = 6, 4

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from noising.diffusion import weightings
 from noising.diffusion.levels import VarianceExploding
-from noising.diffusion.loss_weights import LossWeights, loss_weights
 from noising.diffusion.objectives import ContinuousBound, Objective, Regression, WeightedBound
 from noising.diffusion.parameterizations import Epsilon, Flow, Karras, Parameterization, Velocity
-from noising.diffusion.schedules import LinearLogSNR, LogLinearSigma, RectifiedFlow, Schedule
-from noising.diffusion.tabulated_schedules import Cosine
+from noising.diffusion.schedules import Cosine, LinearLogSNR, LogLinearSigma, RectifiedFlow, Schedule
 from noising.diffusion.times import LogitNormal, LogNormal, TimeSampler, Uniform
+from noising.diffusion.weightings import LossWeights, loss_weights
 from tests.diffusion.conftest import PARAMETERIZATIONS
 
 T = (torch.arange(4000, dtype=torch.float64) + 0.4142) / 4000

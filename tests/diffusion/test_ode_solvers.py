@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.diffusion.ode_solvers import DormandPrince, RungeKutta4, Solution, Solver, even_in_angle, even_in_log_snr
+from noising.diffusion.likelihood.solvers import (
+    DormandPrince,
+    RungeKutta4,
+    Solution,
+    Solver,
+    even_in_angle,
+    even_in_log_snr,
+)
 from tests.diffusion.conftest import normals
 
 Spacing = Callable[[float, float, int], list[float]]

@@ -8,12 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.diffusion.optimal_variance import DenoisingError, Optimal, fit
 from noising.diffusion.parameterizations import Velocity
-from noising.diffusion.schedules import Schedule
-from noising.diffusion.tabulated_schedules import Cosine, LinearBeta
-from noising.diffusion.transition import Chain
-from noising.diffusion.variances import FixedLarge, FixedSmall, Learned, LearnedRange, ReverseVariance
+from noising.diffusion.schedules import Cosine, LinearBeta, Schedule
+from noising.diffusion.transitions import Chain
+from noising.diffusion.variances import (
+    DenoisingError,
+    FixedLarge,
+    FixedSmall,
+    Learned,
+    LearnedRange,
+    Optimal,
+    ReverseVariance,
+    fit,
+)
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian, grey_levels
 from noising.verification.gaussian_data import expected_bound

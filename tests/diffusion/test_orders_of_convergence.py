@@ -10,12 +10,9 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.grids import karras, leading, quadratic, respaced, trailing, uniform, uniform_log_snr
-from noising.diffusion.heun import Heun
 from noising.diffusion.parameterizations import Velocity
-from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Sampler
-from noising.diffusion.schedule_wrappers import ZeroTerminalSNR
-from noising.diffusion.schedules import LogLinearSigma, RectifiedFlow, Schedule
-from noising.diffusion.tabulated_schedules import Cosine, LinearBeta
+from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Heun, Sampler
+from noising.diffusion.schedules import Cosine, LinearBeta, LogLinearSigma, RectifiedFlow, Schedule, ZeroTerminalSNR
 from noising.diffusion.variances import FixedSmall
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import PixelMixture, gaussian

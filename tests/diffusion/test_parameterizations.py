@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Flow, Karras, Parameterization, Score, Velocity
-from noising.diffusion.schedules import LogLinearSigma, RectifiedFlow, Schedule
-from noising.diffusion.tabulated_schedules import Cosine
+from noising.diffusion.schedules import Cosine, LogLinearSigma, RectifiedFlow, Schedule
 from noising.diffusion.weightings import edm, min_snr, p2, sigmoid, snr, uniform
 from tests.diffusion.conftest import PARAMETERIZATIONS, final_classes, normals
 

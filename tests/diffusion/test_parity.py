@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from noising.diffusion.bound import variational_bound
-from noising.diffusion.bound_objectives import Hybrid, VariationalBound
-from noising.diffusion.decoders import DiscretizedGaussian
+from noising.diffusion.likelihood.decoders import DiscretizedGaussian
+from noising.diffusion.likelihood.terms import variational_bound
+from noising.diffusion.objectives import Hybrid, VariationalBound
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization
-from noising.diffusion.transition import Chain
+from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall, LearnedRange, ReverseVariance
 from noising.diffusion.weightings import uniform
 from tests.diffusion.conftest import Crooked, denoiser_of, images, in_turn, normals

@@ -14,9 +14,15 @@ from noising.diffusion.denoiser import Denoiser, Prediction
 from noising.diffusion.grids import uniform as uniform_grid
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
 from noising.diffusion.samplers import DDIM
-from noising.diffusion.schedule_wrappers import ZeroTerminalSNR
-from noising.diffusion.tabulated_schedules import Cosine, LinearBeta, ScaledLinearBeta, SigmoidBeta, TabulatedBeta
-from noising.diffusion.transition import Chain
+from noising.diffusion.schedules import (
+    Cosine,
+    LinearBeta,
+    ScaledLinearBeta,
+    SigmoidBeta,
+    TabulatedBeta,
+    ZeroTerminalSNR,
+)
+from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall, Learned, LearnedRange, ReverseVariance
 from tests.diffusion.conftest import denoiser_of, images, normals, single_step
 

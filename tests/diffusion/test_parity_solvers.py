@@ -11,11 +11,10 @@ from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.grids import trailing
-from noising.diffusion.heun import Heun
 from noising.diffusion.noise_labels import DiscreteStep
 from noising.diffusion.parameterizations import Epsilon
-from noising.diffusion.samplers import DDIM, DPMPP2M, Sampler
-from noising.diffusion.tabulated_schedules import LinearBeta
+from noising.diffusion.samplers import DDIM, DPMPP2M, Heun, Sampler
+from noising.diffusion.schedules import LinearBeta
 from noising.diffusion.variances import FixedSmall
 from tests.diffusion.conftest import in_turn, normals
 

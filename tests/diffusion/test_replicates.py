@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from noising.diffusion.replicates import replicated_mean
+from noising.diffusion.likelihood.flow import replicated_mean
 from tests.diffusion.conftest import normals
 
 

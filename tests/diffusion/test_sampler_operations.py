@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from noising.diffusion.grids import karras, uniform
-from noising.diffusion.heun import Heun
 from noising.diffusion.parameterizations import Karras, Parameterization, Velocity
-from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Sampler
-from noising.diffusion.tabulated_schedules import Cosine
+from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Heun, Sampler
+from noising.diffusion.schedules import Cosine
 from noising.diffusion.variances import FixedLarge, LearnedRange, ReverseVariance
 from tests.diffusion.conftest import denoiser_of, normals
 

@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from noising.diffusion.grids import quadratic, uniform
-from noising.diffusion.heun import Heun
 from noising.diffusion.parameterizations import Velocity
-from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Sampler
-from noising.diffusion.schedules import Schedule
-from noising.diffusion.tabulated_schedules import Cosine
-from noising.diffusion.transition import Chain
+from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Heun, Sampler
+from noising.diffusion.schedules import Cosine, Schedule
+from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall
 from tests.diffusion.conftest import (
     Crooked,

@@ -10,11 +10,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noising.diffusion.learned_schedules import LearnedLogSNR
 from noising.diffusion.levels import Geometry, Straight, VarianceExploding, VariancePreserving
-from noising.diffusion.schedule_wrappers import ResolutionShift, ZeroTerminalSNR
-from noising.diffusion.schedules import LinearLogSNR, LogLinearSigma, Schedule, SigmoidAlphaBar
-from noising.diffusion.tabulated_schedules import Cosine, LinearBeta, ScaledLinearBeta, SigmoidBeta, TabulatedBeta
+from noising.diffusion.schedules import (
+    Cosine,
+    LearnedLogSNR,
+    LinearBeta,
+    LinearLogSNR,
+    LogLinearSigma,
+    ResolutionShift,
+    ScaledLinearBeta,
+    Schedule,
+    SigmoidAlphaBar,
+    SigmoidBeta,
+    TabulatedBeta,
+    ZeroTerminalSNR,
+)
 from tests.diffusion.conftest import SCHEDULES, final_classes, normals
 from tests.reference import ddpm
 

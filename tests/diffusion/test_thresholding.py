@@ -7,7 +7,7 @@ import torch
 
 from noising.diffusion.grids import uniform
 from noising.diffusion.samplers import DDIM
-from noising.diffusion.tabulated_schedules import Cosine
+from noising.diffusion.schedules import Cosine
 from tests.diffusion.conftest import Crooked, denoiser_of, in_turn, normals
 
 

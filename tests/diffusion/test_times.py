@@ -7,10 +7,8 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from noising.diffusion.loss_aware import LossAware
-from noising.diffusion.schedules import LinearLogSNR, LogLinearSigma, RectifiedFlow, Schedule
-from noising.diffusion.tabulated_schedules import Cosine
-from noising.diffusion.times import Draw, Grid, LogitNormal, LogNormal, LowDiscrepancy, TimeSampler, Uniform
+from noising.diffusion.schedules import Cosine, LinearLogSNR, LogLinearSigma, RectifiedFlow, Schedule
+from noising.diffusion.times import Draw, Grid, LogitNormal, LogNormal, LossAware, LowDiscrepancy, TimeSampler, Uniform
 from noising.randomness import generator
 from tests.diffusion.conftest import final_classes
 

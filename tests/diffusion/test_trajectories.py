@@ -5,16 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from noising.diffusion.bound import variational_bound
-from noising.diffusion.decoders import DiscretizedGaussian
-from noising.diffusion.tabulated_schedules import Cosine, LinearBeta
-from noising.diffusion.trajectories import (
-    forward_log_prob,
-    forward_trajectory,
-    reverse_log_prob,
-    trajectory_bound,
-)
-from noising.diffusion.transition import Chain
+from noising.diffusion.likelihood.decoders import DiscretizedGaussian
+from noising.diffusion.likelihood.terms import variational_bound
+from noising.diffusion.schedules import Cosine, LinearBeta
+from noising.diffusion.trajectories import forward_log_prob, forward_trajectory, reverse_log_prob, trajectory_bound
+from noising.diffusion.transitions import Chain
 from tests.diffusion.conftest import Crooked, denoiser_of, images, in_turn, normals
 from tests.diffusion.test_bound import epsilon_of
 from tests.diffusion.test_transition import close, pair

@@ -8,9 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noising.diffusion.schedules import Schedule
-from noising.diffusion.tabulated_schedules import Cosine, LinearBeta
-from noising.diffusion.transition import Chain, Transition
+from noising.diffusion.schedules import Cosine, LinearBeta, Schedule
+from noising.diffusion.transitions import Chain, Transition
 from noising.diffusion.variances import FixedLarge, FixedSmall
 from tests.diffusion.conftest import images, normals
 from tests.reference import ddpm

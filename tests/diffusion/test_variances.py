@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.levels import NoiseLevel
-from noising.diffusion.optimal_variance import DenoisingError, Optimal
 from noising.diffusion.schedules import Schedule
-from noising.diffusion.transition import Chain
-from noising.diffusion.variances import FixedLarge, FixedSmall, LearnedRange
+from noising.diffusion.transitions import Chain
+from noising.diffusion.variances import DenoisingError, FixedLarge, FixedSmall, LearnedRange, Optimal
 
 STEPS = 40
 STD = 0.6

@@ -14,7 +14,7 @@ from noising.data.digits import Digits
 from noising.data.image_data import Images, Splits
 from noising.metrics import classifier as module
 from noising.metrics.classifier import Classifier, fit_classifier
-from noising.metrics.features import FeatureExtractor, feature_statistics
+from noising.metrics.extractors import FeatureExtractor, feature_statistics
 from noising.metrics.statistics import FeatureStatistics, frechet_distance
 
 

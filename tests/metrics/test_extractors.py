@@ -14,11 +14,9 @@ import torch_fidelity
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from noising.metrics import extract, frechet_distance
-from noising.metrics.dinov2 import DINOv2
-from noising.metrics.features import three_channels
-from noising.metrics.inception import Inception
+from noising.metrics.extractors import DINOv2, Inception, extract, three_channels
 from noising.metrics.scores import inception_score, kernel_distance
+from noising.metrics.statistics import frechet_distance
 from tests.metrics.test_statistics import statistics_of
 
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
-from noising.metrics import neighbours
-from noising.metrics.neighbours import nearest, precision_recall, radii, same_as_nearest
+from noising.metrics import scores as neighbours
+from noising.metrics.scores import nearest, precision_recall, radii, same_as_nearest
 from tests.metrics.test_statistics import normals
 
 

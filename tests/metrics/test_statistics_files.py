@@ -12,8 +12,7 @@ import pytest
 import torch
 from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
 
-from noising.metrics.statistics import FeatureStatistics, frechet_distance
-from noising.metrics.statistics_files import read_statistics, write_statistics
+from noising.metrics.statistics import FeatureStatistics, frechet_distance, read_statistics, write_statistics
 from tests.metrics.test_statistics import normals, statistics_of
 
 DIMS = 6

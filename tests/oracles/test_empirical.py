@@ -10,10 +10,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from noising.diffusion.bound import posterior_term, prior_term
+from noising.diffusion.likelihood.terms import posterior_term, prior_term
 from noising.diffusion.parameterizations import Epsilon
-from noising.diffusion.tabulated_schedules import Cosine, LinearBeta
-from noising.diffusion.transition import Chain
+from noising.diffusion.schedules import Cosine, LinearBeta
+from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall, ReverseVariance
 from noising.oracles.empirical import Empirical
 from noising.oracles.oracle import oracle_denoiser

@@ -11,16 +11,25 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from noising.diffusion.bound import decoder_term
-from noising.diffusion.decoders import SoftmaxGaussian
 from noising.diffusion.levels import Geometry, Straight, VarianceExploding, VariancePreserving
-from noising.diffusion.optimal_variance import Optimal
+from noising.diffusion.likelihood.decoders import SoftmaxGaussian
+from noising.diffusion.likelihood.terms import decoder_term
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Flow, Karras, Parameterization, Score, Velocity
-from noising.diffusion.schedule_wrappers import ResolutionShift, ZeroTerminalSNR
-from noising.diffusion.schedules import LinearLogSNR, LogLinearSigma, RectifiedFlow, Schedule, SigmoidAlphaBar
-from noising.diffusion.tabulated_schedules import Cosine, LinearBeta, ScaledLinearBeta, SigmoidBeta
-from noising.diffusion.transition import Chain
-from noising.diffusion.variances import FixedLarge, FixedSmall, ReverseVariance
+from noising.diffusion.schedules import (
+    Cosine,
+    LinearBeta,
+    LinearLogSNR,
+    LogLinearSigma,
+    RectifiedFlow,
+    ResolutionShift,
+    ScaledLinearBeta,
+    Schedule,
+    SigmoidAlphaBar,
+    SigmoidBeta,
+    ZeroTerminalSNR,
+)
+from noising.diffusion.transitions import Chain
+from noising.diffusion.variances import FixedLarge, FixedSmall, Optimal, ReverseVariance
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian, grey_levels
 from noising.verification.gaussian_data import expected_bound

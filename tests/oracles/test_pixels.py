@@ -11,8 +11,7 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from noising.diffusion.levels import NoiseLevel
-from noising.diffusion.schedules import LinearLogSNR, RectifiedFlow, Schedule
-from noising.diffusion.tabulated_schedules import Cosine
+from noising.diffusion.schedules import Cosine, LinearLogSNR, RectifiedFlow, Schedule
 from noising.oracles.pixels import PixelMixture, gaussian, grey_levels
 from tests.diffusion.conftest import normals
 

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from noising.diffusion.bound_meter import BoundCurve
+from noising.diffusion.likelihood.meter import BoundCurve
 from noising.diffusion.schedules import LinearLogSNR
-from noising.diffusion.transition import Chain
-from noising.training.bound_curves import read_bins, step_bins, write_bins
-from noising.training.bound_figures import bound_by_log_snr, bound_by_step, rate_distortion
+from noising.diffusion.transitions import Chain
+from noising.plots.likelihood import bound_by_log_snr, bound_by_step, rate_distortion, read_bins, step_bins, write_bins
 
 
 def curve() -> BoundCurve:

@@ -18,9 +18,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from noising.runs.folder import Run
 from noising.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, checkpoint_callbacks, load_checkpoint
 from noising.training.ema import EMA
-from noising.training.run import Run
 
 
 class FromStep(IterableDataset[Tensor]):

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.objectives import Regression
-from noising.diffusion.tabulated_schedules import Cosine
+from noising.diffusion.schedules import Cosine
+from noising.runs.folder import Run
 from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
-from noising.training.divergence import DivergenceError, LossWatch, Seen
-from noising.training.run import Run
+from noising.training.safety.divergence import DivergenceError, LossWatch, Seen
 from tests.conftest import SMALL, Outcome
 
 Command = Callable[..., Outcome]

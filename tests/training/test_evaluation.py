@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from noising.diffusion.adaptive_bound import Adaptive
-from noising.diffusion.bound_estimators import Stratified
-from noising.diffusion.decoders import DiscretizedGaussian
-from noising.diffusion.tabulated_schedules import Cosine
-from noising.training.evaluation import BoundEvaluation
+from noising.diffusion.likelihood.adaptive import Adaptive
+from noising.diffusion.likelihood.decoders import DiscretizedGaussian
+from noising.diffusion.likelihood.estimators import Stratified
+from noising.diffusion.schedules import Cosine
+from noising.training.validation import BoundEvaluation
 from tests.diffusion.conftest import Crooked, denoiser_of, images
 
 

@@ -14,8 +14,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from noising.runs.folder import Run
 from noising.training.loggers import CSVMetrics, build_loggers, close_loggers, log_image
-from noising.training.run import Run
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 

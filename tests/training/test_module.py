@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.build import build_data, build_module
-from noising.configuration import ConfigError
 from noising.data.image_data import ImageData
 from noising.diffusion.objectives import Objective
+from noising.errors import ConfigError
+from noising.experiment import build_data, build_module
 from noising.training.module import DiffusionModule
 from tests.test_recipes import composed
 

@@ -12,13 +12,13 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 import noising as package
-from noising.build import build_callbacks, build_module
+from noising.experiment import build_callbacks, build_module
+from noising.runs.folder import Run
+from noising.training.callbacks.quality import QualityCheck
+from noising.training.callbacks.samples import SampleGrid
 from noising.training.checkpoints import load_checkpoint
 from noising.training.ema import EMA
 from noising.training.progress import StepProgress
-from noising.training.quality_check import QualityCheck
-from noising.training.run import Run
-from noising.training.samples import SampleGrid
 from tests.conftest import SMALL, Outcome
 
 Command = Callable[..., Outcome]
@@ -121,7 +121,7 @@ def test_two_processes_find_the_number_of_one(runs: dict[str, Run], tmp_path: Pa
 def test_samples_that_are_not_finite_are_not_measured(
     noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw = "noising.training.quality_check.draw_images"
+    draw = "noising.training.callbacks.quality.draw_images"
     monkeypatch.setattr(draw, lambda *given: torch.full((len(given[4]), *given[2]), torch.nan))
     assert noising("train", *MEASURED, "hydra.run.dir=run").code == 0
     assert "samples are not measured: 140 of 140 are not finite" in (tmp_path / "run" / "train.log").read_text()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import noising as package
-from noising.diffusion.optimal_variance import Optimal
+from noising.diffusion.variances import Optimal
 from noising.training.checkpoints import load_checkpoint
 from tests.conftest import SMALL, Outcome
 

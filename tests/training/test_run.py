@@ -14,7 +14,8 @@ import torch
 import yaml  # type: ignore[import-untyped]
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from noising.training.run import Run, find_resumable, find_sweep
+from noising.runs.folder import Run
+from noising.runs.resume import find_resumable, find_sweep
 
 
 def test_a_run_from_start_to_finish(tmp_path: Path) -> None:

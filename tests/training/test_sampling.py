@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
+from noising.diffusion.drawing import PathFrames, asked_classes, draw_images, frames, in_evaluation
 from noising.diffusion.grids import uniform
 from noising.diffusion.samplers import DDIM, Ancestral
-from noising.diffusion.tabulated_schedules import Cosine
-from noising.training.figures import image_grid, sample_grid, side_by_side
-from noising.training.sampling import PathFrames, asked_classes, draw_images, frames, in_evaluation
+from noising.diffusion.schedules import Cosine
+from noising.plots.grids import image_grid, sample_grid, side_by_side
 from tests.diffusion.conftest import Crooked, denoiser_of
 
 SHAPE = (1, 4, 4)

@@ -12,21 +12,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from noising.build import build_sampler
-from noising.diffusion.decoders import Decoder, DiscretizedGaussian
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.levels import Geometry, NoiseLevel, VariancePreserving
+from noising.diffusion.likelihood.decoders import Decoder, DiscretizedGaussian
 from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.objectives import Regression
 from noising.diffusion.parameterizations import Epsilon, Parameterization, Velocity
+from noising.diffusion.recipe import Recipe
 from noising.diffusion.samplers import Ancestral, Sampler, StepWeights, WeightedSum
-from noising.diffusion.schedules import LinearLogSNR, Schedule
-from noising.diffusion.tabulated_schedules import Cosine
+from noising.diffusion.schedules import Cosine, LinearLogSNR, Schedule
 from noising.diffusion.times import Draw, TimeSampler
-from noising.diffusion.transition import Transition
+from noising.diffusion.transitions import Transition
 from noising.diffusion.variances import LearnedRange, ReverseVariance
-from noising.recipe import Recipe, build_recipe
+from noising.experiment import build_recipe, build_sampler
 from noising.verification.report import identities
 from tests.conftest import Outcome
 from tests.test_recipes import CONF, composed

@@ -16,7 +16,7 @@ from noising.diffusion.levels import NoiseLevel, factors, like
 from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
-from noising.diffusion.transition import Transition
+from noising.diffusion.transitions import Transition
 from noising.diffusion.variances import ReverseVariance
 
 __all__ = ["Denoiser", "Look", "Prediction"]

@@ -12,10 +12,25 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from noising.diffusion.levels import Geometry, NoiseLevel, Straight, VarianceExploding, VariancePreserving
 
-__all__ = ["LinearLogSNR", "LogLinearSigma", "RectifiedFlow", "Schedule", "SigmoidAlphaBar"]
+__all__ = [
+    "Cosine",
+    "LearnedLogSNR",
+    "LinearBeta",
+    "LinearLogSNR",
+    "LogLinearSigma",
+    "RectifiedFlow",
+    "ResolutionShift",
+    "ScaledLinearBeta",
+    "Schedule",
+    "SigmoidAlphaBar",
+    "SigmoidBeta",
+    "TabulatedBeta",
+    "ZeroTerminalSNR",
+]
 
 
 class Schedule(nn.Module, ABC):
@@ -162,3 +177,241 @@ def require_falling(log_snr_max: float, log_snr_min: float) -> None:
     """Raise ValueError unless the first is above the second."""
     if not log_snr_max > log_snr_min:
         raise ValueError(f"log_snr_max must be above log_snr_min, got {log_snr_max} and {log_snr_min}")
+
+
+class TabulatedBeta(Schedule, ABC):
+    """A chain of T variances β_1..β_T, made continuous: log ᾱ is linear between the steps and exact at t = i/T.
+
+    ᾱ_i = ∏_{j≤i} (1 − β_j) and λ = log ᾱ/(1 − ᾱ). Ho et al., "Denoising Diffusion Probabilistic Models" (2020),
+    section 2. https://arxiv.org/abs/2006.11239
+    """
+
+    def __init__(self, beta: Tensor, geometry: Geometry | None = None) -> None:
+        """beta: (T,) float64 in (0, 1)."""
+        super().__init__(geometry)
+        # A plain attribute, not a buffer: it must stay float64 on the host when the module is moved or halved.
+        self._log_alpha_bar = torch.cat([beta.new_zeros(1), torch.log1p(-beta).cumsum(0)])
+
+    @property
+    def timesteps(self) -> int:
+        """T, the length of the table."""
+        return len(self._log_alpha_bar) - 1
+
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        index = (t * self.timesteps).floor().long().clamp(0, self.timesteps - 1)
+        return index, t * self.timesteps - index
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        index, fraction = self._segment(t)
+        table = self._log_alpha_bar
+        log_alpha_bar = torch.lerp(table[index], table[index + 1], fraction)
+        return log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        log_alpha_bar, falling = F.logsigmoid(log_snr), -self._log_alpha_bar
+        index = (torch.searchsorted(falling, -log_alpha_bar.contiguous()) - 1).clamp(0, self.timesteps - 1)
+        start, end = self._log_alpha_bar[index], self._log_alpha_bar[index + 1]
+        return ((index + (log_alpha_bar - start) / (end - start)) / self.timesteps).clamp(0, 1)
+
+    def log_snr_rate(self, t: Tensor) -> Tensor:
+        index, fraction = self._segment(t)
+        start, end = self._log_alpha_bar[index], self._log_alpha_bar[index + 1]
+        # dλ/d log ᾱ = 1/(1 − ᾱ)
+        return (end - start) * self.timesteps / -torch.expm1(torch.lerp(start, end, fraction))
+
+
+def _require_timesteps(timesteps: int) -> None:
+    if timesteps < 1:
+        raise ValueError(f"timesteps must be at least 1, got {timesteps}")
+
+
+def _scaled_ends(timesteps: int, beta_start: float, beta_end: float) -> tuple[float, float]:
+    """The ends of β for T steps, from those for 1000. Nichol & Dhariwal, "Improved DDPM" (2021)."""
+    _require_timesteps(timesteps)
+    scale = 1000 / timesteps
+    if not 0 < beta_start <= beta_end:
+        raise ValueError(f"beta_start must be in (0, beta_end], got {beta_start} and beta_end {beta_end}")
+    if scale * beta_end >= 1:
+        raise ValueError(
+            f"beta_end times 1000/timesteps must be below 1, got {scale * beta_end:g}: "
+            f"lower beta_end or raise timesteps above {1000 * beta_end:g}"
+        )
+    return scale * beta_start, scale * beta_end
+
+
+class LinearBeta(TabulatedBeta):
+    """β rises linearly from β_start to β_end, both scaled by 1000/T so that the noise at T does not depend on T.
+
+    Ho et al., "Denoising Diffusion Probabilistic Models" (2020), section 4. https://arxiv.org/abs/2006.11239
+    The scaling is that of Nichol & Dhariwal, "Improved DDPM" (2021).
+    """
+
+    def __init__(
+        self,
+        timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        geometry: Geometry | None = None,
+    ) -> None:
+        start, end = _scaled_ends(timesteps, beta_start, beta_end)
+        super().__init__(torch.linspace(start, end, timesteps, dtype=torch.float64), geometry)
+
+
+class ScaledLinearBeta(TabulatedBeta):
+    """√β rises linearly: gentler near clean. β_start and β_end are scaled by 1000/T, as in `LinearBeta`.
+
+    Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2021).
+    https://arxiv.org/abs/2112.10752
+    """
+
+    def __init__(
+        self,
+        timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        geometry: Geometry | None = None,
+    ) -> None:
+        start, end = _scaled_ends(timesteps, beta_start, beta_end)
+        roots = torch.linspace(math.sqrt(start), math.sqrt(end), timesteps, dtype=torch.float64)
+        super().__init__(roots**2, geometry)
+
+
+class SigmoidBeta(TabulatedBeta):
+    """β rises as a sigmoid over (−6, 6) from β_start to β_end, both scaled by 1000/T, as in `LinearBeta`.
+
+    Not `SigmoidAlphaBar`, whose α², not whose β, is a sigmoid. Xu et al., "GeoDiff" (2022).
+    https://arxiv.org/abs/2203.02923
+    """
+
+    def __init__(
+        self,
+        timesteps: int = 1000,
+        beta_start: float = 1e-4,
+        beta_end: float = 0.02,
+        geometry: Geometry | None = None,
+    ) -> None:
+        start, end = _scaled_ends(timesteps, beta_start, beta_end)
+        rise = torch.sigmoid(torch.linspace(-6, 6, timesteps, dtype=torch.float64))
+        super().__init__(start + (end - start) * rise, geometry)
+
+
+class Cosine(TabulatedBeta):
+    """ᾱ(t) ∝ cos²((t + s)/(1 + s) π/2), each β kept at or below max_beta: less wasted on near-pure noise.
+
+    Nichol & Dhariwal, "Improved DDPM" (2021), equation 17. https://arxiv.org/abs/2102.09672
+    """
+
+    def __init__(
+        self,
+        timesteps: int = 1000,
+        offset: float = 0.008,
+        max_beta: float = 0.999,
+        geometry: Geometry | None = None,
+    ) -> None:
+        _require_timesteps(timesteps)
+        if offset < 0:
+            raise ValueError(f"offset must not be negative, got {offset}")
+        if not 0 < max_beta < 1:
+            raise ValueError(f"max_beta must be between 0 and 1, got {max_beta}")
+        t = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
+        alpha_bar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
+        super().__init__((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta), geometry)
+
+
+class ZeroTerminalSNR(Schedule):
+    """Moves and stretches a schedule's √ᾱ so that nothing of the image is left at t = 1: λ(1) = −∞.
+
+        √ᾱ'(t) = (√ᾱ(t) − √ᾱ(1))/(1 − √ᾱ(1)),    √ᾱ = √sigmoid(λ)
+
+    Clean stays clean; the paper holds √ᾱ at the first step instead, which for T = 1000 differs by 3e-7. The network
+    must not predict ε then, which says nothing of x at t = 1. Lin et al., "Common Diffusion Noise Schedules and Sample
+    Steps Are Flawed" (2023), algorithm 1. https://arxiv.org/abs/2305.08891
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        """Raises ValueError for a variance-exploding schedule, which would need infinite noise."""
+        super().__init__(schedule.geometry)
+        if not math.isfinite(schedule.geometry.prior_std(torch.tensor(-math.inf, dtype=torch.float64))):
+            raise ValueError("a variance-exploding schedule cannot end without signal: wrap one of another geometry")
+        self.schedule = schedule
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        root, lost = self._root(t)
+        end, end_lost = self._root(torch.ones_like(t))
+        kept, gone = (root - end) / end_lost, lost / end_lost
+        return 2 * kept.clamp(min=0).log() - (gone * (1 + kept)).log()
+
+    def _root(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """√ᾱ and 1 − √ᾱ, each to its last digits."""
+        alpha, sigma = VariancePreserving().scales(self.schedule.log_snr(t))
+        return alpha, sigma**2 / (1 + alpha)
+
+
+class ResolutionShift(Schedule):
+    """Moves λ by 2 log(base_resolution/resolution): an image of more pixels needs more noise to hide what it shows.
+
+    Hoogeboom et al., "simple diffusion: End-to-end diffusion for high resolution images" (2023), section 3.
+    https://arxiv.org/abs/2301.11093
+    """
+
+    def __init__(self, schedule: Schedule, resolution: int, base_resolution: int = 64) -> None:
+        super().__init__(schedule.geometry)
+        if base_resolution < 1:
+            raise ValueError(f"base_resolution must be at least 1, got {base_resolution}")
+        self.schedule = schedule
+        self.shift = 2 * math.log(base_resolution / resolution)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        return self.schedule.log_snr(t) + self.shift
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self.schedule.time(log_snr - self.shift)
+
+
+MOST_WIDTH = 2**16
+
+
+class LearnedLogSNR(Schedule):
+    """λ(t) by a monotone network, stretched so that its ends are log_snr_max and log_snr_min whatever its weights.
+
+        f(t) = w₁ t + w₃ · sigmoid(w₂ t + b),  all w > 0
+        λ(t) = λ_max − (λ_max − λ_min) (f(t) − f(0))/(f(1) − f(0))
+
+    At infinitely many steps the bound depends on the ends alone; what lies between them sets how noisy its estimate
+    is, and is trained to make that least (`ContinuousBound`). It starts as a straight line. Computed in float64 on the
+    weights' device (on the host, where that device has none). Kingma et al., "Variational Diffusion Models" (2021),
+    appendix H. https://arxiv.org/abs/2107.00630
+    """
+
+    def __init__(
+        self,
+        log_snr_max: float = 13.3,
+        log_snr_min: float = -5.0,
+        width: int = 128,
+        geometry: Geometry | None = None,
+    ) -> None:
+        super().__init__(geometry)
+        require_falling(log_snr_max, log_snr_min)
+        if not 1 <= width <= MOST_WIDTH:
+            raise ValueError(f"width must be at least 1 and at most {MOST_WIDTH}, got {width}")
+        self.log_snr_max = log_snr_max
+        self.log_snr_min = log_snr_min
+        # positive through softplus; the steps of the sum lie evenly over [0, 1] and begin small beside the line
+        self.line = nn.Parameter(torch.zeros(()))
+        self.heights = nn.Parameter(torch.full((width,), -6.0))
+        self.slopes = nn.Parameter(torch.full((width,), 10.0))
+        self.offsets = nn.Parameter(-10 * torch.linspace(0, 1, width))
+
+    def _rise(self, t: Tensor) -> Tensor:
+        def precise(weight: Tensor) -> Tensor:
+            return weight.to(t.device).double()
+
+        steps = torch.sigmoid(t[..., None] * F.softplus(precise(self.slopes)) + precise(self.offsets))
+        return F.softplus(precise(self.line)) * t + steps @ F.softplus(precise(self.heights))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        device = self.line.device
+        t = t.to("cpu" if device.type == "mps" else device, non_blocking=True)
+        start, end = self._rise(t.new_zeros(())), self._rise(t.new_ones(()))
+        risen = (self._rise(t) - start) / (end - start)
+        return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * risen

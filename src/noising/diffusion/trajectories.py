@@ -15,10 +15,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from noising.diffusion.decoders import Decoder
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.gaussian import Gaussian
-from noising.diffusion.transition import Chain
+from noising.diffusion.likelihood.decoders import Decoder
+from noising.diffusion.transitions import Chain
 
 __all__ = ["forward_log_prob", "forward_trajectory", "reverse_log_prob", "trajectory_bound"]
 

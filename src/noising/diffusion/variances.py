@@ -1,20 +1,25 @@
 """The variance of a reverse step p(x_s | x_t): by the posterior's own c σ_s², by the forward step's c σ_t², or learned.
 
 Ho et al. (2020), section 3.2: the first is best when the data is one point, the second when it is white noise. The one
-that is best for a given denoiser is in `optimal_variance`.
+that is best for a given denoiser is `Optimal`.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from noising.diffusion.levels import like
-from noising.diffusion.transition import Transition
+from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.transitions import Transition
 
-__all__ = ["FixedLarge", "FixedSmall", "Learned", "LearnedRange", "ReverseVariance"]
+if TYPE_CHECKING:
+    from noising.diffusion.denoiser import Denoiser
+
+__all__ = ["DenoisingError", "FixedLarge", "FixedSmall", "Learned", "LearnedRange", "Optimal", "ReverseVariance", "fit"]
 
 
 class ReverseVariance(ABC):
@@ -73,3 +78,95 @@ class LearnedRange(ReverseVariance):
     def line(self, step: Transition) -> tuple[Tensor, Tensor]:
         small, large = step.small_log_variance, step.large_log_variance
         return (small + large) / 2, (large - small) / 2
+
+
+class DenoisingError(nn.Module):
+    """E‖x − x̂‖²/D as a function of λ: measured at some levels, its logarithm a straight line between them.
+
+    It is part of a state_dict, so of every checkpoint, as float64 on the host.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_snr = torch.zeros(0, dtype=torch.float64)
+        self.log_error = torch.zeros(0, dtype=torch.float64)
+
+    def __bool__(self) -> bool:
+        """Whether it was measured."""
+        return len(self.log_snr) > 0
+
+    def set(self, log_snr: Tensor, error: Tensor) -> None:
+        """Take measured errors (K,), positive, at rising λ (K,)."""
+        self.log_snr, self.log_error = log_snr.double().cpu(), error.double().cpu().log()
+
+    def forward(self, level: NoiseLevel) -> Tensor:
+        """E‖x − x̂‖²/D at a level; beyond the noisiest that was measured, as there; float64, of the level's shape."""
+        log_snr = level.log_snr.clamp(min=float(self.log_snr[0]))
+        right = torch.searchsorted(self.log_snr, log_snr.contiguous()).clamp(1, len(self.log_snr) - 1)
+        (x0, x1), (y0, y1) = ((table[right - 1], table[right]) for table in (self.log_snr, self.log_error))
+        return (y0 + (log_snr - x0) / (x1 - x0) * (y1 - y0)).exp()
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        return {"log_snr": self.log_snr, "log_error": self.log_error}
+
+    def set_extra_state(self, state: Any) -> None:
+        self.log_snr, self.log_error = state["log_snr"], state["log_error"]
+
+
+class Optimal(nn.Module, ReverseVariance):
+    """c σ_s² + (α_s c)² E‖x − x̂‖²/D: the best for the bound, whatever the denoiser; it needs no training.
+
+    For the perfect denoiser the optimal variance of Bao et al., "Analytic-DPM" (2022), theorem 1; with the error
+    measured, not derived from ‖ε̂‖², it is best for an imperfect one too (Bao et al., "Estimating the Optimal Covariance
+    with Imperfect Mean", 2022). https://arxiv.org/abs/2201.06503 https://arxiv.org/abs/2206.07309
+    """
+
+    fitted = True
+
+    def __init__(self, knots: int = 32, images: int = 128, error: Callable[[NoiseLevel], Tensor] | None = None) -> None:
+        """knots, images: at how many noise levels and on how many images `fit` measures the error.
+
+        error: E‖x − x̂‖²/D where it is known in closed form. Until one is known this is the posterior's variance.
+        """
+        super().__init__()
+        if knots < 2:
+            raise ValueError(f"knots must be at least 2, got {knots}")
+        if images < 1:
+            raise ValueError(f"images must be at least 1, got {images}")
+        self.knots = knots
+        self.images = images
+        self.error = error or DenoisingError()
+
+    def line(self, step: Transition) -> tuple[Tensor, Tensor]:
+        if not self.error:
+            return step.small_log_variance, torch.zeros_like(step.c)
+        best = step.posterior_variance + (step.earlier.alpha * step.c) ** 2 * self.error(step.later)
+        return best.log(), torch.zeros_like(step.c)
+
+
+@torch.no_grad()
+def fit(
+    denoiser: Denoiser,
+    x: Tensor,
+    noises: Iterable[Tensor],
+    timesteps: int,
+    clip: float | None,
+    class_label: Tensor | None = None,
+) -> None:
+    """Measure the error of a denoiser whose variance is `Optimal`, and give it to that variance.
+
+    x: (B, C, H, W), images of the training set; noises: standard normal, of x's shape, a new one for each level; the
+    levels lie evenly in λ over the chain of that many steps; clip: as where the variance will be used.
+    """
+    variance = denoiser.variance
+    assert isinstance(variance, Optimal)
+    assert isinstance(variance.error, DenoisingError)
+    ends = denoiser.schedule.log_snr(torch.tensor([1.0, 1 / timesteps], dtype=torch.float64)).cpu()
+    lowest = max(float(ends[0]), -20.0)  # nothing changes below, and the last level may be −∞
+    log_snr = torch.linspace(lowest, float(ends[1]), variance.knots, dtype=torch.float64)
+    errors = []
+    for t, noise in zip(denoiser.schedule.time(log_snr), noises, strict=False):
+        level = denoiser.schedule(t)
+        prediction = denoiser.at(level.perturb(x, noise), level, clip, class_label)
+        errors.append((prediction.x - x).square().double().mean())
+    variance.error.set(log_snr, torch.stack(errors))

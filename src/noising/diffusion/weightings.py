@@ -6,12 +6,18 @@ error of x̂ is w/gain² here. Weights are float64, of the level's shape.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from noising.diffusion.levels import NoiseLevel
+from noising.diffusion.objectives import Objective
+from noising.diffusion.parameterizations import Parameterization
+from noising.diffusion.schedules import Schedule
+from noising.diffusion.times import TimeSampler
 
-__all__ = ["edm", "min_snr", "p2", "sigmoid", "snr", "uniform"]
+__all__ = ["LossWeights", "edm", "loss_weights", "min_snr", "p2", "sigmoid", "snr", "uniform"]
 
 
 def uniform(level: NoiseLevel, gain: Tensor) -> Tensor:
@@ -60,3 +66,26 @@ def sigmoid(level: NoiseLevel, gain: Tensor, bias: float = 2.0) -> Tensor:
     https://arxiv.org/abs/2303.00848
     """
     return torch.sigmoid(bias - level.log_snr) * level.log_snr.exp() / gain**2
+
+
+class LossWeights(NamedTuple):
+    """Curves over t, each (K,)."""
+
+    log_snr: Tensor
+    density: Tensor
+    """p(λ)."""
+    weight: Tensor
+    """w(λ)."""
+
+
+@torch.no_grad()
+def loss_weights(
+    schedule: Schedule, parameterization: Parameterization, times: TimeSampler, objective: Objective, t: Tensor
+) -> LossWeights:
+    """w(λ) and p(λ) at times t (K,), inside (0, 1) where the schedule's ends are infinite."""
+    level = schedule(t)
+    gain = parameterization.gain(level)
+    density = times.density(t, schedule) / schedule.log_snr_rate(t).abs()
+    on_output = objective.weight(schedule, level, gain)
+    on_noise = (on_output * gain**2 / level.log_snr.exp()).flatten()
+    return LossWeights(level.log_snr.flatten(), density, 2 * density * on_noise)

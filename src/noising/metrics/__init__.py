@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from noising.metrics.classifier import Classifier, fit_classifier
-from noising.metrics.features import FeatureExtractor, extract, feature_statistics
+from noising.metrics.extractors import FeatureExtractor, extract, feature_statistics
 from noising.metrics.statistics import FeatureStatistics, frechet_distance
 
 __all__ = [

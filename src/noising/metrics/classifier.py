@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noising.metrics.features import FeatureExtractor
+from noising.metrics.extractors import FeatureExtractor
 
 __all__ = ["Classifier", "fit_classifier"]
 

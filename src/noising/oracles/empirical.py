@@ -40,5 +40,5 @@ class Empirical(Oracle):
         return (torch.softmax(fit - size, 1) @ rows).reshape(x_t.shape).to(x_t)
 
     def error(self, level: NoiseLevel) -> Tensor:
-        """Not known in closed form: refused. Measure it with `noising.diffusion.optimal_variance.fit`."""
+        """Not known in closed form: refused. Measure it with `noising.diffusion.variances.fit`."""
         raise NotImplementedError("the error of an empirical distribution's denoiser is to be measured")

@@ -19,9 +19,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
-from noising.configuration import ConfigError
-from noising.training.divergence import DivergenceError
-from noising.training.run import Run, replacing
+from noising.errors import ConfigError
+from noising.runs.folder import Run, replacing
+from noising.training.safety.divergence import DivergenceError
 
 log = logging.getLogger(__name__)
 

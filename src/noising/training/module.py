@@ -22,12 +22,14 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.objectives import Objective
 from noising.diffusion.times import Draw, TimeSampler
 from noising.randomness import generator, normal, seed_global_generators
-from noising.training.divergence import DivergenceError, LossWatch, Seen
-from noising.training.evaluation import BoundEvaluation
+from noising.training.safety.divergence import DivergenceError, LossWatch, Seen
+from noising.training.validation import BoundEvaluation
 
 __all__ = ["DiffusionModule"]
 
+
 log = logging.getLogger(__name__)
+
 
 QUARTILES = 4
 MOST_SKIPPED = 20

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from noising.diffusion.gaussian import Gaussian
-from noising.diffusion.transition import Chain
+from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import ReverseVariance
 from noising.verification.identity import Identity, count, largest
 

@@ -13,15 +13,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from noising.diffusion.bound import decoder_term, posterior_term, prior_term
-from noising.diffusion.decoders import PlainGaussian
 from noising.diffusion.denoiser import Denoiser
-from noising.diffusion.optimal_variance import Optimal
-from noising.diffusion.transition import Chain
-from noising.diffusion.variances import FixedSmall
+from noising.diffusion.likelihood.decoders import PlainGaussian
+from noising.diffusion.likelihood.terms import decoder_term, posterior_term, prior_term
+from noising.diffusion.recipe import Recipe
+from noising.diffusion.transitions import Chain
+from noising.diffusion.variances import FixedSmall, Optimal
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian
-from noising.recipe import Recipe
 from noising.verification.identity import Identity
 
 __all__ = ["STD", "ExpectedBound", "bound_identities", "exact_images", "exact_noise", "expected_bound"]

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.noise_labels import LogSNR, NoiseLabel
+from noising.diffusion.recipe import Recipe
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.times import Draw, TimeSampler
 from noising.diffusion.variances import FixedSmall
 from noising.oracles.oracle import OracleModel, oracle_denoiser
 from noising.oracles.pixels import gaussian, grey_levels
 from noising.randomness import generator
-from noising.recipe import Recipe
 from noising.verification.gaussian_data import STD, exact_images, exact_noise
 from noising.verification.identity import Identity, count, largest
 

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 import torch
 from scipy.linalg import hadamard
 
-from noising.diffusion.decoders import Decoder
 from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.grids import uniform
-from noising.diffusion.optimal_variance import Optimal
+from noising.diffusion.likelihood.decoders import Decoder
+from noising.diffusion.recipe import Recipe
 from noising.diffusion.samplers import Sampler
-from noising.diffusion.transition import Chain
+from noising.diffusion.transitions import Chain
+from noising.diffusion.variances import Optimal
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian
-from noising.recipe import Recipe
 from noising.verification.gaussian_data import STD
 from noising.verification.identity import Identity, largest
 

@@ -1,0 +1,140 @@
+"""Sweeps: what to check before the first job, and sweep.csv, one row a job, printed when the last ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from noising.errors import UsageError
+from noising.plots.sweep import draw, measured
+from noising.runs.sweep import Row, columns, rows, write_csv
+
+
+class SweepTable(Callback):
+    """Hydra callback: writes sweep.csv and prints it when the last job has ended.
+
+    Not before: a sweep that was killed between two jobs is known by its having no sweep.csv (training.run).
+    """
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        write_csv(folder)
+        print_table(folder)
+
+
+class SweepFigure(Callback):
+    """Hydra callback: when the last job of a sweep has ended, draws quality.png if two samplers were measured."""
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        folder = Path(config.hydra.sweep.dir)
+        table = measured(rows(folder))
+        if len(table) > 1:
+            draw(folder / "quality.png", table)
+            print(f"drawn in {folder / 'quality.png'}")
+
+
+_LESS = (
+    *("_se", "_low", "_high", "_baseline", "_floor", "/prior", "/steps", "/decoder"),
+    *("/kd", "/kid", "/kd_dinov2", "/precision", "/recall", "/density", "/coverage", "/memorized"),
+    *("/quality_seconds", "/quality_share", "/seconds_of_metrics"),
+)
+"""Ends of the names of what sweep.csv has and the printed table has not."""
+
+
+def print_table(sweep: Path) -> None:
+    """Prints what differs between the jobs and what was measured on test images; sweep.csv has the rest."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = rows(sweep)
+    if not table:
+        return
+    names = columns(table)
+    overrides = names[: names.index("status")]
+    differ = [name for name in overrides if len({row.get(name) for row in table}) > 1]
+    numbers = [name for name in names if any(type(row.get(name)) in (int, float) for row in table)]
+    # errors stand beside their numbers, and baselines are the same for all
+    tested = [n for n in numbers if n.startswith("test/") and not n.endswith(_LESS)]
+    ended = [] if all(row["status"] == "finished" for row in table) else ["status"]
+    shown = [*(differ or overrides), *ended, *(tested or numbers[:6])]
+    view = Table(title=str(sweep), title_justify="left")
+    for name in shown:
+        cells = [_cell(row, name) for row in table]
+        width = max(map(len, cells)) if name in numbers else None  # in a narrow terminal only headings are broken
+        heading = name if name in overrides else name.replace("_", " ")
+        view.add_column(heading, justify="right" if name in numbers else "left", overflow="fold", min_width=width)
+    for row in table:
+        view.add_row(*(_cell(row, name) for name in shown))
+    Console().print(view)
+    print(f"written to {sweep / 'sweep.csv'}")
+
+
+def _cell(row: Row, name: str) -> str:
+    value, error = row.get(name, ""), row.get(f"{name}_mc_se")
+    if not isinstance(value, float):
+        return str(value)
+    significant = isinstance(error, float) and error >= 1e-4
+    return f"{value:.4g} ± {error:.2g}" if significant else f"{value:.4g}"
+
+
+def each_choice_once(parsed: Sequence[Override]) -> list[list[str]]:
+    """Overrides of a few single runs which together hold every value of every sweep.
+
+    The sum, not the product, of the numbers of values: a sweep of thousands of jobs is checked in seconds. A
+    sweep over an interval (Optuna's) has no values to check and is left out.
+    """
+    fixed: list[list[str]] = []
+    for override in parsed:
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            fixed.append([override.input_line or f"{key}={override.get_value_element_as_str()}"])
+        elif override.is_discrete_sweep():
+            fixed.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+    first = [values[0] for values in fixed]
+    runs = [first]
+    for place, values in enumerate(fixed):
+        runs += [[*first[:place], value, *first[place + 1 :]] for value in values[1:]]
+    return runs
+
+
+def refuse_ddp_sweep(config: DictConfig) -> None:
+    """Refuses a job of a sweep that would make Lightning start other processes by running the command line
+    again.
+
+    That command line is the whole sweep's: each of them would run it all, in folders of its own, and with a
+    sweeper that draws its values every rank would train with other ones, in silence.
+    """
+    trainer = config.get("trainer")
+    if not isinstance(trainer, DictConfig) or _processes(trainer) < 2:
+        return
+    strategy = trainer.get("strategy", "auto")
+    name = str(strategy.get("_target_", "") if isinstance(strategy, DictConfig) else strategy).lower()
+    starts = strategy.get("start_method", "") if isinstance(strategy, DictConfig) else ""
+    if any(word in f"{name} {starts}" for word in ("spawn", "fork", "notebook")):
+        return
+    raise UsageError(
+        "a sweep cannot launch DDP subprocesses: add trainer.strategy=ddp_spawn (or run the jobs one by one)"
+    )
+
+
+def _processes(trainer: DictConfig) -> int:
+    """How many processes Lightning would train with."""
+    nodes = int(trainer.get("num_nodes", 1) or 1)
+    devices = trainer.get("devices", "auto")
+    if OmegaConf.is_list(devices):
+        return nodes * len(devices)
+    text = str(devices)
+    if "," in text:
+        return nodes * len([part for part in text.split(",") if part.strip()])
+    if text.isdigit():
+        return nodes * int(text)
+    if text not in ("auto", "-1") or trainer.get("accelerator", "auto") == "cpu":
+        return nodes
+    import torch  # "auto": all GPUs there are
+
+    return nodes * max(1, torch.cuda.device_count())

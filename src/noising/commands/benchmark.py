@@ -1,0 +1,73 @@
+"""`benchmark`: what a method saves, as ratios in one run, on any checkpoint."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from noising.commands.devices import find_device
+from noising.config.instantiate import make, require_whole
+from noising.config.secrets import without_secrets
+from noising.diffusion.drawing import in_evaluation
+from noising.errors import ConfigError
+from noising.runs.folder import Run
+from noising.runs.status import recording
+from noising.trained import TrainedRun, load
+
+__all__ = ["Benchmark", "Ratio", "benchmark"]
+
+
+class Ratio(NamedTuple):
+    """One comparison, and what it rests on."""
+
+    key: str
+    what: str
+    baseline: str
+    ours: str
+    ratio: float
+    card: dict[str, Any]
+
+
+class Benchmark(ABC):
+    """A method against what it replaces."""
+
+    columns: ClassVar[tuple[str, str, str, str]]
+    """What is compared and in which unit, the baseline, ours, the ratio."""
+    needs_checkpoint: ClassVar[bool] = True
+
+    @abstractmethod
+    def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
+        """Measure both, in this process; trained: None if it needs no checkpoint."""
+
+
+def benchmark(cfg: DictConfig, run_dir: Path) -> None:
+    """Print the ratios, and leave them with their cards in summary.json."""
+    require_whole(cfg, "batch_size", 1)
+    method = make(cfg.benchmark, "benchmark", Benchmark)
+    if method.needs_checkpoint and cfg.checkpoint is None:
+        raise ConfigError("checkpoint has no value: add checkpoint=RUN, a run's folder or a checkpoint file")
+    device = find_device(cfg.device)
+    trained, run = load(cfg.checkpoint) if method.needs_checkpoint else None, Run(run_dir)
+    with recording(run, without_secrets(cfg)):
+        with torch.no_grad(), in_evaluation(trained.denoiser.to(device)) if trained else nullcontext():
+            ratios = method.run(trained, device, cfg.batch_size)
+        source = trained.source if trained else {}
+        cards = {f"benchmark/{ratio.key}": {**ratio.card, **source} for ratio in ratios}
+        run.record({f"benchmark/{ratio.key}": ratio.ratio for ratio in ratios}, cards)
+    title = f"{trained.data.name}, {os.path.relpath(trained.path)}" if trained else str(device)
+    view = Table(title=title, title_justify="left")
+    for place, column in enumerate(method.columns):
+        view.add_column(column, justify="right" if place else "left")
+    for ratio in ratios:
+        view.add_row(ratio.what, ratio.baseline, ratio.ours, f"{ratio.ratio:.3g}")
+    console = Console(soft_wrap=True)
+    console.print(view)
+    console.print(os.path.relpath(run.summary_file), highlight=False)

@@ -1,0 +1,284 @@
+"""What is measured against what: estimates of the bound, and samplers against diffusers'."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noising.commands.benchmark import Benchmark, Ratio
+from noising.commands.tables import evaluations_bar
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.grids import trailing
+from noising.diffusion.likelihood.adaptive import Adaptive
+from noising.diffusion.likelihood.estimators import ImageSet, log_strata
+from noising.diffusion.likelihood.meter import measure
+from noising.diffusion.likelihood.terms import BoundTerms
+from noising.diffusion.noise_labels import DiscreteStep
+from noising.diffusion.parameterizations import Epsilon
+from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Heun, Sampler
+from noising.diffusion.schedules import LinearBeta
+from noising.diffusion.variances import FixedSmall
+from noising.errors import ConfigError
+from noising.randomness import Streams
+from noising.trained import TrainedRun
+
+__all__ = ["BoundBenchmark", "SamplerBenchmark"]
+
+
+_MANY = 1000
+"""Images that tell how far images lie apart: their bounds have a long tail."""
+_STRATA, _IMAGES = 100, 128
+"""Of the steps and images that tell how noisy one image's sum of all terms is."""
+
+
+class BoundBenchmark(Benchmark):
+    """Network evaluations to one and the same standard error."""
+
+    columns = ("network evaluations", "all terms", "adaptive", "times fewer")
+
+    def __init__(
+        self,
+        stderr: float = 0.01,
+        full_sum_images: int | None = None,
+        repeats: int = 24,
+        full_sum_repeats: int = 4,
+        clip: float | None = 1.0,
+    ) -> None:
+        """stderr: bits/dim, over times, noise and images; full_sum_images: how many the second comparison takes.
+
+        repeats, full_sum_repeats: evaluations, each with draws of its own, whose mean tells the error that was reached.
+        """
+        if min(repeats, full_sum_repeats) < 1:
+            raise ValueError(f"repeats and full_sum_repeats must be at least 1, got {repeats}, {full_sum_repeats}")
+        if not stderr > 0:
+            raise ValueError(f"stderr must be positive, got {stderr}")
+        if full_sum_images is not None and full_sum_images < 2:
+            raise ValueError(f"full_sum_images must be at least 2 or null, got {full_sum_images}")
+        self.stderr = stderr
+        self.full_sum_images = full_sum_images
+        self.repeats = repeats
+        self.full_sum_repeats = full_sum_repeats
+        self.clip = clip
+
+    def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
+        assert trained is not None
+        terms, images = trained.bound_terms(self.clip, device), trained.image_set("test", device)
+        noise = full_sum_variance(terms, images)
+        pilot = Adaptive(self.stderr, pilot_images=_MANY, clip=self.clip).pilot(terms, images)
+        between = pilot.image_variance / (pilot.dims * math.log(2)) ** 2
+        few = Adaptive(self._monte_carlo_part(between / images.size), clip=self.clip)
+        some = images._replace(size=min(self.full_sum_images or images.size, images.size))
+        every = Adaptive(math.sqrt(noise / some.size), clip=self.clip)
+        first = self._repeat(self.repeats, terms, few, images, batch_size)
+        second = self._repeat(self.full_sum_repeats, terms, every, some, batch_size)
+        return [
+            self._images_random(*first, between, noise, images.size, terms.timesteps),
+            self._whole_set(*second, noise, some.size, terms.timesteps),
+        ]
+
+    def _repeat(
+        self, repeats: int, terms: BoundTerms, estimator: Adaptive, images: ImageSet, batch_size: int
+    ) -> tuple[float, float]:
+        """The Monte Carlo standard error, the mean over the repeats, and the evaluations of one."""
+        variance, evaluations = 0.0, 0.0
+        for seed in range(repeats):
+            meter = measure(terms, estimator, images._replace(seed=seed), batch_size, evaluations_bar)
+            variance += meter.compute()["bound_mc_se"] ** 2 / repeats
+            evaluations += meter.plan.evaluations / repeats
+        return math.sqrt(variance), evaluations
+
+    def _monte_carlo_part(self, image_variance: float) -> float:
+        """What of the standard error is left to times and noise, when the images have had theirs."""
+        left = self.stderr**2 - image_variance
+        if left <= 0:
+            raise ConfigError(
+                f"benchmark.stderr={self.stderr}: so few test images leave ±{math.sqrt(image_variance):.4f} bits/dim "
+                f"by themselves; ask for {1.25 * math.sqrt(image_variance):.2g} or more"
+            )
+        return math.sqrt(left)
+
+    def _images_random(
+        self, mc_se: float, evaluations: float, between: float, noise: float, images: int, timesteps: int
+    ) -> Ratio:
+        """Images as draws from a population: all T terms of K images err by √((A + N)/K)."""
+        reached = math.hypot(mc_se, math.sqrt(between / images))
+        few_images = (between + noise) / reached**2
+        card = {
+            "stderr_reached": reached,
+            "mc_se": mc_se,
+            "image_std": math.sqrt(between),
+            "images": images,
+            "repeats": self.repeats,
+            "evaluations": round(evaluations),
+            "full_sum_images": few_images,
+            "full_sum_evaluations": few_images * timesteps,
+        }
+        return Ratio(
+            "images_random",
+            f"bound ± {reached:.4f}, images random",
+            f"{few_images * timesteps:,.0f} (of {few_images:,.0f} images)",
+            f"{evaluations:,.0f}",
+            few_images * timesteps / evaluations,
+            card,
+        )
+
+    def _whole_set(self, mc_se: float, evaluations: float, noise: float, images: int, timesteps: int) -> Ratio:
+        """These very images: the full sum errs by its noise alone, √(N/n)."""
+        wanted = math.sqrt(noise / images)
+        equal = evaluations * (mc_se / wanted) ** 2  # to the full sum's own error
+        card = {
+            "full_sum_stderr": wanted,
+            "full_sum_evaluations": timesteps * images,
+            "mc_se": mc_se,
+            "images": images,
+            "repeats": self.full_sum_repeats,
+            "evaluations": round(evaluations),
+        }
+        return Ratio(
+            "whole_set",
+            f"these {images:,} images ± {wanted:.4f}",
+            f"{timesteps * images:,}",
+            f"{evaluations:,.0f} (± {mc_se:.4f})",
+            timesteps * images / equal,
+            card,
+        )
+
+
+def full_sum_variance(terms: BoundTerms, images: ImageSet) -> float:
+    """Σ_t E_x Var(L_t | x), the variance of one image's sum of all terms over its noise alone, in (bits/dim)².
+
+    From two draws of the noise at one step a stratum and image.
+    """
+    edges = log_strata(terms.timesteps, _STRATA)
+    index = torch.arange(min(_IMAGES, images.size))
+    x, label = images.fetch(index)
+    streams = Streams(images.seed, "benchmark/noise", index.tolist(), x.device)
+    variance = 0.0
+    for left, right in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        steps = torch.from_numpy(streams.uniform(())).mul(right - left).long() + left
+        pair = [terms.at(x, steps, streams.normal(x.shape[1:]).to(x), label).nats.double() for _ in range(2)]
+        variance += (right - left) * float((pair[0] - pair[1]).square().mean() / 2)
+    return variance / (x[0].numel() * math.log(2)) ** 2
+
+
+_T = 1000
+Path = Callable[[], Iterator[Any]]
+"""Begins a path anew; each item is a step taken."""
+
+
+class _Silent(nn.Module):
+    """A network that costs nothing: it has said it all before."""
+
+    def __init__(self, said: Tensor) -> None:
+        super().__init__()
+        self.said = said
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        return self.said
+
+
+class SamplerBenchmark(Benchmark):
+    """Microseconds a step of the same mathematics on the same grid, drawing the noise and calling the network included.
+
+    What is made once a path, coefficients here and tables there, is timed apart, with the first step.
+    """
+
+    columns = ("a step without a network, µs", "diffusers", "noising", "times less")
+    needs_checkpoint = False
+
+    def __init__(self, steps: int = 50, repeats: int = 40, resolution: int = 32) -> None:
+        """steps: of a path; repeats: paths of each, in turn, of which the median counts; resolution: of 3 channels."""
+        if steps < 2 or min(repeats, resolution) < 1:
+            raise ValueError("steps must be at least 2, repeats and resolution at least 1")
+        self.steps = steps
+        self.repeats = repeats
+        self.resolution = resolution
+
+    def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
+        shape = (batch_size, 3, self.resolution, self.resolution)
+        said = torch.randn(shape, device=device)
+        grid = partial(trailing, timesteps=_T)
+        pairs: list[tuple[str, Sampler, str, dict[str, Any]]] = [
+            ("ancestral", Ancestral(self.steps, grid), "DDPMScheduler", {}),
+            ("ddim", DDIM(self.steps, grid), "DDIMScheduler", {}),
+            (
+                "dpmpp_2m",
+                DPMPP2M(self.steps, grid, clip=None),
+                "DPMSolverMultistepScheduler",
+                {"final_sigmas_type": "zero"},
+            ),
+            ("heun", Heun(self.steps, grid, clip=None), "HeunDiscreteScheduler", {}),
+        ]
+        ratios = []
+        for name, sampler, theirs, options in pairs:
+            ours, other = _our_path(sampler, said), _their_path(theirs, options, self.steps, said)
+            (first, mine), (their_first, baseline), ratio = self._in_turn(ours, other)
+            card = {
+                "ours_us": mine,
+                "theirs_us": baseline,
+                "ours_first_us": first,
+                "theirs_first_us": their_first,
+                "steps": self.steps,
+                "shape": list(shape),
+                "device": str(device),
+                "threads": torch.get_num_threads(),
+            }
+            ratios.append(Ratio(f"sampler_{name}", f"{name}, {theirs}", f"{baseline:.1f}", f"{mine:.1f}", ratio, card))
+        return ratios
+
+    def _in_turn(self, ours: Path, theirs: Path) -> tuple[tuple[float, float], tuple[float, float], float]:
+        """Median microseconds of both, up to and with the first step and a later one; the median of paired ratios."""
+        pairs = [(self._timed(ours), self._timed(theirs)) for _ in range(self.repeats + 3)][3:]
+        mine, other = (
+            [statistics.median(column) for column in zip(*times, strict=True)] for times in zip(*pairs, strict=True)
+        )
+        return (mine[0], mine[1]), (other[0], other[1]), statistics.median(b[1] / a[1] for a, b in pairs)
+
+    def _timed(self, path: Path) -> tuple[float, float]:
+        start = _now()
+        steps = path()
+        next(steps)
+        begun = _now()
+        for _ in steps:
+            pass
+        return 1e6 * (begun - start), 1e6 * (_now() - begun) / (self.steps - 1)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _our_path(sampler: Sampler, said: Tensor) -> Path:
+    denoiser = Denoiser(_Silent(said), LinearBeta(_T), Epsilon(), FixedSmall(), DiscreteStep(_T))
+    return lambda: sampler.path(denoiser, lambda: torch.randn_like(said))
+
+
+def _their_path(name: str, options: dict[str, Any], steps: int, said: Tensor) -> Path:
+    try:
+        import diffusers
+    except ImportError:
+        raise ConfigError("benchmark=sampler compares with diffusers: pip install diffusers") from None
+    scheduler = getattr(diffusers, name)(
+        _T, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing", **options
+    )
+
+    network = _Silent(said)
+
+    def path() -> Iterator[Tensor]:
+        scheduler.set_timesteps(steps, device=said.device)
+        x = torch.randn_like(said)
+        for index in scheduler.timesteps:
+            output = network(scheduler.scale_model_input(x, index), index)
+            x = scheduler.step(output, index, x).prev_sample
+            yield x
+
+    return path

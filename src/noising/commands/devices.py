@@ -1,0 +1,36 @@
+"""The devices that a job without a Trainer runs on."""
+
+from __future__ import annotations
+
+import torch
+
+from noising.errors import ConfigError
+
+__all__ = ["find_device", "find_devices"]
+
+
+def find_device(name: str) -> torch.device:
+    """auto (a CUDA device if there is one), or torch's own names. Raises ConfigError if it cannot be used."""
+    if not isinstance(name, str):
+        raise ConfigError(f"device={name}: expected auto, cpu, cuda, cuda:1 or mps")
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0].partition(". ")[0]
+        raise ConfigError(f"device={name}: {why}; use device=cpu, or auto") from error
+    return device
+
+
+def find_devices(name: str, count: int) -> list[torch.device]:
+    """So many of them: CUDA's first ones, or as many processes on the host. Raises ConfigError if there are fewer."""
+    device = find_device(name)
+    if count == 1:
+        return [device]
+    if device.index is not None or device.type not in ("cpu", "cuda"):
+        raise ConfigError(f"devices={count}: device={name} is one device; use device=cuda, cpu or auto")
+    if device.type == "cpu":
+        return [device] * count
+    if count > torch.cuda.device_count():
+        raise ConfigError(f"devices={count} is more than the {torch.cuda.device_count()} CUDA devices there are")
+    return [torch.device("cuda", index) for index in range(count)]

@@ -1,0 +1,106 @@
+"""`evaluate`: a checkpoint's bound on its test set, by any estimator; or its samples, by any sampler."""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from noising.commands.sample_jobs import Drawing, Shards
+from noising.commands.tables import print_quality, print_summary
+from noising.config.instantiate import make
+from noising.config.secrets import without_secrets
+from noising.data.image_data import SPLITS
+from noising.errors import ConfigError
+from noising.experiment import build_evaluation_trainer, build_module
+from noising.metrics.quality import Protocol, SampleQuality, measured
+from noising.plots.grids import sample_grid, save_png
+from noising.runs.folder import Run
+from noising.runs.resume import require_same_options
+from noising.runs.status import recording
+from noising.trained import load
+from noising.training.callbacks.results import Record
+from noising.training.ema import EMA
+from noising.training.loggers import close_loggers
+from noising.training.progress import StepProgress
+
+__all__ = ["evaluate", "evaluate_samples"]
+
+
+def evaluate(cfg: DictConfig, run_dir: Path) -> None:
+    """Measure the averaged weights of a checkpoint: their bound, or with a sampler in the config their samples."""
+    run = Run(run_dir)
+    if cfg.resume:
+        config = without_secrets(cfg)
+        require_same_options(run, config, free=("device", "devices", "trainer", "logger"))
+    if cfg.resume and run.status == "finished":
+        print(f"{os.path.relpath(run.path)} is finished")
+    elif cfg.get("sampler") is None:
+        _evaluate_bound(cfg, run)
+    else:
+        evaluate_samples(cfg, run)
+
+
+def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
+    if cfg.get("guidance") is not None:
+        raise ConfigError("guidance changes samples, not the bound: add sampler=ddim, say")
+    _require_splits(cfg)
+    trained = load(cfg.checkpoint)
+    config = OmegaConf.merge(trained.config, {"bound": None}, {"bound": cfg.bound})
+    assert isinstance(config, DictConfig)
+    module = build_module(config, trained.data)
+    module.load_state_dict(trained.checkpoint["state_dict"])
+    module.restored_step = trained.step
+    ema = EMA(trained.weights["decay"])
+    ema.load(trained.checkpoint)
+    record = Record(run, trained.data, ema, source={"checkpoint": str(trained.path)})
+    trainer = build_evaluation_trainer(cfg, run, [ema, StepProgress(), record])
+    with recording(run, without_secrets(cfg), trainer.is_global_zero, partial(close_loggers, trainer.loggers)):
+        for split in cfg.splits:
+            module.test.split = trained.data.tested = split
+            trainer.test(module, trained.data, verbose=False)
+    if trainer.is_global_zero:
+        print_summary(run)
+
+
+def _require_splits(cfg: DictConfig) -> None:
+    if not OmegaConf.is_list(cfg.splits) or not cfg.splits or any(split not in SPLITS for split in cfg.splits):
+        raise ConfigError(f"splits must be a list of {', '.join(SPLITS)}, got {cfg.splits}: e.g. splits=[test]")
+
+
+def evaluate_samples(cfg: DictConfig, run: Run) -> None:
+    """Leave each number of the metrics, as test/NAME with its error, yardstick and card, in summary.json."""
+    if cfg.get("metrics") is None:
+        raise ConfigError("with sampler=NAME samples are measured, by metrics=fd, fid or fd_dinov2: choose one")
+    protocol = make(cfg.metrics, "metrics", Protocol)
+    trained = load(cfg.checkpoint)
+    quality = SampleQuality(protocol, trained.data)
+    drawing = Drawing(OmegaConf.create({**cfg, "n": quality.total}), trained)
+    shards = Shards(run.path / "shards", drawing)
+    shards.require_same()
+    with recording(run, without_secrets(cfg)):
+        shards.fill()
+        images = shards.read()
+        quality.references.extractor.to(drawing.devices[0])
+        began = time.perf_counter()
+        features = quality.references.features(images)
+        numbers = quality.measure(features, drawing.asked(range(quality.total)))
+        cost = {
+            "evaluations_per_image": drawing.evaluations,
+            "seconds_per_image": shards.seconds / quality.total,
+            "seconds_of_metrics": time.perf_counter() - began,
+        }
+        card = {**drawing.card, **quality.card}
+        save_png(run.samples_image, sample_grid(trained.data.to_8bit(images), drawing.classes))
+        quality.draw_likest(run.neighbours_image, features, images)
+        cards = {f"test/{name}": card for name in measured(numbers)}
+        run.record({f"test/{name}": value for name, value in (numbers | cost).items()}, cards)
+        shards.remove()
+    print_quality(Console(soft_wrap=True), numbers, card)
+    print(f"{drawing.evaluations} network evaluations and {1000 * cost['seconds_per_image']:.1f} ms a sample\n")
+    for path in (run.samples_image, run.neighbours_image, run.summary_file):
+        print(os.path.relpath(path))

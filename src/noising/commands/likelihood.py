@@ -1,0 +1,141 @@
+"""`likelihood`: how probable a trained model's flow finds the test images, in bits/dim, with standard errors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from noising.commands.devices import find_device
+from noising.commands.tables import number
+from noising.config.instantiate import make, require_whole
+from noising.config.secrets import without_secrets
+from noising.data.image_data import ImageData
+from noising.diffusion.drawing import in_evaluation
+from noising.diffusion.likelihood.dequantization import FlowBits, FlowLikelihood, offset_bits
+from noising.diffusion.likelihood.divergences import Divergence
+from noising.diffusion.likelihood.flow import ReplicatedMean, replicated_mean
+from noising.errors import ConfigError, blaming
+from noising.randomness import Streams
+from noising.runs.folder import Run
+from noising.runs.status import recording
+from noising.trained import TrainedRun, load
+
+__all__ = ["likelihood"]
+
+
+_SEED = 0
+"""Of every draw, which its image's index alone tells from the others: two models meet the same noise."""
+
+
+def likelihood(cfg: DictConfig, run_dir: Path) -> None:
+    """Leave test/flow_nll with its errors and card in summary.json; an image's draws are its index's, in any batch."""
+    require_whole(cfg, "replicates", 2)
+    require_whole(cfg, "batch_size", 1)
+    if cfg.images is not None:
+        require_whole(cfg, "images", 2)
+    trained = load(cfg.checkpoint)
+    flow = _flow(cfg, int(trained.config.timesteps))
+    data, run = trained.data, Run(run_dir)
+    indices = _spread(cfg.images, data)
+    device = find_device(cfg.device)
+    denoiser = trained.denoiser.to(device).requires_grad_(False)
+    batches = [indices[first : first + cfg.batch_size] for first in range(0, len(indices), cfg.batch_size)]
+    cost = flow.divergence.backward_passes(data.test.pixels[0].numel())
+    print(
+        f"{os.path.relpath(run.path)}: {len(indices)} test images of {data.name}, {flow.replicates} replicates, "
+        f"{type(flow.solver).__name__}, {type(flow.divergence).__name__} divergence of "
+        f"{cost} backward pass{'es' if cost > 1 else ''} an evaluation"
+    )
+
+    def measure(batch: torch.Tensor) -> FlowBits:
+        x = data.scale(data.test.pixels[batch].to(device))
+        classes = data.test.labels[batch].to(device) if trained.classes and data.test.labels is not None else None
+        # of two keys: u is the same whatever the probe
+        places, probes = (Streams(_SEED, f"likelihood/{use}", batch.tolist()) for use in ("dequantization", "probe"))
+        return flow(denoiser, x, data.levels, places, probes, classes)
+
+    with recording(run, without_secrets(cfg)):
+        with in_evaluation(denoiser), blaming("solver"):
+            measured = [measure(batch) for batch in track(batches, "likelihood")]
+        result = replicated_mean(torch.cat([batch.bits for batch in measured]))
+        spent = sum(len(batch.bits) * batch.evaluations for batch in measured) / len(indices)
+        card = _card(cfg, trained, flow, result) | {
+            "images": len(indices),
+            "evaluations_per_image": spent,
+            "backward_passes_per_evaluation": cost,
+        }
+        numbers = {"": result.mean, "_mc_se": result.mc_se, "_image_se": result.image_se}
+        run.record({f"test/flow_nll{suffix}": value for suffix, value in numbers.items()}, {"test/flow_nll": card})
+    _print(run, result, card)
+
+
+def _flow(cfg: DictConfig, timesteps: int) -> FlowLikelihood:
+    start_time = 1 / timesteps if cfg.start_time is None else cfg.start_time
+    for option, value in (("start_time", start_time), ("clip", cfg.clip)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ConfigError(f"{option}={value}: expected a number or null")
+    if not 0 < start_time < 1:
+        raise ConfigError(f"start_time must be between 0 and 1, got {start_time:g}: null is 1/timesteps")
+    if cfg.clip is not None and cfg.clip <= 0:
+        raise ConfigError(f"clip must be positive or null, got {cfg.clip}")
+    solver: Any = make(cfg.solver, "solver", object)
+    divergence = make(cfg.divergence, "divergence", Divergence)
+    return FlowLikelihood(solver, divergence, start_time, cfg.replicates, cfg.clip)
+
+
+def _spread(count: int | None, data: ImageData) -> torch.Tensor:
+    """The indices of `count` test images, evenly spread."""
+    available = len(data.test.pixels)
+    if count is not None and count > available:
+        raise ConfigError(f"images={count} is more than the {available} test images of {data.name}: lower it, or null")
+    count = count or available
+    return torch.arange(count) * available // count
+
+
+def _card(cfg: DictConfig, trained: TrainedRun, flow: FlowLikelihood, result: ReplicatedMean) -> dict[str, Any]:
+    """All that the number depends on."""
+    return {
+        "unit": "bits/dim",
+        "model": "the probability flow stopped at start_time: an upper bound of its -log2 P by dequantization",
+        "interval_95": result.interval,
+        **trained.source,
+        "data": trained.data.name,
+        "split": "test",
+        "grey_levels": trained.data.levels,
+        "classes": trained.classes,
+        "replicates": flow.replicates,
+        "solver": OmegaConf.to_container(cfg.solver),
+        "divergence": OmegaConf.to_container(cfg.divergence),
+        "dequantization": "uniform",
+        "offset": offset_bits(trained.data.levels),
+        "start_time": flow.start_time,
+        "timesteps": trained.config.timesteps,
+        "clip": flow.clip,
+        "precision": "float32, log-volume in float64",
+        "noise_seed": _SEED,
+    }
+
+
+def _print(run: Run, result: ReplicatedMean, card: dict[str, Any]) -> None:
+    table = Table(title=f"{card['data']} test set, {card['images']} images", title_justify="left")
+    table.add_column("bits/dim")
+    for column in ("value", "± Monte Carlo", "± images", "95% interval"):
+        table.add_column(column, justify="right")
+    low, high = map(number, result.interval)
+    table.add_row("flow's -log p(x)", *map(number, (result.mean, result.mc_se, result.image_se)), f"{low} to {high}")
+    console = Console(soft_wrap=True)
+    console.print(table)
+    console.print(
+        f"{card['evaluations_per_image']:.0f} network evaluations an image, uniform dequantization (its offset "
+        f"{card['offset']:.4f}), flow stopped at t = {card['start_time']:g}, T = {card['timesteps']}, "
+        f"clip {card['clip']}, EMA weights of step {card['step']}; ± is one standard error"
+    )
+    console.print()
+    console.print(os.path.relpath(run.summary_file), highlight=False)

@@ -1,0 +1,74 @@
+"""`sample`: images from a checkpoint, as one .npz or single PNGs, a grid, and how they come out of noise."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+from torch import Tensor
+
+from noising.commands.sample_jobs import Drawing, Shards
+from noising.config.secrets import without_secrets
+from noising.diffusion.drawing import frames
+from noising.errors import ConfigError
+from noising.plots.grids import image_grid, sample_grid, save_animation, save_png, side_by_side
+from noising.plots.samples import path_strip
+from noising.runs.folder import Run, replacing
+from noising.runs.resume import require_same_options
+from noising.runs.status import recording
+
+__all__ = ["sample"]
+
+
+FORMATS = ("npz", "png")
+
+
+def sample(cfg: DictConfig, run_dir: Path) -> None:
+    """Draw cfg.n images: image i depends on (seed, i) alone, whatever the batch size and the devices."""
+    run = Run(run_dir)
+    config = without_secrets(cfg)
+    if cfg.resume:
+        require_same_options(run, config, free=("device", "devices"))
+    if cfg.resume and run.status == "finished":
+        print(f"{os.path.relpath(run.path)} is finished: there is nothing left to draw")
+        return
+    if cfg.format not in FORMATS:
+        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {cfg.format}")
+    drawing = Drawing(cfg)
+    shards = Shards(run.path / "shards", drawing, path=True)
+    shards.require_same()
+    classes = drawing.classes if cfg.class_label is None else 0
+    with recording(run, config):
+        shards.fill()
+        images = drawing.data.to_8bit(shards.read())
+        written = _write(run, images, drawing.asked(range(cfg.n)), cfg.format)
+        save_png(run.samples_image, sample_grid(images, classes))
+        _show_path(run, drawing, shards.read_path())
+        run.record({"sample/images": cfg.n}, {"sample/images": drawing.card})
+        shards.remove()
+    print(f"{cfg.n} images in {os.path.relpath(run.path)}: {written}, samples.png, path.png, reverse_process.gif")
+
+
+def _write(run: Run, images: Tensor, classes: Tensor | None, kind: str) -> str:
+    """(n, C, H, W) uint8 as files; the .npz is as the field's evaluators read it.
+
+    There arr_0 is (n, H, W, C), and arr_1 (n,) int64 the classes, if they were asked for.
+    """
+    if kind == "npz":
+        with replacing(run.path / "samples.npz") as file:
+            labels = [] if classes is None else [classes.numpy()]
+            np.savez_compressed(file, images.permute(0, 2, 3, 1).numpy(), *labels)
+        return "samples.npz"
+    for number, image in enumerate(images):
+        save_png(run.path / "images" / f"{number:06d}.png", image_grid(image[None], gap=0, enlarge=False))
+    return "images/"
+
+
+def _show_path(run: Run, drawing: Drawing, path: Tensor) -> None:
+    path = drawing.data.to_8bit(path)
+    save_animation(run.reverse_process, [side_by_side(*frame) for frame in path])
+    levels = drawing.sampler.chain(drawing.denoiser.schedule).steps.earlier
+    numbers = [drawing.sampler.steps - 1 - step for step in frames(drawing.sampler.steps, len(path))]
+    path_strip(run.path / "path.png", path, levels.t[numbers].tolist(), levels.log_snr[numbers].tolist())

@@ -1,0 +1,297 @@
+"""Drawing many images of a trained model: in batches, over devices, each batch a file, going on where it stopped.
+
+Which image has number i is decided by what the card says and by i alone; devices and batches only share the work out.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+import zipfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from noising.commands.devices import find_device, find_devices
+from noising.commands.tables import evaluations_bar
+from noising.config.instantiate import require_whole
+from noising.diffusion.drawing import PathFrames, asked_classes, draw_images
+from noising.diffusion.guidance import Guided
+from noising.diffusion.samplers import PathPoint
+from noising.errors import ConfigError, UsageError
+from noising.experiment import MOST_DEVICES, build_sampler
+from noising.runs.folder import Run, replacing
+from noising.trained import TrainedRun, load
+
+__all__ = ["Drawing", "Shards"]
+
+
+PATH_IMAGES = 16
+MOST_IMAGES = 10_000_000
+"""All are read into memory in the end."""
+
+
+class DrawingError(UsageError):
+    """Images could not be drawn to the end; those that were are kept."""
+
+    exit_code = 1
+
+
+class Drawing:
+    """A model, a sampler and a seed: whatever decides the images."""
+
+    def __init__(self, cfg: DictConfig, trained: TrainedRun | None = None) -> None:
+        """cfg: that of `sample`, or `evaluate`'s part of it; trained: cfg.checkpoint, where it was loaded before.
+
+        Raises ConfigError for what is wrong with an option, before any work.
+        """
+        for option, least, most in (
+            ("n", 1, MOST_IMAGES),
+            ("batch_size", 1, None),
+            ("seed", 0, None),
+            ("devices", 1, MOST_DEVICES),
+        ):
+            require_whole(cfg, option, least, most)
+        self.cfg = cfg
+        self.trained = trained or load(cfg.checkpoint)
+        self.denoiser = self.trained.guided(cfg.get("guidance"))
+        self.sampler = build_sampler(cfg, self.trained.config.timesteps, self.denoiser.schedule)
+        self.data = self.trained.data
+        self.classes = self.trained.classes
+        self.class_label: int | None = cfg.get("class_label")
+        if self.class_label is not None:
+            require_whole(cfg, "class_label", least=0)
+            if not self.class_label < self.classes:
+                has = f"has classes 0 to {self.classes - 1}" if self.classes else "was trained without classes"
+                raise ConfigError(f"class_label={self.class_label}: the model {has}")
+        self.evaluations = self.sampler.evaluations(self.denoiser)
+        self._require_guided_steps()
+        self.devices = find_devices(cfg.device, cfg.devices)
+
+    def _require_guided_steps(self) -> None:
+        """Raise ConfigError if the guidance is of an interval that no step falls into."""
+        guided = self.denoiser
+        if not isinstance(guided, Guided) or guided.interval is None or guided.scale == 1:
+            return
+        if self.evaluations == self.sampler.evaluations(self.trained.denoiser):
+            levels = self.sampler.chain(guided.schedule).steps.later.log_snr
+            raise ConfigError(
+                f"guidance.interval={list(guided.interval)} holds none of the {self.sampler.steps} steps, whose λ go "
+                f"from {float(levels.min()):.3g} to {float(levels.max()):.3g}: widen it, or leave guidance out"
+            )
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """All that the images depend on."""
+        plain = {
+            group: OmegaConf.to_container(self.cfg[group]) if self.cfg.get(group) is not None else None
+            for group in ("sampler", "grid", "guidance")
+        }
+        guide = getattr(getattr(self.denoiser, "guide", None), "source", None)
+        return {
+            **self.trained.source,
+            **plain,
+            **({"guide": guide} if guide else {}),
+            "evaluations_per_image": self.evaluations,
+            "class_label": self.class_label if self.class_label is not None else self._in_turn,
+            "precision": "float32",
+            "seed": self.cfg.seed,
+        }
+
+    @property
+    def _in_turn(self) -> str | None:
+        return f"image i is asked for class i mod {self.classes}" if self.classes else None
+
+    def asked(self, batch: range, device: torch.device | str = "cpu") -> Tensor | None:
+        """The classes that the images are asked for: (B,) int64, or None where the model knows none."""
+        return asked_classes(batch, self.classes, self.class_label, device)
+
+    def draw(self, batch: range, device: torch.device, watch: Callable[[int, PathPoint], None] | None = None) -> Tensor:
+        """The images of a batch: (B, C, H, W) uint8 grey levels on the host.
+
+        Raises ConfigError if one is not finite: as a grey level nan would be some number.
+        """
+        shape = (self.data.channels, self.data.resolution, self.data.resolution)
+        asked = self.asked(batch, device)
+        denoiser = self.denoiser.to(device)
+        drawn = draw_images(denoiser, self.sampler, shape, self.cfg.seed, batch, asked, watch)
+        lost = (~drawn.isfinite()).flatten(1).any(dim=1).tolist()
+        if any(lost):
+            raise ConfigError(
+                f"image {batch[lost.index(True)]} is not finite: the weights are not, or the sampler diverged; try "
+                "sampler.clip=1.0, more sampler.steps or another grid"
+            )
+        return self.data.unscale(drawn).cpu()
+
+
+class Shards:
+    """The images drawn so far: a folder with a file for each batch, which is there whole or not at all."""
+
+    def __init__(self, folder: Path, drawing: Drawing, path: bool = False) -> None:
+        """path: keep how the first images come out of noise, too."""
+        self.folder = folder
+        self.drawing = drawing
+        cfg = drawing.cfg
+        self.batches = [range(first, min(first + cfg.batch_size, cfg.n)) for first in range(0, cfg.n, cfg.batch_size)]
+        self._keeps_path = path
+
+    def require_same(self) -> None:
+        """Raise ConfigError if what was drawn here before is of something else."""
+        if not self._card_file.exists():
+            return
+        before, now = json.loads(self._card_file.read_text(encoding="utf-8")), json.loads(json.dumps(self._card))
+        for name in {**before, **now}:
+            if before.get(name) != now.get(name):
+                raise ConfigError(
+                    f"resume: {self.folder} holds images drawn with {name}={before.get(name)}, "
+                    f"not {now.get(name)}: go on with that, or start anew without resume"
+                )
+
+    def fill(self) -> None:
+        """Draw the batches that are missing, with a bar."""
+        with replacing(self._card_file) as file:
+            file.write(json.dumps(self._card).encode())
+        missing = [batch for batch in self.batches if not _whole(self._file(batch))]
+        evaluations, steps = self.drawing.evaluations, self.drawing.sampler.steps
+        with evaluations_bar(sum(map(len, missing)) * evaluations) as advance:
+            if len(self.drawing.devices) == 1:
+                for batch in missing:
+                    size = len(batch)
+                    self.draw(batch, self.drawing.devices[0], lambda: advance(size * evaluations / steps))  # noqa: B023
+            else:
+                self._share_out(missing, lambda batch: advance(len(batch) * evaluations))
+
+    def draw(self, batch: range, device: torch.device, stepped: Callable[[], None] | None = None) -> None:
+        """Draw one batch into its file; stepped: called after each step."""
+        first = self._keeps_path and batch.start == 0
+        frames = PathFrames(self.drawing.sampler.steps, PATH_IMAGES) if first else None
+
+        def watch(step: int, point: PathPoint) -> None:
+            if frames is not None:
+                frames(step, point)
+            if stepped is not None:
+                stepped()
+
+        began = time.perf_counter()
+        images = self.drawing.draw(batch, device, watch)
+        seconds = time.perf_counter() - began
+        if frames is not None:
+            _save(self._path_file, images=self.drawing.data.unscale(frames.tensor).cpu().numpy())
+        _save(self._file(batch), images=images.numpy(), seconds=seconds)
+
+    def read(self) -> Tensor:
+        """All images, (n, C, H, W) uint8 grey levels."""
+        return torch.cat([_load(self._file(batch), "images") for batch in self.batches])
+
+    def read_path(self) -> Tensor:
+        """(frames, 2, B, C, H, W) uint8 grey levels: x_t and x̂ of the first images."""
+        return _load(self._path_file, "images")
+
+    @property
+    def seconds(self) -> float:
+        """What the devices spent on all images, one device's after the other's."""
+        return sum(float(_load(self._file(batch), "seconds")) for batch in self.batches)
+
+    def remove(self) -> None:
+        """Once the images are elsewhere."""
+        for file in (self._card_file, self._path_file, *map(self._file, self.batches)):
+            file.unlink(missing_ok=True)
+        self.folder.rmdir()
+
+    def _share_out(self, missing: list[range], done: Callable[[range], None]) -> None:
+        """Whole batches to one process a device."""
+        spawn = multiprocessing.get_context("spawn")
+        devices = spawn.SimpleQueue()
+        for device in self.drawing.devices:
+            devices.put(str(device))
+        cfg = OmegaConf.to_container(self.drawing.cfg, resolve=True)
+        threads = max(1, torch.get_num_threads() // len(self.drawing.devices))
+        given = (cfg, self.folder, self._keeps_path, devices, threads)
+        with ProcessPoolExecutor(len(self.drawing.devices), spawn, _begin_worker, given) as pool:
+            work = {pool.submit(_draw_in_worker, batch): batch for batch in missing}
+            try:
+                for finished in as_completed(work):
+                    finished.result()
+                    done(work[finished])
+            except BrokenProcessPool as error:
+                raise DrawingError(
+                    f"a process that drew images was ended from outside (out of memory?): go on with "
+                    f"{Run(self.folder.parent).resuming}, on fewer devices; or draw anew with a smaller batch_size"
+                ) from error
+            except BaseException:
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+
+    @property
+    def _card(self) -> dict[str, Any]:
+        card = {**self.drawing.card, "batch_size": self.drawing.cfg.batch_size, "n": self.drawing.cfg.n}
+        return {name: value for name, value in card.items() if name != "checkpoint"}  # sha256 tells, wherever it lies
+
+    @property
+    def _card_file(self) -> Path:
+        return self.folder / "card.json"
+
+    @property
+    def _path_file(self) -> Path:
+        return self.folder / "path.npz"
+
+    def _file(self, batch: range) -> Path:
+        return self.folder / f"{batch.start:09d}.npz"
+
+
+def _save(file: Path, **arrays: Any) -> None:
+    with replacing(file) as target:
+        np.savez(target, **arrays)
+
+
+def _whole(file: Path) -> bool:
+    """Whether it is there, and as it was written: a disk may lose what a rename has promised."""
+    try:
+        with zipfile.ZipFile(file) as arrays:
+            return arrays.testzip() is None
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError):
+        return False
+
+
+def _load(file: Path, name: str) -> Tensor:
+    with np.load(file) as arrays:
+        return torch.from_numpy(arrays[name])
+
+
+_worker: tuple[Shards, torch.device]
+"""In a worker's process: what it draws into and where it computes."""
+
+
+def _begin_worker(cfg: Any, folder: Path, path: bool, devices: Any, threads: int) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(threads)
+    config = OmegaConf.create(cfg)
+    config.devices = 1
+    device = find_device(devices.get())
+    config.device = str(device)
+    _worker = Shards(folder, Drawing(config), path), device
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _draw_in_worker(batch: range) -> None:
+    shards, device = _worker
+    shards.draw(batch, device)

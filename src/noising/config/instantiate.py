@@ -1,0 +1,216 @@
+"""From a config node (`_target_` and its options) to the object it describes.
+
+`make` builds a node and hands it what the code knows and YAML should not repeat (channels, resolution,
+timesteps): those of the given facts that the constructor has as parameters. `check` is the same look at names
+and types without building anything. Whatever is wrong with an option is one line that begins with the
+option's path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from noising.config.option_types import BUILT, LARGEST, MismatchError, convert
+from noising.errors import ConfigError, blaming, one_line
+
+T = TypeVar("T")
+_DIRECTIVES = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `name` most likely stands for."""
+    found = difflib.get_close_matches(name, sorted(set(candidates)), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def make(node: Any, path: str, kind: type[T], /, **facts: Any) -> T:
+    """Builds a node: a mapping with `_target_`, or a plain mapping or list of such.
+
+    `path` is the node's place in the config, for messages; `kind` the class that what is built must be of. A nested
+    node is built too and gets the same facts. An option that the node sets wins over a fact. With `_partial_: true`
+    the result is a functools.partial. Raises ConfigError for all that is wrong with an option, for a ValueError or
+    TypeError of the constructor, where its numbers are too large to compute with or to hold, and for another kind.
+    """
+    built = _make(_plain(node, path), path, facts)
+    if not isinstance(built, kind):
+        raise ConfigError(f"{path}: expected a {kind.__qualname__} of {kind.__module__}, got {_shown(built)}")
+    return built
+
+
+def check(node: Any, path: str) -> None:
+    """Raises the ConfigError that `make` would for names and types anywhere in the tree; builds nothing."""
+    _check(_plain(node, path), path)
+
+
+def require_whole(cfg: DictConfig, option: str, least: int, most: int | None = None) -> None:
+    """Raise ConfigError unless the option is a whole number from `least` (to `most`)."""
+    value = OmegaConf.select(cfg, option)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= (most or LARGEST):
+        limits = f"from {least}" + (f" to {most or LARGEST}" if most or _huge(value) else "")
+        raise ConfigError(f"{option} must be a whole number {limits}, got {value}")
+
+
+def _shown(built: Any) -> str:
+    return "null" if built is None else type(built).__qualname__
+
+
+def _huge(value: Any) -> bool:
+    return isinstance(value, int) and value > LARGEST
+
+
+def _plain(node: Any, path: str) -> Any:
+    if not OmegaConf.is_config(node):
+        return node
+    try:
+        return OmegaConf.to_container(node, resolve=True)
+    except OmegaConfBaseException as error:  # of a checkpoint, a variable of the environment that is not set here
+        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _check(node: Any, path: str) -> None:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            target = locate(node["_target_"], path)
+            _options(target, {k: _stand_in(v) for k, v in node.items() if k not in _DIRECTIVES}, path)
+        if node.get("_recursive_", True):
+            for name, value in node.items():
+                if name not in _DIRECTIVES:
+                    _check(value, _join(path, str(name)))
+    elif isinstance(node, list):
+        for place, value in enumerate(node):
+            _check(value, _join(path, str(place)))
+
+
+def _stand_in(value: Any) -> Any:
+    """The value with every nested node replaced by a mark that fits any annotation."""
+    if isinstance(value, Mapping):
+        return BUILT if "_target_" in value else {k: _stand_in(v) for k, v in value.items()}
+    return [_stand_in(v) for v in value] if isinstance(value, list) else value
+
+
+def _make(node: Any, path: str, facts: Mapping[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_make(value, _join(path, str(place)), facts) for place, value in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    given = {name: value for name, value in node.items() if name not in _DIRECTIVES}
+    if "_target_" not in node:
+        return {name: _make(value, _join(path, str(name)), facts) for name, value in given.items()}
+    target = locate(node["_target_"], path)
+    # Names and types first: a misspelt option is told before anything costly (a data set, a network) is
+    # built.
+    _options(target, {name: _stand_in(value) for name, value in given.items()}, path)
+    if node.get("_recursive_", True):
+        given = {name: _make(value, _join(path, str(name)), facts) for name, value in given.items()}
+    options = _options(target, given, path)
+    names = _parameters(target)
+    options |= {name: fact for name, fact in facts.items() if name in names and name not in options}
+    positional = _make(list(node.get("_args_", ())), path, facts)
+    if node.get("_partial_", False):
+        return partial(target, *positional, **options)
+    needed = [
+        name
+        for name, parameter in list(names.items())[len(positional) :]
+        if parameter.default is parameter.empty
+        and name not in options
+        and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    if needed:
+        raise ConfigError(f"{path}: {_name(target)} needs {', '.join(_join(path, name) for name in needed)}")
+    try:
+        with blaming(path):
+            return target(*positional, **options)
+    except (TypeError, MemoryError) as error:
+        raise ConfigError(f"{path}: {one_line(error)}") from error
+    except RuntimeError as error:
+        if not _is_size(error):
+            raise
+        raise ConfigError(f"{path}: {one_line(error)}") from error
+
+
+def _is_size(error: RuntimeError) -> bool:
+    """Whether torch says that something is too large; it has no class of errors for it but CUDA's."""
+    return any(words in str(error) for words in ("can't allocate memory", "out of memory", "verflow"))
+
+
+def _name(target: Callable[..., Any]) -> str:
+    return getattr(target, "__qualname__", repr(target))
+
+
+def locate(target: Any, path: str) -> Callable[..., Any]:
+    """The class or function of a dotted name; the longest importable prefix is the module."""
+    if not isinstance(target, str):
+        raise ConfigError(f"{path}._target_: expected a dotted name, got {target!r}")
+    parts = target.split(".")
+    if not all(parts):
+        raise ConfigError(f"{path}: cannot import _target_ {target!r}: it is not a dotted name")
+    found: Any = None
+    for count, part in enumerate(parts, start=1):
+        module = ".".join(parts[:count])
+        if count > 1 and hasattr(found, part):
+            found = getattr(found, part)
+            continue
+        try:
+            found = importlib.import_module(module)
+        except Exception as error:  # the module is the user's: whatever it raises, say it
+            if isinstance(error, ModuleNotFoundError) and error.name == module and found is not None:
+                right = nearest(part, vars(found)) if hasattr(found, "__dict__") else None
+                hint = f"; did you mean {right}?" if right else ""
+                why = f"{'.'.join(parts[: count - 1])} has no {part!r}{hint}"
+            else:
+                kind = "" if isinstance(error, ImportError) else f"{type(error).__name__}: "
+                why = kind + one_line(error)
+            raise ConfigError(f"{path}: cannot import _target_ {target!r}: {why}") from error
+    if not callable(found):
+        raise ConfigError(f"{path}: _target_ {target!r} is not a class or function")
+    return typing.cast("Callable[..., Any]", found)
+
+
+def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(target).parameters
+    except (ValueError, TypeError):  # some builtins have no signature
+        return {}
+
+
+def _options(target: Callable[..., Any], given: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """The given options in the annotated types; raises ConfigError for a wrong name or type."""
+    names = _parameters(target)
+    kinds = {parameter.kind for parameter in names.values()}
+    hints = _hints(target)
+    options = {}
+    for name, value in given.items():
+        if names and name not in names and inspect.Parameter.VAR_KEYWORD not in kinds:
+            right = nearest(name, names)
+            hint = f"; did you mean {_join(path, right)}?" if right else ""
+            raise ConfigError(
+                f"{_join(path, name)}: no such option{hint} ({_name(target)} has: {', '.join(names) or 'no options'})"
+            )
+        implicit = value is None and name in names and names[name].default is None  # def f(x: int = None)
+        try:
+            options[name] = value if implicit else convert(value, hints.get(name, Any))
+        except MismatchError as wrong:
+            shown = "null" if value is None else value
+            raise ConfigError(f"{_join(path, name)}={shown}: expected {wrong}") from None
+    return options
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    annotated = target.__init__ if inspect.isclass(target) else target
+    try:
+        return typing.get_type_hints(annotated)
+    except (NameError, TypeError, AttributeError):  # a name that is imported for type checkers only
+        return {}

@@ -1,0 +1,207 @@
+"""The bound where it matters: steps drawn in proportion to how much their terms vary, as often as an error asks for.
+
+A pilot of a few images tells how widely L_t varies; its losses are then forgotten, so that whatever it says the
+estimate is unbiased, and only its variance is the pilot's. The number of draws is planned from it and then made: to
+stop when the error looks small enough would favour the draws that look so.
+
+Each of R replicates is a systematic sample of its own random shift, u_i = (i + U)/m through the inverse of the steps'
+distribution, over images in an order of its own. One such sample admits no unbiased estimate of its variance; R
+independent ones do, and Student's t gives the interval. Owen, "Monte Carlo theory, methods and examples" (2013),
+chapters 8 to 10. https://artowen.su.domains/mc/
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noising.diffusion.likelihood.estimators import (
+    BoundEstimator,
+    BoundPlan,
+    ImageSet,
+    ImageSpread,
+    Places,
+    Stratified,
+    evaluate,
+)
+from noising.diffusion.likelihood.terms import BoundTerms
+from noising.randomness import Streams, generator
+
+__all__ = ["Adaptive", "AdaptivePlan", "Pilot"]
+
+
+DEFENSIVE = 0.05
+"""The share of the draws that is spread over the strata evenly, should the pilot have seen too little of one."""
+MOST = 100
+"""Times the evaluations of the full sum that are still made; beyond that the error asked for is a mistake."""
+SMALLEST_SHARE = 4
+"""Draws a stratum, on average, that a replicate has at least: with fewer, whole draws are too coarse for the shares."""
+
+
+class Pilot(NamedTuple):
+    """What a few images tell of all; nats."""
+
+    edges: Tensor
+    """(K + 1,): stratum k holds the steps edges[k] .. edges[k + 1] − 1."""
+    std: Tensor
+    """(K,): the standard deviation of a term about its step's mean in the stratum, over images and noise."""
+    image_variance: float
+    """The variance of an image's whole bound from image to image, of `images` of them."""
+    raw_variance: float
+    """The same with the noise that each was estimated with."""
+    images: int
+    evaluations: int
+    dims: int
+
+    @property
+    def shares(self) -> Tensor:
+        """(K,): how many of the draws fall into each stratum, p_t ∝ std_t with a floor; they sum to 1."""
+        size = self.std * self.edges.diff()
+        even = torch.full_like(size, 1 / len(size))
+        return (1 - DEFENSIVE) * size / size.sum() + DEFENSIVE * even if float(size.sum()) > 0 else even
+
+    @property
+    def variance(self) -> float:
+        """That of one draw L_t/p_t about its step's mean, over images and noise; of m draws, the m-th part of it."""
+        return float(((self.std * self.edges.diff()) ** 2 / self.shares).sum())
+
+
+class Adaptive(BoundEstimator):
+    """As many draws, at such steps, as the Monte Carlo standard error that is asked for needs."""
+
+    def __init__(
+        self,
+        stderr: float = 0.01,
+        replicates: int = 8,
+        pilot_images: int = 32,
+        pilot_times: int = 32,
+        clip: float | None = 1.0,
+    ) -> None:
+        """stderr: bits/dim; replicates: independent samples, whose spread is the error; pilot_times: an image's."""
+        super().__init__(clip)
+        if not stderr > 0:
+            raise ValueError(f"stderr must be positive, got {stderr}")
+        if replicates < 8:
+            raise ValueError(f"replicates must be at least 8 to tell an error from, got {replicates}")
+        if pilot_images < 2:
+            raise ValueError(f"pilot_images must be at least 2, got {pilot_images}")
+        self.stderr = stderr
+        self.replicates = replicates
+        self.pilot_images = pilot_images
+        self.pilot_times = pilot_times
+        self._pilot = Stratified(pilot_times)
+
+    def plan(self, terms: BoundTerms, images: ImageSet, share: Callable[[Any], Any] | None = None) -> AdaptivePlan:
+        pilot: Pilot = self.pilot(terms, images)
+        return AdaptivePlan(pilot if share is None else share(pilot), self.stderr, self.replicates, images)
+
+    def pilot(self, terms: BoundTerms, images: ImageSet) -> Pilot:
+        """Look at a few of the images, always the same, in one batch, whatever that of the evaluation is."""
+        count = min(self.pilot_images, images.size)
+        order = generator(images.seed, f"bound/{images.purpose}/pilot images").permutation(images.size)
+        index = torch.from_numpy(order[:count].copy())
+        apart = images._replace(purpose=f"{images.purpose}/pilot")
+        plan = self._pilot.plan(terms, apart._replace(size=count))
+        x, label = images.fetch(index)
+        draws = evaluate(terms, plan, apart, index, x, label, at_once=count)
+        values = draws.nats.reshape(count, plan.replicates, -1)  # one a stratum
+        bounds = draws.prior[:, None] + values @ plan.edges.diff().double()
+        raw = float(bounds.mean(1).var()) if count > 1 else 0.0
+        between = max(raw - float(bounds.var(1).mean()) / plan.replicates, 0.0)
+        steps = draws.places.step.reshape(values.shape).double()
+        deviation = _std_about_line(values.flatten(0, 1), steps.flatten(0, 1))
+        return Pilot(plan.edges, deviation, between, raw, max(count, 2), plan.evaluations, draws.dims)
+
+
+class AdaptivePlan(BoundPlan):
+    """R systematic samples over shuffled images."""
+
+    by_image = False
+
+    def __init__(self, pilot: Pilot, stderr: float, replicates: int, images: ImageSet) -> None:
+        """stderr: of the mean over the images, bits/dim. Raises ValueError if it is out of all proportion."""
+        self.pilot = pilot
+        self.replicates = replicates
+        self.draws = draws_needed(pilot, stderr * pilot.dims * math.log(2), replicates, images.size)
+        full = images.size * int(pilot.edges[-1] - 1)
+        if replicates * self.draws > MOST * full:
+            raise ValueError(
+                f"stderr={stderr:g} would take {replicates * self.draws:.2g} network evaluations, where all terms of "
+                f"all images take {full:.2g}: ask for a larger one"
+            )
+        self.pilot_evaluations = pilot.evaluations
+        self.evaluations = pilot.evaluations + replicates * self.draws
+        self.even = self.draws % images.size == 0
+        square = (pilot.dims * math.log(2)) ** 2
+        self.image_spread = ImageSpread(pilot.image_variance / square, pilot.raw_variance / square, pilot.images - 1)
+        counts = _whole(pilot.shares.numpy(), self.draws)
+        samples = [
+            _systematic_sample(pilot.edges.numpy(), counts, images, replicate) for replicate in range(replicates)
+        ]
+        index, steps, weights = (np.stack(parts).ravel() for parts in zip(*samples, strict=True))
+        by_index = np.argsort(index, kind="stable")  # an image's draws lie together, replicate after replicate
+        self._first = np.searchsorted(index[by_index], np.arange(images.size + 1))
+        self._replicates = by_index // self.draws
+        self._steps = steps[by_index]
+        self._weights = images.size * weights[by_index]
+
+    def places(self, index: Tensor, streams: Streams) -> Places:
+        first, last = (self._first[index.numpy() + side] for side in (0, 1))
+        rows = np.repeat(np.arange(len(index)), last - first)
+        drawn = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)]).astype(int)
+        chosen = (table[drawn] for table in (self._replicates, self._steps, self._weights))
+        return Places(torch.from_numpy(rows), *(torch.from_numpy(values) for values in chosen))
+
+
+def draws_needed(pilot: Pilot, stderr: float, replicates: int, images: int) -> int:
+    """Draws m of each replicate for that standard error, in nats, of their mean.
+
+    With V the variance of a draw and A its part from image to image, which a replicate that takes all n images equally
+    often does not have, the variance is (V − A)/m + A (1/m − 1/n) up to m = n, and (V − A)/m at multiples of n.
+    """
+    target = replicates * stderr**2
+    between = min(pilot.image_variance, pilot.variance)
+    least = SMALLEST_SHARE * len(pilot.std)
+    few = max(least, math.ceil(pilot.variance / (target + between / images)))
+    if few <= images:
+        return few
+    return images * math.ceil(max(least, (pilot.variance - between) / target) / images)
+
+
+def _std_about_line(values: Tensor, steps: Tensor) -> Tensor:
+    """(n, K) both -> (K,): about the line through each stratum's terms, whose slope a systematic sample follows."""
+    off, along = values - values.mean(0), steps - steps.mean(0)
+    explained = (off * along).sum(0) ** 2 / (along**2).sum(0).clamp(min=1e-9)
+    return (((off**2).sum(0) - explained).clamp(min=0) / max(len(values) - 2, 1)).sqrt()
+
+
+def _whole(shares: np.ndarray, draws: int) -> np.ndarray:
+    """(K,) whole numbers in proportion to the shares, at least 1 each, that sum to the draws.
+
+    A stratum that had now so many draws, now one more, would add to the error by all of its terms.
+    """
+    exact = shares * (draws - len(shares))
+    counts: np.ndarray = 1 + np.floor(exact).astype(int)
+    counts[np.argsort(np.floor(exact) - exact)[: draws - counts.sum()]] += 1
+    return counts
+
+
+def _systematic_sample(
+    edges: np.ndarray, counts: np.ndarray, images: ImageSet, replicate: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, steps and 1/(m p_t) of m draws: as many as `counts` says in each stratum, evenly spread by one shift.
+
+    The steps rise; the images come in random order, round after round.
+    """
+    random = generator(images.seed, f"bound/{images.purpose}/plan", replicate)
+    widths = np.diff(edges)
+    stratum = np.repeat(np.arange(len(counts)), counts)
+    within = np.arange(len(stratum)) - np.repeat(np.cumsum(counts) - counts, counts)
+    steps = edges[stratum] + ((within + random.random()) / counts[stratum] * widths[stratum]).astype(int)
+    rounds = [random.permutation(images.size) for _ in range(math.ceil(len(stratum) / images.size))]
+    return np.concatenate(rounds)[: len(stratum)], steps, (widths / counts)[stratum]

@@ -1,0 +1,107 @@
+"""The exact likelihood of the probability-flow ODE: the density that its deterministic map gives an image.
+
+Along the flow an image moves so that its density at each time is that of the noised data. With r² = α² + σ² and the
+angle φ = arctan(σ/α), z = x_t/r obeys
+
+    dz/dφ = v̂ = cos φ ε̂ − sin φ x̂,        d log p(z)/dφ = −∇·v̂
+
+for every geometry, and without a singularity at either end where x̂ and ε̂ are bounded (x̂ solved from a predicted ε̂
+is not, at α ≈ 0). Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2020),
+section 4.3; in this variable, Salimans & Ho, "Progressive Distillation" (2022), appendix D.
+https://arxiv.org/abs/2011.13456 https://arxiv.org/abs/2202.00512
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from scipy.special import stdtrit
+from torch import Tensor
+
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.gaussian import Gaussian
+from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.likelihood.divergences import Trace
+from noising.diffusion.likelihood.solvers import Solver
+
+__all__ = ["FlowLogProb", "ReplicatedMean", "flow_log_prob", "replicated_mean"]
+
+
+class FlowLogProb(NamedTuple):
+    """The log-density of a batch, and what it cost."""
+
+    log_prob: Tensor
+    """(B,) nats, float64 on the host."""
+    evaluations: int
+    """Of the network, an image."""
+
+
+@torch.no_grad()
+def flow_log_prob(
+    denoiser: Denoiser,
+    x_t: Tensor,
+    start_time: float,
+    solver: Solver,
+    trace: Trace,
+    clip: float | None = None,
+    class_label: Tensor | None = None,
+) -> FlowLogProb:
+    """log p(x_t) of images (B, C, H, W) at the noise level of start_time, with p(x_T) = N(0, prior_std²).
+
+    The network is evaluated in x_t's type. start_time: in (0, 1).
+    """
+    schedule = denoiser.schedule
+    ends = schedule(torch.tensor([start_time, 1.0], dtype=torch.float64))
+    first, last = torch.atan2(ends.sigma, ends.alpha).flatten().tolist()
+    radius, last_radius = torch.hypot(ends.alpha, ends.sigma).flatten().tolist()
+
+    def slope(z: Tensor, angle: float) -> tuple[Tensor, Tensor]:
+        level = schedule(torch.ones((), dtype=torch.float64)) if angle >= last else _level(denoiser, angle)
+
+        def velocity(z: Tensor) -> Tensor:
+            x_t = z * like(torch.hypot(level.alpha, level.sigma), z)
+            prediction = denoiser.at(x_t, level, clip, class_label)
+            return math.cos(angle) * prediction.noise - math.sin(angle) * prediction.x
+
+        return trace(velocity, z)
+
+    z, log_volume, evaluations = solver(slope, x_t / radius, first, last)
+    x_1 = last_radius * z.cpu().double()
+    prior = Gaussian(torch.zeros_like(x_1), torch.tensor(2 * math.log(schedule.prior_std), dtype=torch.float64))
+    stretched = x_t[0].numel() * math.log(last_radius / radius)
+    return FlowLogProb(prior.log_prob(x_1) + log_volume + stretched, evaluations)
+
+
+def _level(denoiser: Denoiser, angle: float) -> NoiseLevel:
+    """The level whose σ/α is tan φ."""
+    log_snr = torch.tensor(-2 * math.log(math.tan(angle)), dtype=torch.float64)
+    return NoiseLevel(denoiser.schedule.time(log_snr), log_snr, *denoiser.schedule.scales(log_snr))
+
+
+class ReplicatedMean(NamedTuple):
+    """The mean, and the standard errors that add up in the square."""
+
+    mean: float
+    mc_se: float
+    """Of the draws: the variance within images."""
+    image_se: float
+    """Of which images there are: the variance between them, without what the draws put there; at least 0."""
+    images: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% for the mean over all images like these: both errors, and Student's t of N − 1 degrees of freedom."""
+        half = float(stdtrit(self.images - 1, 0.975)) * math.hypot(self.mc_se, self.image_se)
+        return self.mean - half, self.mean + half
+
+
+def replicated_mean(values: Tensor) -> ReplicatedMean:
+    """values: (N, R) float64 of N images in R replicates; a standard error that cannot be told is nan."""
+    images, replicates = values.shape
+    mean = float(values.mean())
+    draws = float(values.var(1).mean()) / replicates if replicates > 1 else math.nan
+    between = float(values.mean(1).var()) - draws if images > 1 else math.nan
+    clipped = max(between, 0.0) if math.isfinite(between) else math.nan
+    return ReplicatedMean(mean, math.sqrt(draws / images), math.sqrt(clipped / images), images)

@@ -1,0 +1,229 @@
+"""The variational bound on −log p(x_0), term by term, each Kullback–Leibler divergence in closed form.
+
+    L_VLB = L_T + Σ_{t=2..T} L_t + L_0
+    L_T   = KL(q(x_T | x_0) ‖ p(x_T))                    the prior
+    L_t   = KL(q(x_(t−1) | x_t, x_0) ‖ p(x_(t−1) | x_t)) the posteriors, one a step
+    L_0   = −log p(x_0 | x_1)                            the decoder
+
+Ho et al., "Denoising Diffusion Probabilistic Models" (2020), equation 5. https://arxiv.org/abs/2006.11239
+All in nats per image until `bits_per_dim`; in float32 or better, never under autocast.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from noising.diffusion.denoiser import Denoiser, Prediction
+from noising.diffusion.gaussian import Gaussian
+from noising.diffusion.levels import like
+from noising.diffusion.likelihood.decoders import Decoder
+from noising.diffusion.transitions import Chain
+from noising.diffusion.variances import ReverseVariance
+
+__all__ = [
+    "Bound",
+    "BoundTerms",
+    "Difference",
+    "ModelTerms",
+    "Term",
+    "decoder_floor",
+    "decoder_term",
+    "posterior_term",
+    "prior_term",
+    "step_terms",
+    "variational_bound",
+]
+
+
+class Bound(NamedTuple):
+    """The bound of a batch of images, in nats: prior (B,), steps (B, T − 1) for t = 2..T, decoder (B,)."""
+
+    prior: Tensor
+    steps: Tensor
+    decoder: Tensor
+    dims: int
+    """Numbers in one image, C·H·W."""
+
+    @property
+    def total(self) -> Tensor:
+        """L_VLB, (B,) nats."""
+        return self.prior + self.steps.sum(1) + self.decoder
+
+    @property
+    def bits_per_dim(self) -> Bound:
+        """The same terms in bits per dimension."""
+        nats = self.dims * math.log(2)
+        return Bound(self.prior / nats, self.steps / nats, self.decoder / nats, self.dims)
+
+
+def prior_term(chain: Chain, x: Tensor) -> Tensor:
+    """L_T = KL(q(x_T | x_0) ‖ N(0, prior_std²)): (B,) nats. x: (B, C, H, W)."""
+    level = chain.level(len(chain))
+    end = Gaussian(like(level.alpha, x) * x, 2 * level.sigma.log())
+    log_prior_variance = torch.full_like(level.sigma, 2 * math.log(chain.schedule.prior_std))
+    return end.kl(Gaussian(torch.zeros_like(x), log_prior_variance))
+
+
+def posterior_term(
+    denoiser: Denoiser,
+    chain: Chain,
+    x: Tensor,
+    step: int | Tensor,
+    noise: Tensor,
+    clip: float | None = None,
+    class_label: Tensor | None = None,
+) -> Tensor:
+    """L_t of one step, 2..T, for the batch, or of a step for each image (B,), at the noise of x's shape: (B,) nats."""
+    transition = chain[step]
+    x_t = transition.later.perturb(x, noise)
+    prediction = denoiser.at(x_t, transition.later, clip, class_label)
+    return transition.posterior(x_t, x).kl(denoiser.reverse(transition, x_t, prediction))
+
+
+def decoder_term(
+    denoiser: Denoiser,
+    chain: Chain,
+    x: Tensor,
+    noise: Tensor,
+    decoder: Decoder,
+    clip: float | None = None,
+    class_label: Tensor | None = None,
+) -> Tensor:
+    """L_0 = −log p(x_0 | x_1) at the noise of x's shape: (B,) nats."""
+    transition = chain[1]
+    x_1 = transition.later.perturb(x, noise)
+    prediction = denoiser.at(x_1, transition.later, clip, class_label)
+    return -decoder.log_prob(x, denoiser.reverse(transition, x_1, prediction), x_1, transition.later)
+
+
+def step_terms(
+    denoiser: Denoiser,
+    chain: Chain,
+    x: Tensor,
+    x_t: Tensor,
+    steps: Tensor,
+    prediction: Prediction,
+    decoder: Decoder,
+) -> Tensor:
+    """L_t of a step for each image, 1..T, (B,) on the host, at step 1 L_0, from one prediction of x_t: (B,) nats."""
+    transition = chain[steps]
+    terms = transition.posterior(x_t, x).kl(denoiser.reverse(transition, x_t, prediction))
+    last = (steps == 1).nonzero().flatten().to(x.device, non_blocking=True)  # the host knows the steps: no waiting
+    if not len(last):
+        return terms
+    x_1 = x_t[last]
+    reverse = denoiser.reverse(chain[1], x_1, prediction.rows(last))
+    return terms.index_copy(0, last, -decoder.log_prob(x[last], reverse, x_1, chain.level(1)))
+
+
+def decoder_floor(variance: ReverseVariance, chain: Chain, x: Tensor, noise: Tensor, decoder: Decoder) -> Tensor:
+    """The least L_0 that this chain and decoder allow: that of a network that knows x, (B,) nats.
+
+    Where the first step's noise is wider than a grey level, no network can save it. A learned variance may be as narrow
+    as it likes: there it is 0, but for a decoder that does not listen to the network at all.
+    """
+    transition = chain[1]
+    narrow = torch.full((), -torch.inf, dtype=torch.float64)
+    reverse = Gaussian(x, variance.log_variance(transition, None) if variance.outputs == 1 else narrow)
+    return -decoder.log_prob(x, reverse, transition.later.perturb(x, noise), transition.later)
+
+
+def variational_bound(
+    denoiser: Denoiser,
+    chain: Chain,
+    x: Tensor,
+    decoder: Decoder,
+    noise: Callable[[], Tensor] | None = None,
+    clip: float | None = None,
+    class_label: Tensor | None = None,
+) -> Bound:
+    """Every term of the bound: T evaluations of the network an image.
+
+    x: (B, C, H, W) on the decoder's grid in [−1, 1]; noise: gives the standard normal noise of each step in turn,
+    t = 1..T, of x's shape (default: torch's generator); clip: keeps x̂ in [−clip, clip].
+    """
+    draw = noise or (lambda: torch.randn_like(x))
+    last = decoder_term(denoiser, chain, x, draw(), decoder, clip, class_label)
+    steps = [posterior_term(denoiser, chain, x, step, draw(), clip, class_label) for step in range(2, len(chain) + 1)]
+    stacked = torch.stack(steps, dim=1) if steps else x.new_zeros(len(x), 0)
+    return Bound(prior_term(chain, x), stacked, last, x[0].numel())
+
+
+class Term(NamedTuple):
+    """One evaluation of the network, each (B,)."""
+
+    nats: Tensor
+    """L_t, at step 1 L_0."""
+    error: Tensor
+    """‖x − x̂‖²/D, the distortion of what is known at this step."""
+
+
+class BoundTerms(ABC):
+    """The terms of a bound over the steps 1..T, step 1 the decoder's."""
+
+    timesteps: int
+
+    @abstractmethod
+    def prior(self, x: Tensor) -> Tensor:
+        """L_T, (B,) nats, exact. x: (B, C, H, W) in [−1, 1]."""
+
+    @abstractmethod
+    def floor(self, x: Tensor, noise: Tensor) -> Tensor:
+        """The L_0 of a network that knows x, (B,) nats: what the schedule and the decoder cost by themselves."""
+
+    @abstractmethod
+    def at(self, x: Tensor, steps: Tensor, noise: Tensor, class_label: Tensor | None = None) -> Term:
+        """The terms at a step of each image's own, steps (B,) on the host, with noise of x's shape."""
+
+
+class ModelTerms(BoundTerms):
+    """Those of a denoiser on a chain that ends in a decoder."""
+
+    def __init__(self, denoiser: Denoiser, chain: Chain, decoder: Decoder, clip: float | None = None) -> None:
+        """clip: x̂ is kept in [−clip, clip], which changes the model that is bounded."""
+        self.denoiser = denoiser
+        self.chain = chain
+        self.decoder = decoder
+        self.clip = clip
+        self.timesteps = len(chain)
+
+    def prior(self, x: Tensor) -> Tensor:
+        return prior_term(self.chain, x)
+
+    def floor(self, x: Tensor, noise: Tensor) -> Tensor:
+        return decoder_floor(self.denoiser.variance, self.chain, x, noise, self.decoder)
+
+    def at(self, x: Tensor, steps: Tensor, noise: Tensor, class_label: Tensor | None = None) -> Term:
+        level = self.chain.level(steps)
+        x_t = level.perturb(x, noise)
+        prediction = self.denoiser.at(x_t, level, self.clip, class_label)
+        nats = step_terms(self.denoiser, self.chain, x, x_t, steps, prediction, self.decoder)
+        return Term(nats, (prediction.x - x).square().flatten(1).mean(1))
+
+
+class Difference(BoundTerms):
+    """One model's terms less another's, on the same images, steps and noise: what both find hard cancels."""
+
+    def __init__(self, first: BoundTerms, second: BoundTerms) -> None:
+        """Raises ValueError unless both are sums over the same number of steps."""
+        if first.timesteps != second.timesteps:
+            raise ValueError(f"bounds of {first.timesteps} and of {second.timesteps} steps have no steps to pair")
+        self.first = first
+        self.second = second
+        self.timesteps = first.timesteps
+
+    def prior(self, x: Tensor) -> Tensor:
+        return self.first.prior(x) - self.second.prior(x)
+
+    def floor(self, x: Tensor, noise: Tensor) -> Tensor:
+        return self.first.floor(x, noise) - self.second.floor(x, noise)
+
+    def at(self, x: Tensor, steps: Tensor, noise: Tensor, class_label: Tensor | None = None) -> Term:
+        first, second = (terms.at(x, steps, noise, class_label) for terms in (self.first, self.second))
+        return Term(first.nats - second.nats, first.error - second.error)

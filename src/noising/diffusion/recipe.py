@@ -1,0 +1,150 @@
+"""The theory of a config: the parts that say what is learned and how, without data, network or trainer.
+
+What cannot work together is found here, before anything costly is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, TypeVar
+
+import torch
+from torch import nn
+
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.likelihood.decoders import Decoder
+from noising.diffusion.noise_labels import NoiseLabel
+from noising.diffusion.objectives import Objective
+from noising.diffusion.parameterizations import Parameterization
+from noising.diffusion.schedules import Schedule
+from noising.diffusion.times import TimeSampler
+from noising.diffusion.variances import ReverseVariance
+from noising.errors import blaming
+
+__all__ = ["Recipe"]
+
+
+T = TypeVar("T")
+
+
+class Recipe(NamedTuple):
+    """One row of the table of families."""
+
+    schedule: Schedule
+    parameterization: Parameterization
+    noise_label: NoiseLabel
+    variance: ReverseVariance
+    times: TimeSampler
+    objective: Objective
+    decoder: Decoder
+
+    def denoiser(self, model: nn.Module) -> Denoiser:
+        """The denoiser that a network makes with this recipe."""
+        return Denoiser(model, self.schedule, self.parameterization, self.variance, self.noise_label)
+
+
+def conflicts(recipe: Recipe) -> Iterator[str]:
+    """What cannot work, a line each that names the options and the way out."""
+    schedule, objective, variance = recipe.schedule, recipe.objective, recipe.variance
+    wrong = list(_malformed(recipe))
+    if wrong:
+        yield from wrong
+        return
+    end = schedule(torch.ones(1, dtype=torch.float64))
+    if not end.alpha.any():
+        where = f"at t = 1, where {_name(schedule)} leaves no signal (zero terminal SNR)"
+        if not recipe.parameterization.gain(end).all():
+            yield (
+                f"parameterization: {_name(recipe.parameterization)} says nothing of the clean image {where}; "
+                "use velocity, flow, clean_image or karras"
+            )
+        if not recipe.noise_label(end).isfinite().all():
+            yield f"noise_label: {_name(recipe.noise_label)} is infinite {where}; use scaled_time or scaled_log_snr"
+    learned = any(parameter.requires_grad for parameter in schedule.parameters())
+    if learned and not objective.trains_schedule:
+        yield (
+            f"schedule: {_name(schedule)} is learned, and objective {_name(objective)} is no measure of a schedule: it "
+            "would make the task easy, not the model good; use objective=continuous_bound or a fixed schedule"
+        )
+    if variance.outputs > 1 and not objective.trains_variance:
+        yield (
+            f"variance: {_name(variance)} is learned, and objective {_name(objective)} never trains it; "
+            "use objective=hybrid or variational_bound, or a fixed variance"
+        )
+    if variance.fitted and objective.trains_variance:
+        yield (
+            f"variance: {_name(variance)} is fitted to a trained network, and objective {_name(objective)} needs a "
+            "variance while it trains; use variance=learned_range or fixed_small"
+        )
+    if objective.trains_only_variance and variance.outputs == 1:
+        yield (
+            f"objective: {_name(objective)} adds a bound that trains the variance alone, and variance "
+            f"{_name(variance)} has nothing to train; use objective=regression or variance=learned_range"
+        )
+    inside = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    density = recipe.times.density(inside, schedule)
+    if not density.isfinite().all():
+        yield (
+            f"times: {_name(recipe.times)} draws no time that {_name(schedule)} has: its levels lie elsewhere, so that "
+            "the density is not finite; change the options of times"
+        )
+        return
+    if objective.over_uniform_times and not torch.allclose(density, torch.ones_like(density)):
+        yield (
+            f"times: {_name(recipe.times)} weighs the levels anew, and objective {_name(objective)} is a bound over "
+            "uniform times only; use times=low_discrepancy, grid or loss_aware"
+        )
+    level = schedule(inside)
+    try:
+        with blaming("weighting"):
+            weight = objective.weight(schedule, level, recipe.parameterization.gain(level)).detach()
+    except TypeError as error:
+        yield f"weighting: it is called with (level, gain), and says: {error}"
+        return
+    # nan at every level: not a weighted squared error at all
+    if not weight.isnan().all() and not (weight.isfinite() & (weight >= 0)).all():
+        worst = float(weight[~(weight.isfinite() & (weight >= 0))][0])
+        yield f"weighting: weighs some level by {worst:g}; a weight must be finite and not negative"
+
+
+_MOST_LOG_SNR = 200.0
+"""α² and σ² of a level beyond would be 0 in float32, many times over."""
+
+
+def _malformed(recipe: Recipe) -> Iterator[str]:
+    """What a curve or a mix of the user's own may lack, without which nothing else can be asked."""
+    schedule, parameterization = recipe.schedule, recipe.parameterization
+    t = torch.linspace(0.001, 0.999, 997, dtype=torch.float64)
+    how = "compute it from t with torch's own functions, in t's float64"
+    try:
+        log_snr = schedule.log_snr(t).detach()
+        schedule.log_snr_rate(t)
+    except (RuntimeError, TypeError) as error:
+        yield f"schedule: λ(t) of {_name(schedule)} cannot be computed or differentiated: {how} ({error})"
+        return
+    if log_snr.shape != t.shape or log_snr.dtype != t.dtype:
+        yield (
+            f"schedule: for t of shape {tuple(t.shape)} {_name(schedule)} gives λ of shape {tuple(log_snr.shape)} in "
+            f"{str(log_snr.dtype).removeprefix('torch.')}: {how}"
+        )
+        return
+    if not log_snr.isfinite().all() or float(log_snr.abs().max()) > _MOST_LOG_SNR:
+        yield (
+            f"schedule: λ(t) of {_name(schedule)} goes from {float(log_snr[0]):.3g} to {float(log_snr[-1]):.3g} "
+            f"between t = 0.001 and 0.999: it must stay within {_MOST_LOG_SNR:g} of 0"
+        )
+        return
+    level = schedule(t)
+    a, b = parameterization.mix(level)
+    determinant = (a * level.sigma - b * level.alpha).expand_as(level.alpha).flatten()
+    singular = (determinant.abs() < 1e-12) | (determinant.sign() != determinant.sign()[0])
+    if bool(singular.any()):
+        where = float(level.log_snr.flatten()[int(singular.nonzero()[0])])
+        yield (
+            f"parameterization: near λ = {where:.1f} {_name(parameterization)} mixes x and ε as x_t does, so that its "
+            "output says nothing of x̂: a σ − b α must keep one sign, or the schedule stop before"
+        )
+
+
+def _name(part: object) -> str:
+    return type(part).__name__

@@ -1,1 +1,0 @@
-"""The commands' work: train, evaluate, sample; each a function (config, run folder)."""

@@ -1,0 +1,200 @@
+"""Networks that turn images into features, and the statistics of a whole set's."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import urllib.error
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from noising.metrics.statistics import FeatureStatistics
+
+__all__ = ["LAYERS", "DINOv2", "FeatureExtractor", "Inception", "extract", "feature_statistics", "three_channels"]
+
+
+class FeatureExtractor(nn.Module, ABC):
+    """8-bit images (B, C, H, W) uint8 to features (B, dims) float32, a function of each image alone."""
+
+    dims: int
+    name: str
+
+    @abstractmethod
+    def forward(self, pixels: Tensor) -> Tensor: ...
+
+    def class_logits(self, features: Tensor) -> Tensor | None:
+        """(B, dims) -> (B, K), of the classes that it was trained to tell apart; None if it was not."""
+        return None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 in hex of the name, and of every weight's name, kind, shape and bytes.
+
+        Two distances compare only if it is equal.
+        """
+        sha = hashlib.sha256(f"{self.name} {self.dims}\n".encode())
+        for name, weight in sorted(self.state_dict().items()):
+            sha.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
+            sha.update(weight.cpu().flatten().view(torch.uint8).numpy().tobytes())
+        return sha.hexdigest()
+
+
+@torch.no_grad()
+def extract(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> Tensor:
+    """(N, dims) float32 on the host, extracted in evaluation mode where the extractor's weights are.
+
+    batches: (B, C, H, W) uint8 each. Raises ValueError if a feature is not finite.
+    """
+    extractor.eval()
+    device = next((weight.device for weight in extractor.state_dict().values()), torch.device("cpu"))
+    features = [extractor(pixels.to(device)).cpu() for pixels in batches]
+    joined = torch.cat(features) if features else torch.zeros(0, extractor.dims)
+    lost = int((~joined.isfinite()).any(1).sum())
+    if lost:
+        raise ValueError(f"{lost} of {len(joined)} images have features that are not finite")
+    return joined
+
+
+def feature_statistics(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> FeatureStatistics:
+    """Mean and covariance of all batches' features; as `extract`, but without keeping them."""
+    statistics = FeatureStatistics(extractor.dims)
+    for pixels in batches:
+        statistics.update(extract(extractor, [pixels]))
+    return statistics
+
+
+def three_channels(pixels: Tensor) -> Tensor:
+    """(B, 1 or 3, H, W) -> (B, 3, H, W): grey is repeated. Raises ValueError for any other number."""
+    if pixels.shape[1] not in (1, 3):
+        raise ValueError(f"the extractor sees images of one channel or three, not of {pixels.shape[1]}")
+    return pixels.expand(-1, 3, -1, -1)
+
+
+LAYERS = (64, 192, 768, 2048)
+"""Widths of the layers that can be seen; the literature's is the last."""
+
+
+class Inception(FeatureExtractor):
+    """Pooled features, 2048 unless another layer is asked for, and from those the logits of the Inception score.
+
+    Grey images are repeated to three channels; all are resized to 299x299 as TensorFlow 1 did, without antialiasing.
+
+    Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (2017). https://arxiv.org/abs/1706.08500
+    """
+
+    name = "Inception v3 of 2015"
+
+    def __init__(self, weights: str | None = None, layer: int = 2048) -> None:
+        """weights: a local copy of torch-fidelity's weights-inception-2015-12-05-6726825d.pth; None downloads it.
+
+        Raises ValueError if they cannot be had, or are not Inception's. No code in the file is run.
+        """
+        super().__init__()
+        if layer not in LAYERS:
+            raise ValueError(f"layer must be one of {', '.join(map(str, LAYERS))}, got {layer}")
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        self.dims = layer
+        state = _downloaded() if weights is None else _read(weights)
+        plain = io.BytesIO()  # torch-fidelity would unpickle the file: what it gets holds tensors and nothing else
+        torch.save(state, plain)
+        plain.seek(0)
+        try:
+            self.network = FeatureExtractorInceptionV3(
+                "inception-v3-compat", [str(layer)], feature_extractor_weights_path=plain
+            )
+        except (RuntimeError, AttributeError) as error:
+            raise ValueError(f"{weights} does not hold the weights of Inception v3 (torch-fidelity's port)") from error
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.network(three_channels(pixels))[0]
+        return features
+
+    def class_logits(self, features: Tensor) -> Tensor | None:
+        """Of the Inception score: without the bias, as Salimans et al. (2016) had it. None but from the last layer."""
+        weight: Tensor = self.network.fc.weight
+        return features.to(weight.device) @ weight.T if self.dims == LAYERS[-1] else None
+
+
+def _downloaded() -> Any:
+    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+    try:
+        with redirect_stderr(io.StringIO()):  # torch announces what it then cannot do
+            return torch.hub.load_state_dict_from_url(
+                URL_INCEPTION_V3, map_location="cpu", check_hash=True, progress=False
+            )
+    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        name = URL_INCEPTION_V3.rpartition("/")[2]
+        raise ValueError(
+            f"the Inception weights cannot be downloaded ({error}): give metrics.inception_weights=PATH, "
+            f"a local copy of torch-fidelity's {name}; or use metrics=fd, which needs none"
+        ) from error
+
+
+def _read(path: str) -> Any:
+    if not Path(path).is_file():
+        raise ValueError(f"inception_weights={path}: there is no such file")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever the damage makes it stumble over
+        raise ValueError(f"inception_weights={path}: damaged, or not a file of weights alone") from error
+
+
+SIDE = 224
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class DINOv2(FeatureExtractor):
+    """The class token of ViT-L/14; images resized to 224x224, bicubic with antialiasing, as EDM2's evaluation does."""
+
+    name = "DINOv2 ViT-L/14"
+    dims = 1024
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, weights: str | None = None, repo: str | None = None) -> None:
+        """repo: a local clone of facebookresearch/dinov2, whose code builds the network; weights: a local copy of
+        dinov2_vitl14_pretrain.pth. None downloads either, by torch.hub.
+
+        Raises ValueError if they cannot be had.
+        """
+        super().__init__()
+        self.network = _network(weights, repo)
+        self.register_buffer("mean", torch.tensor(MEAN).reshape(3, 1, 1))
+        self.register_buffer("std", torch.tensor(STD).reshape(3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = three_channels(pixels).to(torch.float32) / 255
+        x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True)
+        features: Tensor = self.network((x - self.mean) / self.std)
+        return features.to(torch.float32)
+
+
+def _network(weights: str | None, repo: str | None) -> Any:
+    for name, path in (("dinov2_repo", repo), ("dinov2_weights", weights)):
+        if path is not None and not Path(path).exists():
+            raise ValueError(f"{name}={path}: there is nothing there")
+    place, source = (repo, "local") if repo else ("facebookresearch/dinov2", "github")
+    try:
+        network: Any = torch.hub.load(  # type: ignore[no-untyped-call]
+            place, "dinov2_vitl14", source=source, pretrained=weights is None, trust_repo=True
+        )
+    except Exception as error:  # of urllib, of torch.hub, of the repository's own code
+        raise ValueError(
+            f"DINOv2 cannot be had ({' '.join(str(error).split())}): give metrics.dinov2_repo=PATH, a clone of "
+            "facebookresearch/dinov2, and metrics.dinov2_weights=PATH, its dinov2_vitl14_pretrain.pth"
+        ) from error
+    if weights is not None:
+        try:
+            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+        except Exception as error:
+            raise ValueError(f"dinov2_weights={weights}: damaged, or not the weights of dinov2_vitl14") from error
+    return network.eval().requires_grad_(False)

@@ -1,0 +1,109 @@
+"""The pictures a run leaves: grids of images, the reverse process in motion, learning curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+__all__ = [
+    "GAP",
+    "Pixels",
+    "image_grid",
+    "sample_grid",
+    "save_animation",
+    "save_figure",
+    "save_png",
+    "side_by_side",
+    "tiled",
+]
+
+
+Pixels = NDArray[np.uint8]
+GRID_SIDE = 512
+"""Grids are enlarged, by a whole factor, to about this many pixels a side: 8x8 digits are to be seen too."""
+
+
+def image_grid(images: Tensor, gap: int | None = None, enlarge: bool = True, classes: int = 0) -> Pixels:
+    """(B, C, H, W) uint8 in 0..255 to one picture (H', W', 3) or (H', W'), a near square of images with a gap.
+
+    classes: with some, one a row, image i standing in row i mod classes.
+    """
+    count, channels, height, width = images.shape
+    columns = math.ceil(count / classes) if classes else math.ceil(math.sqrt(count))
+    rows = classes or math.ceil(count / columns)
+    gap = max(1, height // 16) if gap is None else gap
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 128, np.uint8)
+    for place, image in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+        row, column = divmod(place, classes)[::-1] if classes else divmod(place, columns)
+        top, left = gap + (height + gap) * row, gap + (width + gap) * column
+        canvas[top : top + height, left : left + width] = image
+    factor = max(1, round(GRID_SIDE / max(canvas.shape[:2]))) if enlarge else 1
+    canvas = canvas.repeat(factor, axis=0).repeat(factor, axis=1)
+    return canvas[..., 0] if channels == 1 else canvas
+
+
+def sample_grid(images: Tensor, classes: int = 0, most: int = 64) -> Pixels:
+    """A grid of the first images, at most so many; where image i is of class i mod classes, one class a row."""
+    if not 0 < classes <= min(most, len(images)):
+        return image_grid(images[:most])
+    return image_grid(images[: min(most, len(images)) // classes * classes], classes=classes)
+
+
+def side_by_side(left: Tensor, right: Tensor) -> Pixels:
+    """Two grids of as many images (B, C, H, W) uint8, with a white bar between."""
+    grids = [image_grid(images) for images in (left, right)]
+    bar = np.full_like(grids[0][:, : max(8, grids[0].shape[1] // 32)], 255)
+    return np.concatenate([grids[0], bar, grids[1]], axis=1)
+
+
+def save_png(path: Path, picture: Pixels) -> None:
+    """Write a picture, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(picture).save(path)
+
+
+def save_animation(path: Path, pictures: list[Pixels], seconds: float = 4.0) -> None:
+    """Write pictures as an endless GIF that rests on the last."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first, *others = [Image.fromarray(picture) for picture in pictures]
+    durations = [int(1000 * seconds / len(pictures))] * len(others) + [1500]
+    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a plot, making its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=140)
+
+
+GAP = 1
+"""Pixels between two images."""
+_TILE, _LONGEST = 0.8, 60.0
+"""Inches of an image, less where so many of them would be a longer picture than this."""
+_NARROWEST = 5.5
+"""Inches that a title needs."""
+
+
+def tiled(rows: Sequence[Tensor] | Tensor, title: str) -> tuple[Figure, Axes]:
+    """A figure of rows of images, each (columns, C, H, W) uint8, in units of their pixels."""
+    count, columns, size = len(rows), len(rows[0]), rows[0].shape[-1]
+    in_columns = [row[column] for column in range(columns) for row in rows]
+    picture = image_grid(torch.stack(in_columns), gap=GAP, enlarge=False, classes=count)
+    tile = min(_TILE, _LONGEST / max(count, columns))
+    figure = Figure(figsize=(max(_NARROWEST, 1.4 + tile * columns), 1.1 + tile * count), layout="constrained")
+    axes = figure.subplots()
+    side = size + GAP
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=(0, columns * side + GAP, count * side + GAP, 0))
+    axes.set_title(title, fontsize=10)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return figure, axes

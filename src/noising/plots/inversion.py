@@ -1,0 +1,80 @@
+"""The pictures of latents: what lies between two, what images come back from their own, and how nearly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator
+from torch import Tensor
+
+from noising.plots.grids import GAP, save_figure, tiled
+
+__all__ = ["interpolation_rows", "reconstruction_error", "reconstruction_rows"]
+
+
+_SHOWN = 16
+"""Images side by side in the picture of reconstructions."""
+
+
+def interpolation_rows(file: Path, images: Tensor, names: Sequence[str], title: str) -> None:
+    """Draw (pairs, columns, C, H, W) uint8, a pair a row: its two ends, framed, are the first and the last."""
+    pairs, columns = images.shape[:2]
+    figure, axes = tiled(images, title)
+    side = images.shape[-1] + GAP
+    for row in range(pairs):
+        for column in (0, columns - 1):
+            corner = (column * side + GAP / 2, row * side + GAP / 2)
+            axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="tab:orange", linewidth=2))
+    steps = range(columns)
+    fractions = ["first end" if i == 0 else "other end" if i == columns - 1 else f"{i}/{columns - 1}" for i in steps]
+    axes.set_xticks([side * (i + 0.5) for i in steps], fractions, fontsize=8)
+    axes.set_yticks([side * (i + 0.5) for i in range(pairs)], names, fontsize=9)
+    axes.set_xlabel("how far along the arc between the two latents")
+    save_figure(figure, file)
+
+
+def reconstruction_rows(
+    file: Path, images: Tensor, drawn: Sequence[Tensor], steps: Sequence[int], rmse: Sequence[float], title: str
+) -> None:
+    """Draw images (B, C, H, W) uint8 above what came back of them, one (B, C, H, W) for each number of steps.
+
+    rmse: of each, in 8-bit grey levels, over all images, of which the first are shown.
+    """
+    rows = [row[:_SHOWN] for row in (images, *drawn)]
+    figure, axes = tiled(rows, title)
+    side = images.shape[-1] + GAP
+    names = [f"{count} steps\nRMSE {error:.1f}" for count, error in zip(steps, rmse, strict=True)]
+    axes.set_yticks([side * (i + 0.5) for i in range(len(rows))], ["test images", *names], fontsize=9)
+    axes.set_xticks([])
+    axes.axhline(side + GAP / 2, color="tab:orange", linewidth=2)
+    save_figure(figure, file)
+
+
+def reconstruction_error(file: Path, steps: Sequence[int], rmse: Tensor, grey_level: float, title: str) -> None:
+    """Draw rmse (steps, B), in 8-bit grey levels, of each image and of all, against the number of steps.
+
+    grey_level: by how much two neighbouring levels of the data differ.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    of_all = rmse.square().mean(dim=1).sqrt().tolist()
+    for number, column in enumerate(rmse.T.tolist()):
+        axes.plot(steps, column, color="0.75", linewidth=0.8, label=None if number else "each image")
+    axes.plot(steps, of_all, marker="o", color="tab:blue", label="all images")
+    middle = len(steps) // 2
+    first_order = [of_all[middle] * steps[middle] / count for count in steps]
+    axes.plot(steps, first_order, "--", color="tab:orange", label="first order: ∝ 1/steps")
+    axes.axhline(grey_level, color="0.4", linestyle=":", label="one grey level of the data")
+    axes.set(xscale="log", yscale="log", xlabel="steps of DDIM, as many each way")
+    axes.set_ylabel("RMSE of the reconstruction  [8-bit grey levels]")
+    axes.set_xticks(steps, [str(count) for count in steps])
+    axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    save_figure(figure, file)

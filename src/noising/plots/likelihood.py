@@ -1,0 +1,232 @@
+"""The bound in pictures: L_t by step and by λ, for each split, and what is known of the image at what rate."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from noising.diffusion.likelihood.meter import BoundCurve
+from noising.diffusion.transitions import Chain
+from noising.plots.grids import save_figure
+from noising.runs.folder import replacing
+
+__all__ = ["StepBin", "bound_by_log_snr", "bound_by_step", "rate_distortion", "read_bins", "step_bins", "write_bins"]
+
+
+COLOURS = {"test": "tab:blue", "train": "tab:red", "val": "tab:green"}
+
+
+def bound_by_step(path: Path, bins: Sequence[StepBin], title: str, memorized: float) -> None:
+    """L_t against t, of each split, and the first split's sum up to t.
+
+    memorized: where the sum would end, on the training images, for a model that has learned them by heart.
+    """
+    figure = Figure(figsize=(7.4, 4.4), layout="constrained")
+    axes = figure.subplots()
+    # a decoder that has nothing left to decide would stretch the scale to 1e-40
+    least = max(row.bits_per_dim_per_step for row in bins) * 1e-7
+    for split, rows in _by_split(bins).items():
+        edges = [*(row.first_step for row in rows), rows[-1].last_step + 1]
+        bits = _column(rows, "bits_per_dim_per_step")
+        bits[bits < least] = math.nan
+        axes.stairs(bits, edges, baseline=None, linewidth=1.8, color=COLOURS[split], label=f"$L_t$, {split}")
+        _band(axes, edges, bits, _column(rows, "stderr"), split)
+    scale = "log" if any(row.bits > 0 for row in bins) else "linear"  # a chain of one step has no L_t
+    axes.set(xscale="log", yscale=scale, xlabel="step t (1 is next to clean)", ylabel="$L_t$  [bits/dim per step]")
+    if scale == "log":
+        axes.set_ylim(bottom=least)
+    axes.set_title(title, fontsize=11)
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=9, loc="center left")
+    first = next(iter(_by_split(bins).values()), [])
+    cumulative = axes.twinx()
+    total = np.cumsum([0.0, *(row.bits for row in first)])
+    cumulative.plot(
+        [*(row.first_step for row in first), first[-1].last_step + 1], total, color="tab:orange", linewidth=1.4
+    )
+    cumulative.set_ylabel(f"sum of $L_t$ up to t, {first[0].split}  [bits/dim]", color="tab:orange")
+    cumulative.axhline(memorized, color="tab:orange", linestyle=":", linewidth=1.2)
+    cumulative.annotate(
+        f"the training set, memorized: {memorized:.3f}",
+        (1, memorized),
+        (-4, 3),
+        xycoords=("axes fraction", "data"),
+        textcoords="offset points",
+        fontsize=8,
+        color="tab:orange",
+        ha="right",
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+    )
+    cumulative.set_ylim(bottom=0)
+    save_figure(figure, path)
+
+
+def bound_by_log_snr(path: Path, bins: Sequence[StepBin], title: str) -> None:
+    """Bits per unit of λ against λ, of each split: an area is a sum of L_t. With two splits, their gap beside it."""
+    splits = {
+        split: [row for row in rows if math.isfinite(row.log_snr_width)] for split, rows in _by_split(bins).items()
+    }
+    splits = {split: rows for split, rows in splits.items() if rows}
+    gap = "train" in splits and "test" in splits
+    figure = Figure(figsize=(10.5 if gap else 7.4, 4.2), layout="constrained")
+    panels: list[Axes] = list(figure.subplots(1, 2 if gap else 1, squeeze=False).flat)
+    for split, rows in splits.items():
+        edges = [rows[0].log_snr_high, *(row.log_snr_low for row in rows)]
+        density = np.array([row.bits / row.log_snr_width for row in rows])
+        error = np.array([row.stderr * row.steps / row.log_snr_width for row in rows])
+        panels[0].stairs(density[::-1], edges[::-1], baseline=None, linewidth=1.8, color=COLOURS[split], label=split)
+        _band(panels[0], edges[::-1], density[::-1], error[::-1], split)
+    panels[0].set_ylabel("bits/dim per unit of λ")
+    panels[0].set_title(title, fontsize=11)
+    if splits:  # a chain of one step has no λ between its levels
+        panels[0].legend(fontsize=9)
+    if gap:
+        _draw_gap(panels[1], splits["test"], splits["train"])
+    rows = [row for rows in splits.values() for row in rows]
+    clean, noisy = [row.log_snr_high for row in rows], [row.log_snr_low for row in rows if row.rate > 1e-5]
+    for axes in panels:
+        axes.set_xlim(max(clean, default=1.0) + 0.3, min(noisy, default=-1.0) - 0.3)
+        axes.set_xlabel("λ, log signal-to-noise ratio (clean left, noise right)")
+        axes.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+def rate_distortion(path: Path, bins: Sequence[StepBin], title: str) -> None:
+    """What is known of the image, by the bits sent and by the step that has come. Ho et al. (2020), figure 5."""
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
+    by_rate, by_step = figure.subplots(1, 2)
+    for split, rows in _by_split(bins).items():
+        rate, rmse = _column(rows, "rate"), _column(rows, "rmse_of_255")
+        middle = [math.sqrt(row.first_step * (row.last_step + 1)) for row in rows]
+        by_rate.plot(rate, rmse, marker=".", markersize=4, linewidth=1.4, color=COLOURS[split], label=split)
+        by_step.plot(middle, rmse, linewidth=1.6, color=COLOURS[split], label=f"distortion, {split}")
+        if split == bins[0].split:
+            other = by_step.twinx()
+            other.plot(middle, rate, linewidth=1.6, linestyle="--", color="tab:orange")
+            other.set_ylabel(f"rate, {split} (dashed)  [bits/dim]", color="tab:orange")
+    by_rate.set(xlabel="rate: bits sent, from noise on  [bits/dim]", ylabel="distortion: RMSE of $\\hat x$  [of 255]")
+    by_step.set(xscale="log", xlabel="step t (1 is next to clean)", ylabel="distortion: RMSE of $\\hat x$  [of 255]")
+    by_rate.set_title(title, fontsize=11)
+    for axes in (by_rate, by_step):
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9, loc="upper center")
+    save_figure(figure, path)
+
+
+def _draw_gap(axes: Axes, test: Sequence[StepBin], train: Sequence[StepBin]) -> None:
+    """How much more the test images cost, up to each λ from the noisy end: memorization shows here first."""
+    (levels, sent, variance), (levels_train, sent_train, variance_train) = (_sent(rows) for rows in (test, train))
+    gap = sent - np.interp(levels, levels_train, sent_train)
+    error = np.sqrt(variance + np.interp(levels, levels_train, variance_train))
+    axes.plot(levels, gap, color="tab:purple", linewidth=1.8)
+    axes.fill_between(levels, gap - 2 * error, gap + 2 * error, color="tab:purple", alpha=0.15)
+    axes.axhline(0, color="0.4", linewidth=0.8)
+    axes.set_ylabel("test less train, summed from noise on  [bits/dim]")
+    axes.set_title("Where training images cost less (± 2 standard errors)", fontsize=11)
+
+
+def _sent(rows: Sequence[StepBin]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """λ, rising, with the bits sent up to there from the noisy end, and their variance."""
+    levels = np.array([rows[-1].log_snr_low, *(row.log_snr_high for row in rows[::-1])])
+    sent = np.cumsum([0.0, *(row.bits for row in rows[::-1])])
+    return levels, sent, np.cumsum([0.0, *((row.stderr * row.steps) ** 2 for row in rows[::-1])])
+
+
+def _by_split(bins: Sequence[StepBin]) -> dict[str, list[StepBin]]:
+    return {split: [row for row in bins if row.split == split] for split in dict.fromkeys(row.split for row in bins)}
+
+
+def _column(rows: Sequence[StepBin], name: str) -> np.ndarray:
+    return np.array([getattr(row, name) for row in rows])
+
+
+def _band(axes: Axes, edges: Sequence[float], values: np.ndarray, error: np.ndarray, split: str) -> None:
+    """Two standard errors about stairs."""
+    low, high = (np.append(side, side[-1]) for side in (values - 2 * error, values + 2 * error))
+    positive = np.maximum(low, np.nanmax(values) * 1e-12) if axes.get_yscale() == "log" else low
+    axes.fill_between(edges, positive, high, step="post", color=COLOURS[split], alpha=0.15, linewidth=0)
+
+
+class StepBin(NamedTuple):
+    """Some steps of the chain, on one split: a row of bound_by_step.csv."""
+
+    split: str
+    first_step: int
+    last_step: int
+    log_snr_high: float
+    """λ at the clean end of the bin; infinite at the first step."""
+    log_snr_low: float
+    bits_per_dim_per_step: float
+    """L_t, the mean over the bin; of the first step L_0."""
+    stderr: float
+    """Of it, over times, noise and images."""
+    rate: float
+    """bits/dim sent by the bin's middle, from the noisy end: L_T and all L_t above. Ho et al. (2020), section 4.3."""
+    rmse_of_255: float
+    """√(E‖x − x̂‖²/D) in grey levels of 0..255: the distortion at that rate."""
+
+    @property
+    def steps(self) -> int:
+        return self.last_step - self.first_step + 1
+
+    @property
+    def bits(self) -> float:
+        """bits/dim of the whole bin."""
+        return self.bits_per_dim_per_step * self.steps
+
+    @property
+    def log_snr_width(self) -> float:
+        return self.log_snr_high - self.log_snr_low
+
+
+def step_bins(curve: BoundCurve, chain: Chain, split: str, prior: float) -> list[StepBin]:
+    """One row a bin, from step 1 up; prior: L_T in bits/dim."""
+    edges = curve.edges.tolist()
+    log_snr = [float(chain.level(edge - 1).log_snr) for edge in edges]
+    rows: list[StepBin] = []
+    sent = prior
+    values = zip(curve.bits.tolist(), curve.stderr.tolist(), curve.error.tolist(), strict=True)
+    for number, (bits, stderr, error) in reversed(list(enumerate(values))):
+        first, last = edges[number], edges[number + 1] - 1
+        whole = bits * (last - first + 1)
+        rmse = 127.5 * math.sqrt(error)
+        ends = (log_snr[number], log_snr[number + 1])
+        # the decoder's bits are the distortion's own, not the rate's
+        rate = sent + (whole / 2 if first > 1 else 0.0)
+        rows.append(StepBin(split, first, last, *ends, bits, stderr, rate, rmse))
+        sent += whole
+    return rows[::-1]
+
+
+def write_bins(path: Path, bins: Sequence[StepBin]) -> None:
+    """The rows of the bins' splits, in place of those that are there; other splits' stay."""
+    new = {row.split for row in bins}
+    kept = [row for row in read_bins(path) if row.split not in new] if path.exists() else []
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(StepBin._fields)
+    table.writerows([*kept, *bins])
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
+
+
+def read_bins(path: Path) -> list[StepBin]:
+    """Every row, in the file's order."""
+    with open(path, newline="") as file:
+        return [
+            StepBin(
+                row["split"],
+                int(row["first_step"]),
+                int(row["last_step"]),
+                *(float(row[name]) for name in StepBin._fields[3:]),
+            )
+            for row in csv.DictReader(file)
+        ]

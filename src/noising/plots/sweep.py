@@ -1,0 +1,107 @@
+"""The picture at the end of a sweep over samplers: quality against what was swept, and the cost beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noising.runs.sweep import Row
+
+__all__ = ["draw", "measured", "series"]
+
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+EVALUATIONS, ACCURACY = "test/evaluations_per_image", "test/class_accuracy"
+_DISTANCES = ("test/fd", "test/fid", "test/fd_dinov2")
+_PANELS = (
+    ("test/fd", "FD to training images", 1.0),
+    ("test/fid", "FID to training images", 1.0),
+    ("test/fd_dinov2", "FD-DINOv2 to training images", 1.0),
+    (ACCURACY, "part that shows the class asked for", 1.0),
+    ("test/seconds_per_image", "cost  [ms an image]", 1e-3),
+)
+
+
+def measured(table: list[Row]) -> list[Row]:
+    """The rows whose samples were measured."""
+    return [row for row in table if any(name in row for name in _DISTANCES)]
+
+
+def series(table: list[Row]) -> tuple[str, dict[str, list[Row]]]:
+    """What stands on the horizontal axis, and the rows of each line by what else was swept, in order.
+
+    The axis is network evaluations, unless one number was swept that changes none: a scale of guidance, say.
+    """
+    names = list(table[0])
+    swept = [name for name in names[: names.index("status")] if len({row.get(name) for row in table}) > 1]
+    numeric = [name for name in swept if all(_is_number(row.get(name)) for row in table)]
+    axis = EVALUATIONS
+    if "sampler.steps" in numeric:
+        others = [name for name in swept if name != "sampler.steps"]
+    elif numeric:
+        axis = numeric[-1]
+        others = [name for name in swept if name != axis]
+    else:
+        others = swept
+    lines: dict[str, list[Row]] = {}
+    for row in table:
+        label = ", ".join(str(row[name]) if name == "sampler" else f"{name}={row[name]}" for name in others)
+        lines.setdefault(label, []).append(row)
+    for line in lines.values():
+        line.sort(key=lambda row: float(row[axis]))
+    return axis, lines
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def draw(path: Path, table: list[Row]) -> None:
+    """Each measured number against the axis, with its standard errors, and the real test images' as a dashed line."""
+    from matplotlib.figure import Figure
+
+    axis, lines = series(table)
+    panels = [panel for panel in _PANELS if any(panel[0] in row for row in table)]
+    figure = Figure(figsize=(4.4 * len(panels) + 0.6, 4.0), layout="constrained")
+    for axes, (key, words, unit) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        for label, line in lines.items():
+            _draw_line(axes, axis, key, unit, label, [row for row in line if key in row])
+        baseline = table[0].get(f"{key}_baseline")
+        if baseline is not None:
+            axes.axhline(baseline, color="0.4", linestyle="--", linewidth=1.2, label="real test images")
+        axes.set(xlabel="network evaluations an image" if axis == EVALUATIONS else axis, ylabel=words)
+        logarithmic = axis == EVALUATIONS and key != ACCURACY
+        axes.set(xscale="log" if axis == EVALUATIONS else "linear", yscale="log" if logarithmic else "linear")
+        if not logarithmic:
+            axes.set_ylim(bottom=0)
+        _plain_numbers(axes)
+        axes.grid(alpha=0.3, which="both")
+    figure.axes[0].legend(fontsize=9)
+    figure.savefig(path, dpi=140)
+
+
+def _draw_line(axes: Axes, axis: str, key: str, unit: float, label: str, line: list[Row]) -> None:
+    errors = [row.get(f"{key}_mc_se", 0.0) / unit for row in line]
+    places = [float(row[axis]) for row in line]
+    values = [row[key] / unit for row in line]
+    axes.errorbar(places, values, errors, marker="o", markersize=4, capsize=2, label=label or None)
+
+
+def _plain_numbers(axes: Axes) -> None:
+    """20 and not 2 · 10¹, at 1, 2 and 5 of every decade, and between them where there is less than one."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for place in (axes.xaxis, axes.yaxis):
+        if place.get_scale() == "log":
+            lowest, highest = place.get_view_interval()
+            within = (1.5, 2.5, 3.0, 4.0, 7.0) if highest < 10 * lowest else ()
+            place.set_major_locator(LogLocator(subs=sorted((1.0, 2.0, 5.0, *within))))
+            place.set_minor_locator(NullLocator())
+            place.set_major_formatter("{x:g}")

@@ -1,0 +1,80 @@
+"""What a run ran on: commit, versions, devices, command line; nothing secret.
+
+Neither the environment's variables nor the user's, host's or folders' names are recorded.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from noising.config.secrets import masked
+
+__all__ = ["environment"]
+
+
+_PACKAGES = ("noising", "lightning", "hydra-core", "numpy")
+
+
+def _masked_argument(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return f"{name}={masked(value, name)}" if equals else str(masked(argument))
+
+
+def environment() -> dict[str, Any]:
+    """What environment.json holds."""
+    import torch  # here: the search for a run to resume comes before torch is needed
+
+    return {
+        "argv": [Path(sys.argv[0]).name, *map(_masked_argument, sys.argv[1:])],
+        "git": _git(),
+        "python": platform.python_version(),
+        "versions": {package: _version(package) for package in _PACKAGES} | {"torch": torch.__version__},
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and state of the checkout the package comes from, else of the working directory's, else None."""
+    here = Path(__file__).resolve()
+    # a package installed below somebody's checkout is not of that checkout: ask whether this file is tracked
+    tracked = _ask_git(here.parent, "ls-files", "--error-unmatch", here.name) is not None
+    folder = here.parent if tracked else Path.cwd()
+    commit = _ask_git(folder, "rev-parse", "--verify", "HEAD")
+    if commit is None:
+        return None
+    changes = _ask_git(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+
+
+def _ask_git(folder: Path, *arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

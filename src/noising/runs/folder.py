@@ -1,0 +1,176 @@
+"""A run's folder: what a run leaves, where, and in what state it is.
+
+Evaluation, resume and sweeps read it here. Only rank 0 may call the methods that write. Every file
+appears whole or not at all. Light to import: no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml  # type: ignore[import-untyped]
+
+from noising.config.secrets import masked
+from noising.runs.environment import environment
+
+__all__ = ["Run", "replacing"]
+
+
+class Run:
+    """The folder of one run. Reading needs no call before; `start` marks it as running."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.environment_file = self.path / "environment.json"
+        self.summary_file = self.path / "summary.json"
+        self.metrics = self.path / "metrics.csv"
+        self.last_checkpoint = self.path / "checkpoints" / "last.ckpt"
+        self.best_checkpoint = self.path / "checkpoints" / "best.ckpt"
+        self.samples = self.path / "samples"
+        self.samples_image = self.path / "samples.png"
+        self.neighbours_image = self.path / "neighbours.png"
+        self.reverse_process = self.path / "reverse_process.gif"
+        self.figures = self.path / "figures"
+        self.bound_by_step_figure = self.figures / "bound_by_step.png"
+        self.bound_by_log_snr_figure = self.figures / "bound_by_log_snr.png"
+        self.rate_distortion_figure = self.figures / "rate_distortion.png"
+        self.learning_curves = self.figures / "learning_curves.png"
+        self.bound_by_step = self.path / "bound_by_step.csv"
+
+    def samples_at(self, step: int) -> Path:
+        """The grid of samples drawn after `step` optimizer steps."""
+        return self.samples / f"step_{step:06d}.png"
+
+    @property
+    def resuming(self) -> str:
+        """What to add to the command to go on with this run, for a shell; a job of a sweep goes on with that."""
+        sweep = (self.path.parent / "multirun.yaml").exists()
+        path = os.path.relpath(self.path.parent if sweep else self.path)
+        if not re.fullmatch(r"[A-Za-z0-9_/.:@+-]+", path):  # to Hydra the rest is grammar
+            path = '"{}"'.format(path.replace('"', '\\"'))
+        return ("-m " if sweep else "") + shlex.quote(f"resume={path}")
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Writes the config, the environment and the status "running". A resumed run keeps its metrics."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        summary = self.summary
+        text = yaml.safe_dump(masked(dict(config)), sort_keys=False, allow_unicode=True)
+        _write(self.config_file, text)
+        _write(self.environment_file, _json(environment()))
+        _write(self.summary_file, _json({**summary, "status": "running"}))
+
+    def record(self, metrics: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+        """Merges metrics ("split/name": number) into the summary, and cards saying how they were measured."""
+        summary = self.summary
+        reserved = sorted({"status", "cards"} & set(metrics))
+        if reserved:
+            raise ValueError(f"metrics must not be named {reserved[0]}: the summary uses that name itself")
+        summary.update(metrics)
+        if cards:
+            summary["cards"] = {**summary.get("cards", {}), **cards}
+        _write(self.summary_file, _json(summary))
+
+    def finish(self, status: str = "finished") -> None:
+        """Writes how the run ended: finished, failed or interrupted."""
+        _write(self.summary_file, _json({**self.summary, "status": status}))
+
+    @property
+    def status(self) -> str:
+        """running, finished, failed or interrupted; "none" before the start. A killed run stays "running"."""
+        return str(self.summary.get("status", "none"))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What summary.json holds; empty if there is none. Numbers that were not finite are None.
+
+        Raises `ValueError` if the file is damaged.
+        """
+        try:
+            content = json.loads(self.summary_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError:  # not JSON, not UTF-8
+            content = None
+        if not isinstance(content, dict):
+            raise ValueError(f"{self.summary_file} is damaged: delete it and start the run again with resume=true")
+        return content
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config the run was started with. Raises `ValueError` if none can be read."""
+        try:
+            content = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ValueError(f"{self.path} holds no run: there is no config.yaml in it") from None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            content = None
+        if not isinstance(content, dict):
+            raise ValueError(f"{self.config_file} is damaged")
+        return content
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """Gives a file to write, which takes the place of `path` when all of it is on the disk, never before.
+
+    The temporary file lies beside the target: only within one file system is a rename atomic.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """The rename itself reaches the disk with the folder. Where a folder cannot be synced, it need not."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(descriptor)
+    except OSError:
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def _json(content: Any) -> str:
+    return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """`value` in JSON's types: tensors and arrays of one number as the number, nan and infinities as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "item"):
+        return _plain(value.item())
+    return str(value)

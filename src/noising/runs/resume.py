@@ -1,0 +1,109 @@
+"""What a run may go on with, and which run a command means by `resume`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from noising.errors import ConfigError
+from noising.runs.folder import Run
+
+__all__ = ["changed_options", "find_resumable", "find_sweep", "require_same_options"]
+
+
+_DEPTH = 3  # how many folders below the root a run or a sweep may lie
+
+
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]) -> list[str]:
+    """What a config says otherwise than the one before, as "option=now, not before".
+
+    free: options that may differ, or groups.
+    """
+    flat = [dict(_flat(config)) for config in (before, now)]
+    return [
+        f"{option}={flat[1].get(option)}, not {flat[0].get(option)}"
+        for option in dict.fromkeys([*flat[0], *flat[1]])
+        if flat[0].get(option) != flat[1].get(option) and not {option, option.partition(".")[0]} & {*free}
+    ]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def find_resumable(root: Path, overrides: Sequence[str]) -> Path | None:
+    """The newest run under `root` started with these overrides (in any order) that has not finished."""
+    wanted = _essential(overrides)
+    for file in _newest_first(root, ".hydra/overrides.yaml"):
+        folder = file.parent.parent
+        if _essential(_load_list(file)) == wanted and Run(folder).status != "finished":
+            return folder
+    return None
+
+
+def find_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
+    """The newest sweep under `root` started with these overrides with a job not begun or not finished."""
+    wanted = _essential(overrides)
+    for file in _newest_first(root, "multirun.yaml"):
+        if _essential(_load_list(file, "hydra", "overrides", "task")) != wanted:
+            continue
+        jobs = [path.parent.parent for path in file.parent.glob("*/.hydra/overrides.yaml")]
+        expected = _number_of_jobs(wanted)
+        begun = expected is not None and len(jobs) >= expected
+        if not (begun and all(Run(job).status == "finished" for job in jobs)):
+            return file.parent
+    return None
+
+
+def _number_of_jobs(overrides: Sequence[str]) -> int | None:
+    """How many jobs Hydra's own sweeper makes of them; None where another one decides."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    number = 1
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override():
+            if not override.is_discrete_sweep():
+                return None
+            number *= sum(1 for _ in override.sweep_string_iterator())
+    return number
+
+
+def _essential(overrides: Sequence[str]) -> list[str]:
+    return sorted(o for o in overrides if not o.lstrip("+~").startswith(("resume=", "hydra.", "hydra/")))
+
+
+def _newest_first(root: Path, name: str) -> list[Path]:
+    found = [path for depth in range(_DEPTH + 1) for path in Path(root).glob("*/" * depth + name)]
+    return sorted(found, key=lambda path: (path.stat().st_mtime_ns, str(path)), reverse=True)
+
+
+def _load_list(file: Path, *keys: str) -> list[str]:
+    """The list of strings at `keys` of a YAML file; an unreadable file has none that equals anything."""
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for key in keys:
+            content = content[key]
+        return [str(value) for value in content or []]
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, KeyError, TypeError):
+        return ["\0"]
+
+
+def require_same_options(run: Run, config: Mapping[str, Any], free: Sequence[str]) -> None:
+    """Raise ConfigError if the folder holds a run of other options, but for those that change nothing it holds."""
+    if not run.config_file.exists():
+        return
+    changed = changed_options(run.config, config, ("resume", *free))
+    if changed:
+        more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        raise ConfigError(
+            f"resume: {os.path.relpath(run.path)} was started with other options: {changed[0]}{more}; "
+            f"go on with {run.resuming} alone, or start anew without resume"
+        )

@@ -1,0 +1,98 @@
+"""How a run begins and ends: its lock, its status, and the line that says how to go on."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from noising.errors import ConfigError, UsageError
+from noising.runs.folder import Run
+
+__all__ = ["Preempted", "recording"]
+
+
+log = logging.getLogger(__name__)
+
+
+_INTERRUPTED = 130  # the shell's 128 + number of the signal
+
+
+@contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Within it no other process writes this run. The lock ends with the process, however that ends."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run.path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"{os.path.relpath(run.path)} is being written by another process: wait for it, or end it first"
+        ) from None
+    except (OSError, NotImplementedError):  # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+@contextmanager
+def recording(
+    run: Run, config: Any, writes: bool = True, at_end: Callable[[bool], None] = lambda failed: None
+) -> Iterator[None]:
+    """Within it the run is "running"; afterwards finished, interrupted (Ctrl-C, SIGTERM, SIGUSR1) or failed.
+
+    writes: whether this is the rank that does; at_end: called with whether it failed, before the status is written.
+    """
+    with _alone(run) if writes else nullcontext():
+        yield from _recorded(run, config, writes, at_end)
+
+
+def _recorded(run: Run, config: Any, writes: bool, at_end: Callable[[bool], None]) -> Iterator[None]:
+    if writes:
+        run.start(config)
+    status = "failed"
+    try:
+        yield
+        status = "finished"
+    except Exception as error:
+        _log_to_file(error)
+        raise
+    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into exit 1
+        status = "interrupted"
+        raise SystemExit(stop.code if isinstance(stop, Preempted) else _INTERRUPTED) from None
+    finally:
+        at_end(status != "finished")
+        if writes:
+            run.finish(status)
+            if status != "finished":
+                path = os.path.relpath(run.path)
+                hint = f"; go on with {run.resuming}" if status == "interrupted" and "resume" in (config or {}) else ""
+                print(f"{status}: {path}{hint}", file=sys.stderr, flush=True)
+
+
+def _log_to_file(error: Exception) -> None:
+    """The console has it from whoever ends the process."""
+    mistake = isinstance(error, UsageError)
+    told = None if mistake else (type(error), error, error.__traceback__)
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, str(error) if mistake else "failed", (), told)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(record)
+
+
+class Preempted(SystemExit):
+    """The run was told to stop; its code is the shell's, 128 + the signal's number: not finished, to be requeued."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number

@@ -1,0 +1,193 @@
+"""The callback that measures samples: now and then while training, if asked, and with all of them at the end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from noising.diffusion.drawing import asked_classes, draw_images
+from noising.diffusion.samplers import Sampler
+from noising.metrics.quality import SampleQuality, measured
+from noising.runs.folder import Run
+from noising.training.ema import EMA
+from noising.training.loggers import log_image
+from noising.training.module import DiffusionModule
+from noising.training.progress import StepProgress
+
+__all__ = ["QualityCheck"]
+
+
+log = logging.getLogger(__name__)
+
+
+MOST_EPOCHS = 10**9
+
+
+class QualityCheck(Callback):
+    """Draws with the averaged weights on all ranks, and measures on the first: val/NAME while training, test/NAME last.
+
+    Whole batches are shared among the ranks, and their features brought back into order: two ranks give the number
+    of one. What it draws is keyed by (seed, index), so that the training that follows is the same without it.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        sampler: Sampler,
+        ema: EMA,
+        seed: int,
+        config: dict[str, Any],
+        quality: SampleQuality | None,
+        classes: int = 0,
+        every_n_steps: int = 0,
+        every_n_epochs: float = 0,
+        n: int | None = None,
+        batch_size: int = 256,
+        keep_best: bool = False,
+    ) -> None:
+        """quality: None measures nothing. every_n_steps, or every_n_epochs of the training images: between checks while
+        training; 0 for none; n: samples of a check, None for those of one repeat at the end. keep_best: write
+        checkpoints/best_NAME.ckpt whenever a check has found the least Fréchet distance.
+
+        Raises ValueError for numbers that cannot be, ConfigError for an n that cannot be measured.
+        """
+        if every_n_steps < 0 or every_n_epochs < 0 or (every_n_steps and every_n_epochs):
+            raise ValueError("one of every_n_steps and every_n_epochs can be positive, and neither negative")
+        if every_n_epochs > MOST_EPOCHS:
+            raise ValueError(f"every_n_epochs must be at most {MOST_EPOCHS}, got {every_n_epochs}; 0 for no checks")
+        if keep_best and not (every_n_steps or every_n_epochs):
+            raise ValueError("keep_best=true needs checks to choose from: set every_n_steps or every_n_epochs")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.run, self.sampler, self.ema, self.seed, self.config = run, sampler, ema, seed, config
+        self.quality = quality
+        self.classes = classes
+        self.batch_size = batch_size
+        self.keep_best = keep_best
+        self.every = every_n_steps
+        if every_n_epochs and quality is not None:
+            data = quality.data
+            self.every = max(1, round(every_n_epochs * len(data.train.pixels) / data.batch_size))
+        self.checked = quality.once(n) if quality is not None and self.every else None
+        self.best = math.inf
+        self.seconds = 0.0
+        self._began = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """A check, every so many optimizer steps."""
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self.checked is None or trainer.global_step % self.every or not stepped:
+            return
+        with self.ema.swapped(pl_module):
+            numbers, _ = self._measure(self.checked, trainer, pl_module)
+        numbers |= {"quality_seconds": self.seconds, "quality_share": self._share}
+        if trainer.is_global_zero:
+            changing = {f"val/{name}": value for name, value in numbers.items() if not name.endswith("_baseline")}
+            for logger in trainer.loggers:
+                logger.log_metrics(changing, trainer.global_step)
+        distance = self.checked.protocol.distance
+        found = float(trainer.strategy.broadcast(numbers.get(distance, math.inf)))  # the first rank's
+        if found < self.best:
+            self.best = found
+            if self.keep_best:
+                trainer.save_checkpoint(self.run.best_checkpoint.with_name(f"best_{distance}.ckpt"))
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """All samples; the averaged weights are in place during the test."""
+        if self.quality is None:
+            return
+        numbers, likest = self._measure(self.quality, trainer, pl_module)
+        if trainer.is_global_zero and numbers:
+            assert isinstance(pl_module, DiffusionModule)
+            card = {**self._card(pl_module), **self.quality.card}
+            cards = {f"test/{name}": card for name in measured(numbers)}
+            numbers |= {"quality_seconds": self.seconds, "quality_share": self._share}
+            self.run.record({f"test/{name}": value for name, value in numbers.items()}, cards)
+            self.quality.draw_likest(self.run.neighbours_image, *likest)
+            log_image(trainer.loggers, "neighbours", self.run.neighbours_image, pl_module.trained_steps)
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+
+    @property
+    def _share(self) -> float:
+        return self.seconds / (time.monotonic() - self._began)
+
+    def _measure(
+        self, quality: SampleQuality, trainer: Trainer, pl_module: LightningModule
+    ) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
+        """The numbers, on the first rank and elsewhere none; features and pixels of all samples, on every rank."""
+        began = time.monotonic()
+        progress = trainer.progress_bar_callback
+        assert isinstance(progress, StepProgress)
+        with progress.task("samples", quality.total) as advance:  # the training's clock stands still
+            features, pixels = self._draw(quality, trainer, pl_module, advance)
+            numbers: dict[str, float] = {}
+            lost = int((~features.isfinite()).any(1).sum())
+            if lost:
+                log.warning("samples are not measured: %d of %d are not finite", lost, len(features))
+            elif trainer.is_global_zero:
+                numbers = quality.measure(features, asked_classes(range(quality.total), self.classes))
+        self.seconds += time.monotonic() - began
+        return numbers, (features, pixels)
+
+    def _draw(
+        self, quality: SampleQuality, trainer: Trainer, pl_module: LightningModule, advance: Callable[[int], None]
+    ) -> tuple[Tensor, Tensor]:
+        """Features (total, dims) float32 and grey levels (total, C, H, W) uint8 of all samples, on the host."""
+        assert isinstance(pl_module, DiffusionModule)
+        data, references, size = quality.data, quality.references, min(self.batch_size, quality.total)
+        world, rank, device = trainer.world_size, trainer.global_rank, pl_module.device
+        references.extractor.to(device)
+        shape = (data.channels, data.resolution, data.resolution)
+        share = -(-quality.total // (size * world))
+        features = torch.zeros(share, size, references.extractor.dims)
+        pixels = torch.zeros(share, size, *shape, dtype=torch.uint8)
+        for place in range(share):
+            first = (place * world + rank) * size
+            batch = range(first, min(first + size, quality.total))
+            if not batch:
+                continue
+            asked = asked_classes(batch, self.classes, device=device)
+            drawn = draw_images(pl_module.denoiser, self.sampler, shape, self.seed, batch, asked)
+            grey = data.unscale(drawn)
+            seen = references.features(grey)
+            seen[~drawn.isfinite().flatten(1).all(dim=1).cpu()] = math.nan
+            features[place, : len(batch)], pixels[place, : len(batch)] = seen, grey.cpu()
+            advance(len(batch) * world)
+        return self._gather(pl_module, features)[: quality.total], self._gather(pl_module, pixels)[: quality.total]
+
+    def _gather(self, pl_module: LightningModule, mine: Tensor) -> Tensor:
+        """(share, size, ...) of each rank -> (world · share · size, ...), batch after batch, on the host."""
+        gathered = pl_module.all_gather(mine.to(pl_module.device))
+        assert isinstance(gathered, Tensor)
+        batches = gathered.reshape(-1, *mine.shape).transpose(0, 1)  # (share, world, size, ...)
+        return batches.flatten(0, 2).cpu()
+
+    def _card(self, module: DiffusionModule) -> dict[str, Any]:
+        """All that the samples depend on."""
+        return {
+            "step": module.trained_steps,
+            "weights": {"decay": self.ema.decay, "updates": self.ema.updates},
+            "sampler": self.config["sampler"],
+            "grid": self.config["grid"],
+            "guidance": None,
+            "evaluations_per_image": self.sampler.evaluations(module.denoiser),
+            "class_label": f"image i is asked for class i mod {self.classes}" if self.classes else None,
+            "precision": "float32",
+            "seed": self.seed,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.seconds = state_dict["best"], state_dict["seconds"]

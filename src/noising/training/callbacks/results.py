@@ -1,0 +1,192 @@
+"""The callback that writes a run's results down: the bound with its card and baselines, its plot, its table."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+
+from noising.data.baselines import histogram_bits, uniform_bits
+from noising.data.image_data import ImageData
+from noising.errors import ConfigError
+from noising.plots.curves import learning_curves
+from noising.plots.likelihood import (
+    StepBin,
+    bound_by_log_snr,
+    bound_by_step,
+    rate_distortion,
+    read_bins,
+    step_bins,
+    write_bins,
+)
+from noising.runs.folder import Run
+from noising.training.checkpoints import FORMAT
+from noising.training.ema import EMA
+from noising.training.loggers import CSVMetrics, log_image, log_table
+from noising.training.module import DiffusionModule
+from noising.training.safety.divergence import DivergenceError
+
+__all__ = ["Record"]
+
+
+log = logging.getLogger(__name__)
+
+
+def _made_with(trainer: Trainer) -> dict[str, Any]:
+    """What the bits of a training depend on besides its options. The noise is keyed by rank, sums by threads."""
+    return {
+        "processes": trainer.world_size,
+        "device": trainer.strategy.root_device.type,
+        "precision": str(trainer.precision),
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+
+
+class Record(Callback):
+    """After the test: summary.json, bound_by_step.csv, and the figures of the bound and of the training."""
+
+    def __init__(
+        self,
+        run: Run,
+        data: ImageData,
+        ema: EMA,
+        config: dict[str, Any] | None = None,
+        source: dict[str, Any] | None = None,
+    ) -> None:
+        """config: stored in checkpoints; source: where the evaluated weights come from, if not from this training."""
+        self.run, self.data, self.ema = run, data, ema
+        self.config, self.source = config, source
+        self._resumed = False
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """The resolved config, so that a checkpoint alone is enough to go on with; and what bits depend on besides."""
+        checkpoint["noising_format"] = FORMAT
+        checkpoint["config"] = self.config
+        checkpoint["made_with"] = _made_with(trainer)
+        checkpoint["data_sha256"] = self.data.digest
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """A run that goes on under other circumstances says in which it is not bitwise what it would have been.
+
+        Raises ConfigError if its images are others.
+        """
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
+        if checkpoint.get("data_sha256", self.data.digest) != self.data.digest:
+            raise ConfigError(
+                f"{self.data.place}: the images are not those that the run was started with: bring them back as they "
+                "were, or start anew without resume"
+            )
+        if not trainer.is_global_zero:
+            return
+        log.info("goes on from step %d", checkpoint["global_step"])
+        before, now = checkpoint.get("made_with", {}), _made_with(trainer)
+        changed = [f"{name} {before[name]} before, {now[name]} now" for name in before if before[name] != now.get(name)]
+        if changed:
+            log.warning(
+                "goes on with %s: as good from here on, and not bitwise the run without a stop", "; ".join(changed)
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Raises ConfigError on a rank that has read other images than the first: it would train on them in silence."""
+        if trainer.world_size > 1 and trainer.strategy.broadcast(self.data.digest) != self.data.digest:
+            raise ConfigError(
+                f"{self.data.place}: this rank has read other images than the first: give all ranks the same"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """A resumed run drops the rows of metrics.csv that it will write again."""
+        self._resume_metrics(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One that was killed after its last step has not started training: the row of that step goes on."""
+        self._resume_metrics(trainer)
+
+    def _resume_metrics(self, trainer: Trainer) -> None:
+        if self._resumed:
+            return
+        self._resumed = True
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVMetrics):
+                logger.resume_from(trainer.global_step)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What the progress bar measured, and the steps that were left out."""
+        assert isinstance(pl_module, DiffusionModule)
+        if trainer.is_global_zero and pl_module.skip_nonfinite_steps:
+            self.run.record({"train/skipped_steps": pl_module.skipped_steps})
+        rate = getattr(trainer.progress_bar_callback, "images_per_second", float("nan"))
+        if trainer.is_global_zero and rate == rate:
+            self.run.record({"train/images_per_second": rate})
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the bound of the split down, once the module has summed it over ranks.
+
+        Raises DivergenceError on every rank if it is not finite.
+        """
+        assert isinstance(pl_module, DiffusionModule)
+        evaluation, data = pl_module.test, self.data
+        split = evaluation.split
+        numbers = {f"{split}/{name}": value for name, value in evaluation.meter.compute().items()}
+        if not math.isfinite(numbers[f"{split}/bound"]):
+            raise DivergenceError(
+                f"the bound of the {split} images is not finite: the weights of step {pl_module.trained_steps} give "
+                "none; train anew with a lower optimizer.lr"
+            )
+        if not trainer.is_global_zero:
+            return
+        images = getattr(data, split).pixels
+        numbers[f"{split}/uniform_baseline"] = uniform_bits(data.levels)
+        numbers[f"{split}/histogram_baseline"] = histogram_bits(data.train.pixels, images, data.levels)
+        card = {
+            **evaluation.card(),
+            "data": data.name,
+            "data_scaling": f"2 p/{data.levels - 1} - 1, p = 0..{data.levels - 1}",
+            "grey_levels": data.levels,
+            **({"images_left_out": data.skipped} if data.skipped else {}),
+            "classes": pl_module.classes,
+            "weights": {"ema_decay": self.ema.decay, "ema_updates": self.ema.updates},
+            "step": pl_module.trained_steps,
+            **(self.source or {}),
+        }
+        self.run.record(numbers, {f"{split}/bound": card})
+        curve = evaluation.meter.curve()
+        write_bins(self.run.bound_by_step, step_bins(curve, evaluation.chain, split, numbers[f"{split}/prior"]))
+        self._draw_bound(trainer, pl_module)
+        if split == "test":
+            self._plot_curves(trainer, numbers)
+
+    def _draw_bound(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+        """The figures of every split that was measured so far, to the loggers too."""
+        run, bins = self.run, read_bins(self.run.bound_by_step)
+        bounds = {split: run.summary[f"{split}/bound"] for split in dict.fromkeys(row.split for row in bins)}
+        title = f"{self.data.name}: " + ", ".join(f"{split} {bits:.3f}" for split, bits in bounds.items()) + " bits/dim"
+        # log2(N)/D, the bound of the empirical distribution of N images (noising.oracles.empirical)
+        memorized = math.log2(len(self.data.train.pixels)) / self.data.train.pixels[0].numel()
+        bound_by_step(run.bound_by_step_figure, bins, title, memorized)
+        bound_by_log_snr(run.bound_by_log_snr_figure, bins, title)
+        rate_distortion(run.rate_distortion_figure, bins, title)
+        for figure in (run.bound_by_step_figure, run.bound_by_log_snr_figure, run.rate_distortion_figure):
+            log_image(trainer.loggers, figure.stem, figure, pl_module.trained_steps)
+        log_table(trainer.loggers, "bound_by_step", StepBin._fields, bins)
+
+    def _plot_curves(self, trainer: Trainer, numbers: dict[str, float]) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        if not self.run.metrics.exists():  # fast_dev_run logs nothing
+            return
+        with open(self.run.metrics, newline="") as file:
+            rows = list(csv.DictReader(file))
+        if any(row.get("train/loss") for row in rows):  # an evaluation alone has none
+            names = {"uniform over the levels": "uniform", "histogram of each pixel": "histogram"}
+            baselines = {name: numbers[f"test/{key}_baseline"] for name, key in names.items()}
+            columns = [name for name in rows[0] if name in ("val/fd", "val/fid", "val/fd_dinov2")]
+            distance = columns[0] if columns else None
+            yardstick = self.run.summary.get(f"{distance}_baseline".replace("val/", "test/"))
+            learning_curves(self.run.learning_curves, rows, baselines, distance, yardstick)

@@ -1,0 +1,103 @@
+"""The callback that draws: a grid of samples now and then, and at the end samples.png and the reverse process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from noising.data.image_data import ImageData
+from noising.diffusion.drawing import PathFrames, asked_classes, draw_images
+from noising.diffusion.samplers import PathPoint, Sampler
+from noising.plots.grids import sample_grid, save_animation, save_png, side_by_side
+from noising.runs.folder import Run
+from noising.training.ema import EMA
+from noising.training.loggers import log_image
+from noising.training.module import DiffusionModule
+
+__all__ = ["SampleGrid"]
+
+
+PATH_IMAGES = 16
+MOST_IMAGES = 10_000
+
+
+class SampleGrid(Callback):
+    """Draws `count` images with the averaged weights, always from the same noise, shared among the ranks."""
+
+    def __init__(
+        self,
+        run: Run,
+        data: ImageData,
+        sampler: Sampler,
+        ema: EMA,
+        seed: int,
+        every_n_steps: int,
+        count: int = 64,
+        classes: int = 0,
+    ) -> None:
+        """every_n_steps: optimizer steps between grids while training; 0 for none. classes: in turn, one a row."""
+        if every_n_steps < 0:
+            raise ValueError(f"every_n_steps must not be negative, got {every_n_steps}")
+        if count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        if count > MOST_IMAGES:
+            raise ValueError(f"count must be at most {MOST_IMAGES}, images of one picture, got {count}")
+        self.run, self.data, self.sampler, self.ema, self.seed = run, data, sampler, ema, seed
+        self.every_n_steps = every_n_steps
+        self.count = count
+        self.classes = classes
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return self.data.channels, self.data.resolution, self.data.resolution
+
+    def _draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
+        """(count, C, H, W) uint8 for viewing, on every rank."""
+        world, rank = trainer.world_size, trainer.global_rank
+        share = -(-self.count // world)
+        indices = range(rank, share * world, world)
+        images = self._images(pl_module, indices)
+        gathered = pl_module.all_gather(images)
+        assert isinstance(gathered, Tensor)
+        # rank r drew the indices r, r + world, ...: (world, share, ...) back to their order
+        ordered = gathered.reshape(world, share, *self._shape).transpose(0, 1).flatten(0, 1)[: self.count]
+        return self.data.to_8bit(self.data.unscale(ordered))
+
+    def _images(
+        self, pl_module: LightningModule, indices: range, watch: Callable[[int, PathPoint], None] | None = None
+    ) -> Tensor:
+        assert isinstance(pl_module, DiffusionModule)
+        asked = asked_classes(indices, self.classes, device=pl_module.device)
+        return draw_images(pl_module.denoiser, self.sampler, self._shape, self.seed, indices, asked, watch)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Draw a grid, every so many optimizer steps."""
+        step = trainer.global_step
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if not self.every_n_steps or step % self.every_n_steps or not stepped:
+            return
+        with self.ema.swapped(pl_module):
+            grid = sample_grid(self._draw(trainer, pl_module), self.classes, self.count)
+        if trainer.is_global_zero:
+            save_png(self.run.samples_at(step), grid)
+            log_image(trainer.loggers, "samples", grid, step)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The final grid and the reverse process; the averaged weights are in place during the test."""
+        images = self._draw(trainer, pl_module)
+        if trainer.is_global_zero:
+            grid = sample_grid(images, self.classes, self.count)
+            save_png(self.run.samples_image, grid)
+            log_image(trainer.loggers, "samples_final", grid, trainer.global_step)
+            watch = PathFrames(self.sampler.steps, PATH_IMAGES)
+            self._images(pl_module, range(min(self.count, PATH_IMAGES)), watch)
+            path = self.data.to_8bit(self.data.unscale(watch.tensor))
+            save_animation(self.run.reverse_process, [side_by_side(*frame) for frame in path])
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()

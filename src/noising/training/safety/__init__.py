@@ -1,0 +1,1 @@
+"""What ends a training safely: preemption, divergence, ranks that end together."""

@@ -1,0 +1,107 @@
+"""SIGTERM and SIGUSR1, by which a scheduler takes the machine back: save after the step, and leave with their code.
+
+Lightning's own handling exits with code 0, which looks finished; on several ranks it waits for all in the handler.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from noising.runs.status import Preempted
+from noising.training.checkpoints import LastCheckpoint
+
+__all__ = ["Preemption"]
+
+
+log = logging.getLogger(__name__)
+
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Preemption(Checkpoint):
+    """On SIGTERM or SIGUSR1: finish the step, write last.ckpt, and raise Preempted.
+
+    Several ranks agree on the step to stop at whenever losses are logged, since no other step waits for anything. In
+    validation and test, or before a validation that is due, the signal ends the run at once: what a step does is on the
+    disk whole or not at all, and resume goes on from the last checkpoint.
+    Under Slurm SIGUSR1 (`#SBATCH --signal=USR1@90`) requeues the job as well.
+
+    A Checkpoint, because Lightning calls these last.
+    """
+
+    def __init__(self, last: LastCheckpoint) -> None:
+        self.last = last
+        self._received = 0
+        self._training = False
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self._received = number
+        if not self._training:
+            raise Preempted(number)
+
+    def _listen(self) -> None:
+        """Lightning has put its own handlers in place by now, and puts those from before back at the stage's end."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()
+        if trainer.received_sigterm:  # while Lightning still listened
+            raise Preempted(signal.SIGTERM)
+        self._training = True
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = True
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._training = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        number = self._agreed(trainer, batch_idx)
+        if not number:
+            return
+        self.last.save(trainer)
+        if trainer.is_global_zero:
+            _requeue(number)
+        raise Preempted(number)
+
+    def _agreed(self, trainer: Trainer, batch_idx: int) -> int:
+        """The signal that one of the ranks has received, once all have heard of it and a step is whole."""
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return 0
+        if trainer.world_size == 1:
+            return self._received
+        if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+            return 0
+        heard = torch.tensor([float(self._received)], device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(heard, reduce_op="max"))  # type: ignore[arg-type]
+
+
+def _requeue(number: int) -> None:
+    """Ask Slurm to run the job again, as Lightning would."""
+    job = os.environ.get("SLURM_JOB_ID")
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    command = shutil.which("scontrol")
+    if number != signal.SIGUSR1 or job is None or command is None:
+        return
+    done = subprocess.run([command, "requeue", f"{array}_{task}" if array and task else job], check=False)
+    log.warning("Slurm was asked to run job %s again: %s", job, "yes" if done.returncode == 0 else "it refused")

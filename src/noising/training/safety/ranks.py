@@ -1,0 +1,69 @@
+"""The ranks of a run end together: one that is left behind would hold its device, and wait for ever."""
+
+from __future__ import annotations
+
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from noising.errors import UsageError
+from noising.runs.folder import Run
+
+__all__ = ["RankError", "end_with_main_process", "ending_with_other_ranks", "main_process_ends"]
+
+
+_VARIABLE = "NOISING_MAIN_PROCESS"
+_SECONDS = 0.5
+
+
+def end_with_main_process() -> None:
+    """In the process that Lightning starts the other ranks from: let them know it. In those: watch it.
+
+    Where a launcher starts all ranks (torchrun, Slurm), ending them is the launcher's.
+    """
+    main = os.environ.get(_VARIABLE)
+    if main is None or os.environ.get("LOCAL_RANK", "0") == "0":
+        os.environ[_VARIABLE] = str(os.getpid())
+    elif "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ:
+        threading.Thread(target=_watch, daemon=True).start()
+
+
+def main_process_ends(seconds: float) -> bool:
+    """Whether this process is left by the one that started it, within so many seconds."""
+    until = time.monotonic() + seconds
+    while str(os.getppid()) == os.environ.get(_VARIABLE):
+        if time.monotonic() >= until:
+            return False
+        time.sleep(_SECONDS)
+    return True
+
+
+def _watch() -> None:
+    main_process_ends(math.inf)
+    os._exit(1)
+
+
+class RankError(UsageError):
+    """Another process of the run has ended."""
+
+    exit_code = 1
+
+
+@contextmanager
+def ending_with_other_ranks(run: Run) -> Iterator[None]:
+    """Raises RankError where torch tells of a connection that another rank has left."""
+    try:
+        yield
+    except RuntimeError as error:
+        # NCCL's and the store's have a class; gloo's are told apart by the file that they name first
+        if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
+            raise RankError(
+                f"another process of the run has ended, and so do all: if nothing above says why, it was ended from "
+                f"outside (for its memory?); go on with {run.resuming}"
+            ) from error
+        raise
