@@ -75,7 +75,7 @@ CHOICES = {
     "noising.diffusion.samplers": "Sampler",
     "noising.diffusion.likelihood.solvers": "Solver",
     "noising.diffusion.likelihood.divergences": "Divergence",
-    "noising.metrics.quality": "Protocol",
+    "noising.metrics.quality": "QualityMetric",
     "noising.data.digits": "ImageData",
     "noising.data.photo_patches": "ImageData",
     "noising.data.image_folder": "ImageData",

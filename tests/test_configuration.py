@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from noising.config.instantiate import check, make, nearest
-from noising.errors import ConfigError, UsageError, blaming
+from noising.errors import ConfigError, UsageError, config_errors
 
 
 class Grid:
@@ -149,9 +149,9 @@ def test_check_builds_nothing_and_needs_no_facts() -> None:
 
 
 def test_blaming_names_the_option_once() -> None:
-    with pytest.raises(UsageError, match=r"^data: no images$"), blaming("run"), blaming("data"):
+    with pytest.raises(UsageError, match=r"^data: no images$"), config_errors("run"), config_errors("data"):
         raise ValueError("no images")
-    with pytest.raises(KeyError), blaming("data"):
+    with pytest.raises(KeyError), config_errors("data"):
         raise KeyError("a defect, not a mistake of the user's")
 
 

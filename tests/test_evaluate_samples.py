@@ -16,14 +16,14 @@ from PIL import Image
 
 import noising as package
 from noising.cli.sweeps import Row
-from noising.commands.sample_jobs import Drawing
+from noising.commands.sample_jobs import SampleJob
 from noising.data.image_data import ImageData
 from noising.errors import ConfigError
 from noising.metrics import reference_features as references
 from noising.metrics.classifier import Classifier
 from noising.metrics.extractors import Inception, feature_statistics
 from noising.metrics.quality import ClassifierDistance, SampleQuality
-from noising.metrics.reference_features import References, fitted_classifier
+from noising.metrics.reference_features import ReferenceFeatures, fitted_classifier
 from noising.metrics.statistics import frechet_distance, write_statistics
 from noising.plots.sweep import draw, series
 from noising.runs.folder import Run
@@ -115,15 +115,15 @@ def test_a_sweep_goes_on_where_it_stopped(
     trained: Path, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[int, range]] = []
-    draw = Drawing.draw
+    draw = SampleJob.draw
 
-    def two_batches(self: Drawing, batch: range, *args: object) -> torch.Tensor:
+    def two_batches(self: SampleJob, batch: range, *args: object) -> torch.Tensor:
         drawn.append((self.sampler.steps, batch))
         if len(drawn) == 4:
             raise KeyboardInterrupt
         return draw(self, batch, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Drawing, "draw", two_batches)
+    monkeypatch.setattr(SampleJob, "draw", two_batches)
     sweep = ("-m", f"checkpoint={trained}", "sampler=ddim", "sampler.steps=2,3", *FEW)
     assert noising("evaluate", *sweep).code == 130
     assert not list(tmp_path.rglob("sweep.csv"))
@@ -258,9 +258,9 @@ def test_a_damaged_cache_is_made_again(digits: ImageData, tmp_path: Path, monkey
     monkeypatch.setenv("NOISING_CACHE", str(tmp_path))
     monkeypatch.setattr(references, "fit_classifier", lambda *given: Classifier(1, 8, 10))
 
-    def made() -> References:
+    def made() -> ReferenceFeatures:
         torch.manual_seed(0)
-        return References(digits, fitted_classifier(digits), 100)
+        return ReferenceFeatures(digits, fitted_classifier(digits), 100)
 
     first = made()
     features = first.of("test", 100).features

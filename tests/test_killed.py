@@ -24,7 +24,7 @@ from noising.training.callbacks.samples import SampleGrid
 from noising.training.checkpoints import load_checkpoint
 from noising.training.ema import EMA
 from noising.training.module import DiffusionModule
-from noising.training.safety.divergence import LossWatch
+from noising.training.safety.divergence import NonFiniteGuard
 from noising.training.validation import BoundEvaluation
 from tests.conftest import SMALL, Outcome, run_command
 
@@ -195,7 +195,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Run:
 # each reached within the 20 steps, from where the one before it has left the run
 PLACES: list[tuple[Any, str, int, type[BaseException]]] = [
     (DiffusionModule, "on_save_checkpoint", 1, KeyboardInterrupt),
-    (LossWatch, "note", 2, KeyboardInterrupt),  # the losses of the step have been learned from
+    (NonFiniteGuard, "note", 2, KeyboardInterrupt),  # the losses of the step have been learned from
     (EMA, "update", 2, MemoryError),  # the weights are the next step's, their average is not
     (SampleGrid, "_draw", 1, KeyboardInterrupt),
     (DiffusionModule, "on_validation_epoch_start", 1, MemoryError),

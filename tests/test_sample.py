@@ -14,7 +14,7 @@ from filelock import FileLock
 from PIL import Image
 
 import noising as package
-from noising.commands.sample_jobs import Drawing
+from noising.commands.sample_jobs import SampleJob
 from noising.runs.folder import Run
 from tests.conftest import SMALL, Outcome, run_command
 
@@ -83,24 +83,24 @@ def test_it_goes_on_where_it_was_broken_off(
     common = ("sample", f"checkpoint={trained}", *FEW, "batch_size=2")
     assert noising(*common, "hydra.run.dir=whole").code == 0
     drawn: list[range] = []
-    draw = Drawing.draw
+    draw = SampleJob.draw
 
-    def until_the_third(self: Drawing, batch: range, *args: object) -> torch.Tensor:
+    def until_the_third(self: SampleJob, batch: range, *args: object) -> torch.Tensor:
         if len(drawn) == 2:
             raise KeyboardInterrupt
         drawn.append(batch)
         return draw(self, batch, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Drawing, "draw", until_the_third)
+    monkeypatch.setattr(SampleJob, "draw", until_the_third)
     assert noising(*common, "hydra.run.dir=broken").code == 130
     assert Run(tmp_path / "broken").status == "interrupted"
     assert not (tmp_path / "broken" / "samples.npz").exists()
 
-    def counted(self: Drawing, batch: range, *args: object) -> torch.Tensor:
+    def counted(self: SampleJob, batch: range, *args: object) -> torch.Tensor:
         drawn.append(batch)
         return draw(self, batch, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Drawing, "draw", counted)
+    monkeypatch.setattr(SampleJob, "draw", counted)
     outcome = noising("sample", "resume=broken", "sampler.eta=1", f"checkpoint={trained}", *FEW, "sampler=ddim")
     assert outcome.code == 2
     assert "broken was started with other options: sampler." in outcome.err
@@ -195,15 +195,15 @@ def test_a_damaged_shard_is_drawn_again(
 ) -> None:
     common = ("sample", f"checkpoint={trained}", *FEW, "batch_size=2")
     assert noising(*common, "hydra.run.dir=whole").code == 0
-    draw = Drawing.draw
+    draw = SampleJob.draw
 
-    def until_the_last(self: Drawing, batch: range, *args: object) -> torch.Tensor:
+    def until_the_last(self: SampleJob, batch: range, *args: object) -> torch.Tensor:
         if batch.start == 4:
             raise KeyboardInterrupt
         return draw(self, batch, *args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(Drawing, "draw", until_the_last)
+        patch.setattr(SampleJob, "draw", until_the_last)
         assert noising(*common, "hydra.run.dir=part").code == 130
     shard = tmp_path / "part" / "shards" / "000000002.npz"
     content = bytearray(shard.read_bytes())

@@ -247,7 +247,7 @@ def test_a_spread_that_was_not_seen_is_no_error_of_zero(
     spread: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(tmp_path)
-    run.record({"test/bound": 3.5, "test/bound_mc_se": 0.4, "test/bound_image_se": spread})
+    run.write({"test/bound": 3.5, "test/bound_mc_se": 0.4, "test/bound_image_se": spread})
     print_summary(run)
     said = capsys.readouterr().out
     assert ("is lost in the Monte Carlo error" in said) == (spread == 0)

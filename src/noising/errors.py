@@ -17,7 +17,7 @@ class ConfigError(UsageError):
 
 
 @contextmanager
-def blaming(path: str) -> Iterator[None]:
+def config_errors(path: str) -> Iterator[None]:
     """Turns a ValueError of the block into `ConfigError("path: ...")`, e.g. where a data module is set up.
 
     So it does with an OverflowError and its like, which numbers too large lead to.

@@ -29,8 +29,8 @@ from noising.diffusion.samplers import Sampler
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.times import TimeSampler
 from noising.diffusion.variances import ReverseVariance
-from noising.errors import ConfigError, blaming
-from noising.metrics.quality import ClassifierDistance, Protocol, SampleQuality
+from noising.errors import ConfigError, config_errors
+from noising.metrics.quality import ClassifierDistance, QualityMetric, SampleQuality
 from noising.runs.folder import Run
 from noising.training.callbacks.variance_fit import VarianceFit
 from noising.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
@@ -42,7 +42,7 @@ from noising.training.safety.preemption import Preemption
 from noising.training.validation import BoundEvaluation
 
 __all__ = [
-    "MOST_DEVICES",
+    "MAX_DEVICES",
     "build_callbacks",
     "build_data",
     "build_denoiser",
@@ -52,8 +52,8 @@ __all__ = [
     "build_recipe",
     "build_sampler",
     "build_trainer",
+    "num_classes",
     "require_compatible",
-    "told_classes",
 ]
 
 
@@ -62,7 +62,7 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
-MOST_DEVICES = 1024
+MAX_DEVICES = 1024
 """Of one machine; Lightning lists them before it looks whether they are there."""
 
 
@@ -88,11 +88,11 @@ def build_model(cfg: DictConfig, data: ImageData, recipe: Recipe) -> torch.nn.Mo
         channels=data.channels,
         out_channels=data.channels * recipe.variance.outputs,
         resolution=data.resolution,
-        classes=told_classes(cfg, data),
+        classes=num_classes(cfg, data),
     )
 
 
-def told_classes(cfg: DictConfig, data: ImageData) -> int:
+def num_classes(cfg: DictConfig, data: ImageData) -> int:
     """How many classes the network is told apart; 0 without `label_dropout`."""
     dropout = cfg.get("label_dropout")
     if dropout is None:
@@ -121,9 +121,9 @@ def build_module(cfg: DictConfig, data: ImageData) -> DiffusionModule:
     require_whole(cfg, "trainer.max_steps", least=1)
     optimizer: Any = make(cfg.optimizer, "optimizer", object)
     lr_schedule: Any = make(cfg.lr_schedule, "lr_schedule", object, max_steps=cfg.trainer.max_steps)
-    with blaming("optimizer"):
+    with config_errors("optimizer"):
         optimizer([torch.nn.Parameter(torch.zeros(1))])  # its options are checked only when it is made
-    with blaming("lr_schedule"):
+    with config_errors("lr_schedule"):
         lr_schedule(0)
     return DiffusionModule(
         recipe.denoiser(build_model(cfg, data, recipe)),
@@ -134,7 +134,7 @@ def build_module(cfg: DictConfig, data: ImageData) -> DiffusionModule:
         validation=evaluation("validation_bound", "val"),
         test=evaluation("bound", "test"),
         seed=cfg.seed,
-        classes=told_classes(cfg, data),
+        classes=num_classes(cfg, data),
         label_dropout=cfg.get("label_dropout") or 0.0,
         skip_nonfinite_steps=_switch(cfg, "skip_nonfinite_steps"),
     )
@@ -155,7 +155,7 @@ def build_sampler(cfg: DictConfig, timesteps: int, schedule: Schedule | None = N
     grid: Any = make(cfg.grid, "grid", object, timesteps=timesteps)
     sampler = make(cfg.sampler, "sampler", Sampler, grid=grid)
     if schedule is not None:
-        with blaming("grid"):
+        with config_errors("grid"):
             sampler.chain(schedule)
     return sampler
 
@@ -164,7 +164,7 @@ def build_quality(cfg: DictConfig, data: ImageData) -> SampleQuality | None:
     """What measures samples, before any work; None without metrics, and where the default ones need labels."""
     if cfg.get("metrics") is None:
         return None
-    protocol = make(cfg.metrics, "metrics", Protocol)
+    protocol = make(cfg.metrics, "metrics", QualityMetric)
     if isinstance(protocol, ClassifierDistance) and not data.classes:
         log.info("samples are not measured: metrics=fd needs labels, and %s has none; metrics=fid does not", data.name)
         return None
@@ -182,7 +182,7 @@ def build_callbacks(cfg: DictConfig, run: Run, data: ImageData, schedule: Schedu
         "data": data,
         "ema": ema,
         "seed": cfg.seed,
-        "classes": told_classes(cfg, data),
+        "classes": num_classes(cfg, data),
         "sampler": build_sampler(cfg, cfg.timesteps, schedule),
         "config": without_secrets(cfg),
         "quality": build_quality(cfg, data),
@@ -206,8 +206,8 @@ def build_trainer(cfg: DictConfig, run: Run, data: ImageData, callbacks: list[Ca
     options = cfg.trainer
     for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
         require_whole(cfg, f"trainer.{name}", least=1)
-    if isinstance(options.get("devices"), int) and options.devices > MOST_DEVICES:
-        raise ConfigError(f"trainer.devices={options.devices} is more than the {MOST_DEVICES} a machine may have")
+    if isinstance(options.get("devices"), int) and options.devices > MAX_DEVICES:
+        raise ConfigError(f"trainer.devices={options.devices} is more than the {MAX_DEVICES} a machine may have")
     if not OmegaConf.is_list(cfg.get("tags", OmegaConf.create([]))) or any(not isinstance(t, str) for t in cfg.tags):
         raise ConfigError(f"tags must be a list of words, got {cfg.tags}: e.g. tags=[first,try]")
     if options.get("max_epochs") is not None:

@@ -14,12 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 from noising.config.instantiate import make
 from noising.data.image_data import ImageData, Images
 from noising.diffusion.denoiser import Denoiser
-from noising.diffusion.guidance import Classless, Guided, unconditional
+from noising.diffusion.guidance import Guided, Unconditional, unconditional
 from noising.diffusion.likelihood.estimators import ImageSet
 from noising.diffusion.likelihood.terms import ModelTerms
 from noising.diffusion.transitions import Chain
-from noising.errors import ConfigError, blaming
-from noising.experiment import build_data, build_denoiser, build_recipe, told_classes
+from noising.errors import ConfigError, config_errors
+from noising.experiment import build_data, build_denoiser, build_recipe, num_classes
 from noising.runs.folder import Run
 from noising.runs.trust import require_trusted
 from noising.training.checkpoints import load_checkpoint
@@ -56,17 +56,17 @@ class TrainedRun:
     @property
     def classes(self) -> int:
         """How many classes the network is told apart, 0 if it was trained without."""
-        return told_classes(self.config, self.data)
+        return num_classes(self.config, self.data)
 
     def guided(self, guidance: DictConfig | None) -> Denoiser:
         """The denoiser, driven as a `guidance` node says; as it is without one."""
         if guidance is None:
             return self.denoiser
-        with blaming("guidance"):
+        with config_errors("guidance"):
             guide: Any = make(guidance, "guidance", object)
             guided: Guided = guide(self.denoiser)
         weaker = guided.guide.model
-        by_itself = isinstance(weaker, Classless) and weaker.model is self.denoiser.model
+        by_itself = isinstance(weaker, Unconditional) and weaker.model is self.denoiser.model
         if by_itself and not self.config.get("label_dropout"):
             raise ConfigError(
                 "guidance=classifier_free needs a model that was trained with classes and without: this one had "
@@ -121,7 +121,7 @@ def load(run: str | Path) -> TrainedRun:
         path = Run(path).last_checkpoint
     if not path.is_file():
         raise ConfigError(f"checkpoint={run}: no run's folder or checkpoint file there (there is no {path})")
-    with blaming(f"checkpoint={run}"):
+    with config_errors(f"checkpoint={run}"):
         checkpoint = load_checkpoint(path)
     for key in ("config", "ema"):
         if key not in checkpoint:

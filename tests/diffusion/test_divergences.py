@@ -51,7 +51,7 @@ def test_probes_are_unbiased_over_all_signs() -> None:
 def test_drawn_probes_are_unbiased_with_the_variance_of_theory(divergence: Divergence, variance: float) -> None:
     images = 8000
     z = normals(images, 1, 1, 3)
-    _, traces = divergence.along(z, streams(images))(linear, z)
+    _, traces = divergence.prepare(z, streams(images))(linear, z)
     assert abs(float(traces.mean()) - TRACE) < 4 * (variance / images) ** 0.5
     assert float(traces.var()) == pytest.approx(variance, rel=0.1)
 
@@ -66,7 +66,7 @@ def test_rademacher_probes_are_signs_in_the_images_type() -> None:
 @pytest.mark.parametrize("divergence", [Rademacher(), Gaussian()], ids=lambda value: type(value).__name__)
 def test_one_probe_a_flow_and_another_for_the_next(divergence: Divergence) -> None:
     z, drawn = normals(4, 1, 1, 3), streams(4)
-    first, second = divergence.along(z, drawn), divergence.along(z, drawn)
+    first, second = divergence.prepare(z, drawn), divergence.prepare(z, drawn)
     torch.testing.assert_close(first(linear, z)[1], first(linear, 2 * z)[1])
     assert not torch.allclose(first(linear, z)[1], second(linear, z)[1])
 

@@ -110,8 +110,8 @@ def test_drawn_probes_are_unbiased_along_a_flow(divergence: Divergence) -> None:
     schedule, images = RectifiedFlow(), 1000
     denoiser, t = oracle_denoiser(mixture(), schedule, Velocity(), FixedSmall()), time_of(schedule, 0.1)
     x = (0.6 * normals(1, 1, 1, 2)).expand(images, 1, 1, 2)
-    trace = divergence.along(x, Streams(0, "test", range(images)))
+    trace = divergence.prepare(x, Streams(0, "test", range(images)))
     found = flow_log_prob(denoiser, x, t, RungeKutta4(8), trace).log_prob
-    exact = flow_log_prob(denoiser, x[:1], t, RungeKutta4(8), Exact().along(x[:1], Streams(0, "test", [0]))).log_prob
+    exact = flow_log_prob(denoiser, x[:1], t, RungeKutta4(8), Exact().prepare(x[:1], Streams(0, "test", [0]))).log_prob
     error = float(found.std()) / images**0.5
     assert abs(float(found.mean() - exact)) < 4 * error + 1e-10  # independent pixels: signs have no error at all

@@ -87,7 +87,7 @@ def test_samplers_see_what_the_denoiser_says(sampler: type) -> None:
     """A look along a path, of few operations, is the prediction at the level; each class by its own guidance."""
     guided = classifier_free(two_classes(Cosine(100)), scale=1.7, interval=(-4.0, 2.0))
     levels = sampler(8, uniform).chain(guided.schedule).steps.later
-    look = guided.along(levels, X_T, LABEL)
+    look = guided.prepare(levels, X_T, LABEL)
     for number in range(8):
         level = type(levels)(*(field[number] for field in levels))
         torch.testing.assert_close(look(number, X_T)[0], guided.at(X_T, level, class_label=LABEL).x)

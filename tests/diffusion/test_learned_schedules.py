@@ -77,13 +77,13 @@ def differences(value: Callable[[], Tensor], parameter: Tensor, step: float = 1e
 def test_curve_and_rate_have_the_gradient_of_every_weight(wrapped: str) -> None:
     """Against differences in float64: the sum of λ and of dλ/dt, each with factors that tell the times apart."""
     learned = randomized().double()
-    schedule, factors = WRAPPED[wrapped](learned), torch.linspace(1, 2, 19, dtype=torch.float64)
+    schedule, as_scalars = WRAPPED[wrapped](learned), torch.linspace(1, 2, 19, dtype=torch.float64)
 
     def rate() -> Tensor:
         with torch.enable_grad():  # as in training, whatever surrounds it
-            return (factors * schedule.log_snr_rate(T)).sum()
+            return (as_scalars * schedule.log_snr_rate(T)).sum()
 
-    for value in (lambda: (factors * schedule.log_snr(T)).sum(), rate):
+    for value in (lambda: (as_scalars * schedule.log_snr(T)).sum(), rate):
         gradients = torch.autograd.grad(value(), list(learned.parameters()))
         for parameter, gradient in zip(learned.parameters(), gradients, strict=True):
             assert float(gradient.abs().max()) > 1e-3

@@ -8,15 +8,15 @@ import torch
 from numpy.typing import NDArray
 
 from noising.diffusion.schedules import Cosine
-from noising.diffusion.times import Draw, LossAware
+from noising.diffusion.times import BatchSlot, LossAware
 from noising.randomness import generator
 
 STEPS, HISTORY = 6, 4
 SCHEDULE = Cosine(1000)
 
 
-def draw(step: int, start: int, size: int, total: int) -> Draw:
-    return Draw(generator(0, "times", step), start, size, total)
+def draw(step: int, start: int, size: int, total: int) -> BatchSlot:
+    return BatchSlot(generator(0, "times", step), start, size, total)
 
 
 def see(times: LossAware, losses: NDArray[np.float64]) -> None:

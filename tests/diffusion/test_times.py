@@ -8,7 +8,16 @@ import torch
 from scipy.stats import kstest, norm
 
 from noising.diffusion.schedules import Cosine, LinearLogSNR, LogLinearSigma, RectifiedFlow, Schedule
-from noising.diffusion.times import Draw, Grid, LogitNormal, LogNormal, LossAware, LowDiscrepancy, TimeSampler, Uniform
+from noising.diffusion.times import (
+    BatchSlot,
+    Grid,
+    LogitNormal,
+    LogNormal,
+    LossAware,
+    LowDiscrepancy,
+    TimeSampler,
+    Uniform,
+)
 from noising.randomness import generator
 from tests.diffusion.conftest import final_classes
 
@@ -18,8 +27,8 @@ SAMPLERS = UNIFORM + SKEWED
 SCHEDULE = Cosine(1000)
 
 
-def draw(step: int, start: int, size: int, total: int) -> Draw:
-    return Draw(generator(0, "times", step), start, size, total)
+def draw(step: int, start: int, size: int, total: int) -> BatchSlot:
+    return BatchSlot(generator(0, "times", step), start, size, total)
 
 
 def test_every_final_class_is_tested() -> None:

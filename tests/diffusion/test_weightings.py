@@ -42,7 +42,10 @@ def named(case: tuple[Weighting, Callable[[Tensor], Tensor]]) -> str:
 
 def test_every_weighting_is_tested() -> None:
     """The uniform one, which is no function of the level on ε̂, beside the parameterizations."""
-    assert {named(case).split("{")[0] for case in ON_NOISE} | {"uniform"} == set(weightings.__all__) - {"LossWeights", "loss_weights"}
+    assert {named(case).split("{")[0] for case in ON_NOISE} | {"uniform"} == set(weightings.__all__) - {
+        "LossWeights",
+        "loss_weights",
+    }
 
 
 @pytest.mark.parametrize("case", ON_NOISE, ids=named)

@@ -18,7 +18,7 @@ from noising.diffusion.objectives import Regression
 from noising.diffusion.schedules import Cosine
 from noising.runs.folder import Run
 from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
-from noising.training.safety.divergence import DivergenceError, LossWatch, Seen
+from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, StepLog
 from tests.conftest import SMALL, Outcome
 
 Command = Callable[..., Outcome]
@@ -33,18 +33,18 @@ class Alone:
         world_size = 1
 
 
-def look(watch: LossWatch) -> None:
+def look(watch: NonFiniteGuard) -> None:
     watch.look(Alone(), Cosine(1000))  # type: ignore[arg-type]
 
 
-def seen(step: int, *losses: float) -> Seen:
+def seen(step: int, *losses: float) -> StepLog:
     count = len(losses)
     t = torch.linspace(0.1, 0.9, count, dtype=torch.float64)
-    return Seen(step, t, torch.arange(100, 100 + count), torch.tensor(losses))
+    return StepLog(step, t, torch.arange(100, 100 + count), torch.tensor(losses))
 
 
 def test_the_first_image_that_is_not_finite_is_named() -> None:
-    watch = LossWatch()
+    watch = NonFiniteGuard()
     watch.note(seen(6, 1.0, 2.0, 3.0))
     watch.note(seen(7, 1.0, math.inf, math.nan))
     watch.note(seen(8, math.nan, math.nan, math.nan))
@@ -57,14 +57,14 @@ def test_the_first_image_that_is_not_finite_is_named() -> None:
     )
     with pytest.raises(DivergenceError, match="at step 7"):  # the weights have not got better since
         look(watch)
-    watch = LossWatch()
+    watch = NonFiniteGuard()
     watch.note_gradient(9, torch.tensor(math.inf))
     with pytest.raises(DivergenceError, match=r"^diverged at step 9: the gradient is not finite$"):
         look(watch)
 
 
 def test_a_spike_is_logged_with_its_time(caplog: pytest.LogCaptureFixture) -> None:
-    watch = LossWatch()
+    watch = NonFiniteGuard()
     for step in range(20):
         watch.note(seen(step, 1.0, 30.0 if step == 13 else 1.0, 1.0))
     with caplog.at_level(logging.WARNING):

@@ -145,7 +145,7 @@ def finished_records(folder: Path) -> list[Any]:
 
 def records(folder: Path) -> list[Any]:
     """The records of an offline run: a 7-byte header, then protobufs in 32 KiB blocks of a LevelDB log."""
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined,unused-ignore]
+    from wandb.proto.wandb_internal_pb2 import ResultsCallback  # type: ignore[attr-defined,unused-ignore]
 
     (file,) = folder.glob("wandb/offline-run-*/*.wandb")
     data, at, found, part = file.read_bytes(), 7, [], b""
@@ -157,7 +157,7 @@ def records(folder: Path) -> list[Any]:
         part += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # a whole record, or the last of its parts
-            found.append(Record.FromString(part))
+            found.append(ResultsCallback.FromString(part))
             part = b""
     return found
 

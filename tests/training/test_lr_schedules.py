@@ -10,12 +10,12 @@ from noising.training.lr_schedules import constant, cosine
 
 
 def test_cosine_warms_up_falls_and_ends() -> None:
-    factors = [cosine(step, max_steps=110, warmup=10) for step in range(111)]
-    assert factors[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
-    assert factors[10] == 1
-    assert factors[60] == pytest.approx(0.5)
-    assert factors[110] == pytest.approx(0, abs=1e-15)
-    assert all(later < earlier for earlier, later in pairwise(factors[10:]))
+    as_scalars = [cosine(step, max_steps=110, warmup=10) for step in range(111)]
+    assert as_scalars[:10] == pytest.approx([(step + 1) / 11 for step in range(10)])
+    assert as_scalars[10] == 1
+    assert as_scalars[60] == pytest.approx(0.5)
+    assert as_scalars[110] == pytest.approx(0, abs=1e-15)
+    assert all(later < earlier for earlier, later in pairwise(as_scalars[10:]))
     assert cosine(110, max_steps=110, final=0.1) == pytest.approx(0.1)
     assert cosine(500, max_steps=110, warmup=10) == pytest.approx(0, abs=1e-15)
 

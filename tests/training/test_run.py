@@ -24,8 +24,8 @@ def test_a_run_from_start_to_finish(tmp_path: Path) -> None:
     config = {"seed": 1, "model": {"width": 8, "rate": 1e-05}, "tags": ["x"]}
     run.start(config)
     assert (run.status, run.config) == ("running", config)
-    run.record({"test/bound": torch.tensor(2.5), "test/fd": float("nan")}, {"test/bound": {"images": 10}})
-    run.record({"test/steps": np.int64(7), "test/prior": float("inf")}, {"test/fd": {"features": "x"}})
+    run.write({"test/bound": torch.tensor(2.5), "test/fd": float("nan")}, {"test/bound": {"images": 10}})
+    run.write({"test/steps": np.int64(7), "test/prior": float("inf")}, {"test/fd": {"features": "x"}})
     run.finish("interrupted")
     run.start(config)
     run.finish()
@@ -90,7 +90,7 @@ def test_damaged_summary_is_named_in_one_line(tmp_path: Path, content: str) -> N
 
 def test_reserved_names_and_missing_config_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="must not be named status"):
-        Run(tmp_path).record({"status": 1.0})
+        Run(tmp_path).write({"status": 1.0})
     with pytest.raises(ValueError, match=r"holds no run: there is no config\.yaml"):
         _ = Run(tmp_path).config
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from noising.diffusion.drawing import PathFrames, asked_classes, draw_images, frames, in_evaluation
+from noising.diffusion.drawing import PathFrames, class_labels_for, draw_images, frames, in_evaluation
 from noising.diffusion.grids import uniform
 from noising.diffusion.samplers import DDIM, Ancestral
 from noising.diffusion.schedules import Cosine
@@ -64,13 +64,13 @@ def test_path_ends_in_the_images() -> None:
 
 
 def test_classes_are_asked_for_in_turn() -> None:
-    asked = asked_classes(range(8, 13), 10)
+    asked = class_labels_for(range(8, 13), 10)
     assert asked is not None
     assert asked.tolist() == [8, 9, 0, 1, 2]
-    only = asked_classes([4, 7], 10, only=3)
+    only = class_labels_for([4, 7], 10, only=3)
     assert only is not None
     assert only.tolist() == [3, 3]
-    assert asked_classes(range(5), 0) is None
+    assert class_labels_for(range(5), 0) is None
 
 
 def test_frames_are_spread_and_hold_the_last() -> None:

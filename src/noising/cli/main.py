@@ -44,7 +44,7 @@ COMMANDS = {  # name of the command and of its config: the job, what it does
     "verify": ("noising.commands.verify:verify", "hold the theory's identities against a config"),
     "weightings": ("noising.commands.weightings:weightings", "draw what losses weigh: w(λ) and p(λ) on one axis"),
 }
-BARE = {  # what words without "=" are, where a command takes some: an option of a list or of one word
+POSITIONAL = {  # what words without "=" are, where a command takes some: an option of a list or of one word
     "compare": "runs=[{}]",
     "benchmark": "benchmark={}",
 }
@@ -151,13 +151,13 @@ def with_names(command: str, words: Sequence[str]) -> list[str]:
     """The overrides; where a command takes bare words (two runs to compare), they become the option they stand for."""
     bare = (
         [word for word in words if Path(word).is_dir() or ("=" not in word and not word.startswith("~"))]
-        if command in BARE
+        if command in POSITIONAL
         else []
     )
     if not bare:
         return list(words)
     quoted = ("'{}'".format(word.replace("\\", "\\\\").replace("'", "\\'")) for word in bare)
-    option = BARE[command].format(",".join(quoted if "[" in BARE[command] else bare))
+    option = POSITIONAL[command].format(",".join(quoted if "[" in POSITIONAL[command] else bare))
     return [option, *(word for word in words if word not in bare)]
 
 

@@ -38,7 +38,7 @@ class SweepFigure(Callback):
             print(f"drawn in {folder / 'quality.png'}")
 
 
-_LESS = (
+HIDDEN_COLUMNS = (
     *("_se", "_low", "_high", "_baseline", "_floor", "/prior", "/steps", "/decoder"),
     *("/kd", "/kid", "/kd_dinov2", "/precision", "/recall", "/density", "/coverage", "/memorized"),
     *("/quality_seconds", "/quality_share", "/seconds_of_metrics"),
@@ -59,7 +59,7 @@ def print_table(sweep: Path) -> None:
     differ = [name for name in overrides if len({row.get(name) for row in table}) > 1]
     numbers = [name for name in names if any(type(row.get(name)) in (int, float) for row in table)]
     # errors stand beside their numbers, and baselines are the same for all
-    tested = [n for n in numbers if n.startswith("test/") and not n.endswith(_LESS)]
+    tested = [n for n in numbers if n.startswith("test/") and not n.endswith(HIDDEN_COLUMNS)]
     ended = [] if all(row["status"] == "finished" for row in table) else ["status"]
     shown = [*(differ or overrides), *ended, *(tested or numbers[:6])]
     view = Table(title=str(sweep), title_justify="left")

@@ -19,7 +19,7 @@ from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import in_evaluation
 from noising.errors import ConfigError
 from noising.runs.folder import Run
-from noising.runs.status import recording
+from noising.runs.status import run_status
 from noising.trained import TrainedRun, load
 
 __all__ = ["Benchmark", "Ratio", "benchmark"]
@@ -56,12 +56,12 @@ def benchmark(cfg: DictConfig, run_dir: Path) -> None:
         raise ConfigError("checkpoint has no value: add checkpoint=RUN, a run's folder or a checkpoint file")
     device = find_device(cfg.device)
     trained, run = load(cfg.checkpoint) if method.needs_checkpoint else None, Run(run_dir)
-    with recording(run, without_secrets(cfg)):
+    with run_status(run, without_secrets(cfg)):
         with torch.no_grad(), in_evaluation(trained.denoiser.to(device)) if trained else nullcontext():
             ratios = method.run(trained, device, cfg.batch_size)
         source = trained.source if trained else {}
         cards = {f"benchmark/{ratio.key}": {**ratio.card, **source} for ratio in ratios}
-        run.record({f"benchmark/{ratio.key}": ratio.ratio for ratio in ratios}, cards)
+        run.write({f"benchmark/{ratio.key}": ratio.ratio for ratio in ratios}, cards)
     title = f"{trained.data.name}, {os.path.relpath(trained.path)}" if trained else str(device)
     view = Table(title=title, title_justify="left")
     for place, column in enumerate(method.columns):

@@ -28,9 +28,9 @@ from noising.diffusion.drawing import in_evaluation
 from noising.diffusion.likelihood.estimators import BoundEstimator
 from noising.diffusion.likelihood.meter import measure
 from noising.diffusion.likelihood.terms import Difference
-from noising.errors import ConfigError, blaming
+from noising.errors import ConfigError, config_errors
 from noising.runs.folder import Run, replacing
-from noising.runs.status import recording
+from noising.runs.status import run_status
 from noising.trained import TrainedRun, load
 
 __all__ = ["compare", "differing", "measurement", "verdict"]
@@ -58,7 +58,7 @@ def _read(paths: list[str], run: Run, config: Any, vary: list[str]) -> None:
     rows = [_row(path) for path in paths]
     names = dict.fromkeys(name for row in rows for name in row)
     _require_entries(vary, names)
-    with recording(run, config):
+    with run_status(run, config):
         text = io.StringIO()
         table = csv.DictWriter(text, list(names), restval="")
         table.writeheader()
@@ -117,7 +117,7 @@ def _grouped(cards: list[str], rows: list[Row]) -> list[tuple[str, tuple[str, ..
 
 def _row(path: str) -> Row:
     run = Run(path)
-    with blaming("runs"):
+    with config_errors("runs"):
         summary = run.summary
         if not summary:
             raise ConfigError(f"runs: {path} holds no summary.json: it is no run's folder, or has not begun")
@@ -159,10 +159,10 @@ def _measure_difference(cfg: DictConfig, run: Run) -> None:
     units = {term.decoder.unit for term in terms}
     if len(units) > 1:
         raise ConfigError(f"runs: one bound is in {', the other in '.join(sorted(units))}: they cannot be compared")
-    with blaming("runs"):
+    with config_errors("runs"):
         pair = Difference(*terms)
-    with recording(run, without_secrets(cfg)):
-        with in_evaluation(first.denoiser), in_evaluation(second.denoiser), blaming("bound"):
+    with run_status(run, without_secrets(cfg)):
+        with in_evaluation(first.denoiser), in_evaluation(second.denoiser), config_errors("bound"):
             images = first.image_set(cfg.split, device)
             meter = measure(pair, estimator, images, cfg.batch_size, evaluations_bar)
         numbers = meter.compute()
@@ -178,7 +178,7 @@ def _measure_difference(cfg: DictConfig, run: Run) -> None:
             "precision": "float32",
         }
         shown = {name.replace("bound", "difference"): value for name, value in numbers.items() if "floor" not in name}
-        run.record({f"{cfg.split}/{name}": value for name, value in shown.items()}, {f"{cfg.split}/difference": card})
+        run.write({f"{cfg.split}/{name}": value for name, value in shown.items()}, {f"{cfg.split}/difference": card})
     _print_difference(cfg, run, numbers, card)
 
 

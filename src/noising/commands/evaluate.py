@@ -10,20 +10,20 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from noising.commands.sample_jobs import Drawing, Shards
+from noising.commands.sample_jobs import SampleJob, SampleShards
 from noising.commands.tables import print_quality, print_summary
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.data.image_data import SPLITS
 from noising.errors import ConfigError
 from noising.experiment import build_evaluation_trainer, build_module
-from noising.metrics.quality import Protocol, SampleQuality, measured
+from noising.metrics.quality import QualityMetric, SampleQuality, measured
 from noising.plots.grids import sample_grid, save_png
 from noising.runs.folder import Run
 from noising.runs.resume import require_same_options
-from noising.runs.status import recording
+from noising.runs.status import run_status
 from noising.trained import load
-from noising.training.callbacks.results import Record
+from noising.training.callbacks.results import ResultsCallback
 from noising.training.ema import EMA
 from noising.training.loggers import close_loggers
 from noising.training.progress import StepProgress
@@ -57,9 +57,9 @@ def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
     module.restored_step = trained.step
     ema = EMA(trained.weights["decay"])
     ema.load(trained.checkpoint)
-    record = Record(run, trained.data, ema, source={"checkpoint": str(trained.path)})
-    trainer = build_evaluation_trainer(cfg, run, [ema, StepProgress(), record])
-    with recording(run, without_secrets(cfg), trainer.is_global_zero, partial(close_loggers, trainer.loggers)):
+    results = ResultsCallback(run, trained.data, ema, source={"checkpoint": str(trained.path)})
+    trainer = build_evaluation_trainer(cfg, run, [ema, StepProgress(), results])
+    with run_status(run, without_secrets(cfg), trainer.is_global_zero, partial(close_loggers, trainer.loggers)):
         for split in cfg.splits:
             module.test.split = trained.data.tested = split
             trainer.test(module, trained.data, verbose=False)
@@ -76,13 +76,13 @@ def evaluate_samples(cfg: DictConfig, run: Run) -> None:
     """Leave each number of the metrics, as test/NAME with its error, yardstick and card, in summary.json."""
     if cfg.get("metrics") is None:
         raise ConfigError("with sampler=NAME samples are measured, by metrics=fd, fid or fd_dinov2: choose one")
-    protocol = make(cfg.metrics, "metrics", Protocol)
+    protocol = make(cfg.metrics, "metrics", QualityMetric)
     trained = load(cfg.checkpoint)
     quality = SampleQuality(protocol, trained.data)
-    drawing = Drawing(OmegaConf.create({**cfg, "n": quality.total}), trained)
-    shards = Shards(run.path / "shards", drawing)
+    drawing = SampleJob(OmegaConf.create({**cfg, "n": quality.total}), trained)
+    shards = SampleShards(run.path / "shards", drawing)
     shards.require_same()
-    with recording(run, without_secrets(cfg)):
+    with run_status(run, without_secrets(cfg)):
         shards.fill()
         images = shards.read()
         quality.references.extractor.to(drawing.devices[0])
@@ -98,7 +98,7 @@ def evaluate_samples(cfg: DictConfig, run: Run) -> None:
         save_png(run.samples_image, sample_grid(trained.data.to_8bit(images), drawing.classes))
         quality.draw_likest(run.neighbours_image, features, images)
         cards = {f"test/{name}": card for name in measured(numbers)}
-        run.record({f"test/{name}": value for name, value in (numbers | cost).items()}, cards)
+        run.write({f"test/{name}": value for name, value in (numbers | cost).items()}, cards)
         shards.remove()
     print_quality(Console(soft_wrap=True), numbers, card)
     print(f"{drawing.evaluations} network evaluations and {1000 * cost['seconds_per_image']:.1f} ms a sample\n")

@@ -20,14 +20,14 @@ from noising.commands.tables import evaluations_bar, number
 from noising.config.instantiate import make, require_whole
 from noising.config.secrets import without_secrets
 from noising.diffusion.denoiser import Denoiser
-from noising.diffusion.drawing import asked_classes, in_evaluation
+from noising.diffusion.drawing import class_labels_for, in_evaluation
 from noising.diffusion.inversion import interpolate, invert
 from noising.diffusion.samplers import DDIM
-from noising.errors import ConfigError, blaming
+from noising.errors import ConfigError, config_errors
 from noising.plots.inversion import interpolation_rows, reconstruction_error, reconstruction_rows
 from noising.randomness import Streams
 from noising.runs.folder import Run
-from noising.runs.status import recording
+from noising.runs.status import run_status
 from noising.trained import TrainedRun, load
 
 __all__ = ["latents"]
@@ -71,14 +71,14 @@ def latents(cfg: DictConfig, run_dir: Path) -> None:
     samplers = _samplers(cfg, steps, trained, denoiser)
     denoiser = denoiser.to(device)
     costs = [sampler.evaluations(denoiser) for sampler in samplers]
-    with recording(run, without_secrets(cfg)):
+    with run_status(run, without_secrets(cfg)):
         total = cfg.pairs * (cfg.between + 2) * costs[-1] + 2 * cfg.images * sum(costs)
         with evaluations_bar(total) as advance, in_evaluation(denoiser):
             between = _interpolate(cfg, trained, denoiser, samplers[-1], device, advance)
             found = _reconstruct(cfg, trained, denoiser, samplers, device, advance)
         numbers = {"latents/reconstruction_rmse": found.rmse[-1], "latents/inverted_std": found.stds[-1]}
         each = {f"latents/reconstruction_rmse_{s}_steps": rmse for s, rmse in zip(steps, found.rmse, strict=True)}
-        run.record(numbers | each, {name: _UNITS[name] | _card(cfg, trained, steps) for name in numbers})
+        run.write(numbers | each, {name: _UNITS[name] | _card(cfg, trained, steps) for name in numbers})
         pictures = _draw_pictures(run, trained, steps, between, found)
     _print(cfg, run, trained, steps, found, pictures)
 
@@ -97,9 +97,9 @@ def _samplers(cfg: DictConfig, steps: Sequence[int], trained: TrainedRun, denois
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf):
         raise ConfigError(f"clip must be a positive number or null, got {clip}")
     grid: Any = make(cfg.grid, "grid", object, timesteps=trained.config.timesteps)
-    with blaming("steps"):
+    with config_errors("steps"):
         samplers = [DDIM(count, grid, clip) for count in steps]
-    with blaming("grid"):
+    with config_errors("grid"):
         for sampler in samplers:
             sampler.chain(denoiser.schedule)
     return samplers
@@ -112,7 +112,7 @@ def _interpolate(
     shape, columns = trained.data.test.pixels.shape[1:], cfg.between + 2
     ends = Streams(cfg.seed, "latent", range(2 * cfg.pairs), device).normal(shape)
     ways = [interpolate(ends[0::2], ends[1::2], column / (columns - 1)) for column in range(columns)]
-    told = asked_classes(range(cfg.pairs), trained.classes, device=device)
+    told = class_labels_for(range(cfg.pairs), trained.classes, device=device)
     told = None if told is None else told.repeat_interleave(columns)
     drawn = _in_batches(partial(_draw, denoiser, sampler), torch.stack(ways, dim=1).flatten(0, 1), told)
     advance(len(drawn) * sampler.evaluations(denoiser))

@@ -21,10 +21,10 @@ from noising.diffusion.drawing import in_evaluation
 from noising.diffusion.likelihood.dequantization import FlowBits, FlowLikelihood, offset_bits
 from noising.diffusion.likelihood.divergences import Divergence
 from noising.diffusion.likelihood.flow import ReplicatedMean, replicated_mean
-from noising.errors import ConfigError, blaming
+from noising.errors import ConfigError, config_errors
 from noising.randomness import Streams
 from noising.runs.folder import Run
-from noising.runs.status import recording
+from noising.runs.status import run_status
 from noising.trained import TrainedRun, load
 
 __all__ = ["likelihood"]
@@ -61,8 +61,8 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
         places, probes = (Streams(_SEED, f"likelihood/{use}", batch.tolist()) for use in ("dequantization", "probe"))
         return flow(denoiser, x, data.levels, places, probes, classes)
 
-    with recording(run, without_secrets(cfg)):
-        with in_evaluation(denoiser), blaming("solver"):
+    with run_status(run, without_secrets(cfg)):
+        with in_evaluation(denoiser), config_errors("solver"):
             measured = [measure(batch) for batch in track(batches, "likelihood")]
         result = replicated_mean(torch.cat([batch.bits for batch in measured]))
         spent = sum(len(batch.bits) * batch.evaluations for batch in measured) / len(indices)
@@ -72,7 +72,7 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
             "backward_passes_per_evaluation": cost,
         }
         numbers = {"": result.mean, "_mc_se": result.mc_se, "_image_se": result.image_se}
-        run.record({f"test/flow_nll{suffix}": value for suffix, value in numbers.items()}, {"test/flow_nll": card})
+        run.write({f"test/flow_nll{suffix}": value for suffix, value in numbers.items()}, {"test/flow_nll": card})
     _print(run, result, card)
 
 

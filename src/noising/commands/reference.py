@@ -13,13 +13,13 @@ from rich.table import Table
 from noising.commands.tables import number
 from noising.config.instantiate import make, require_whole
 from noising.config.secrets import without_secrets
-from noising.errors import ConfigError, blaming
+from noising.errors import ConfigError, config_errors
 from noising.experiment import build_data
-from noising.metrics.quality import Protocol
-from noising.metrics.reference_features import References
+from noising.metrics.quality import QualityMetric
+from noising.metrics.reference_features import ReferenceFeatures
 from noising.metrics.statistics import SUFFIXES, StatisticsFile, read_statistics, write_statistics
 from noising.runs.folder import Run, replacing
-from noising.runs.status import recording
+from noising.runs.status import run_status
 
 __all__ = ["reference"]
 
@@ -35,9 +35,9 @@ def reference(cfg: DictConfig, run_dir: Path) -> None:
     if cfg.to is not None and Path(cfg.to).suffix not in SUFFIXES:
         raise ConfigError(f"to={cfg.to}: statistics are written to {' or '.join(SUFFIXES)} files")
     if cfg["from"] is not None:
-        with blaming("from"):
+        with config_errors("from"):
             found = read_statistics(cfg["from"], cfg.count)
-    with recording(run, without_secrets(cfg)):
+    with run_status(run, without_secrets(cfg)):
         if cfg["from"] is None:
             found = _of_data(cfg)
         _write_and_print(cfg, run, found)
@@ -45,8 +45,8 @@ def reference(cfg: DictConfig, run_dir: Path) -> None:
 
 def _of_data(cfg: DictConfig) -> StatisticsFile:
     data = build_data(cfg)
-    protocol = make(cfg.metrics, "metrics", Protocol)
-    references = References(data, protocol.extractor(data), protocol.batch)
+    protocol = make(cfg.metrics, "metrics", QualityMetric)
+    references = ReferenceFeatures(data, protocol.extractor(data), protocol.batch)
     real = references.of(protocol.split, protocol.real_images(protocol.n), protocol.flips)
     return StatisticsFile(real.statistics, real.card)
 
@@ -68,7 +68,7 @@ def _write_and_print(cfg: DictConfig, run: Run, found: StatisticsFile) -> None:
         "covariance_trace": float(covariance.trace()),
         "covariance_rank": min(moments.dims, moments.count - 1),
     }
-    run.record({f"reference/{name}": value for name, value in values.items()}, {"reference": card} if card else None)
+    run.write({f"reference/{name}": value for name, value in values.items()}, {"reference": card} if card else None)
     table = Table(title=f"statistics of {card.get('data', cfg['from'])}", title_justify="left", show_header=False)
     table.add_column("")
     table.add_column("", overflow="fold")

@@ -9,7 +9,7 @@ import numpy as np
 from omegaconf import DictConfig
 from torch import Tensor
 
-from noising.commands.sample_jobs import Drawing, Shards
+from noising.commands.sample_jobs import SampleJob, SampleShards
 from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import frames
 from noising.errors import ConfigError
@@ -17,7 +17,7 @@ from noising.plots.grids import image_grid, sample_grid, save_animation, save_pn
 from noising.plots.samples import path_strip
 from noising.runs.folder import Run, replacing
 from noising.runs.resume import require_same_options
-from noising.runs.status import recording
+from noising.runs.status import run_status
 
 __all__ = ["sample"]
 
@@ -36,17 +36,17 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
         return
     if cfg.format not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {cfg.format}")
-    drawing = Drawing(cfg)
-    shards = Shards(run.path / "shards", drawing, path=True)
+    drawing = SampleJob(cfg)
+    shards = SampleShards(run.path / "shards", drawing, path=True)
     shards.require_same()
     classes = drawing.classes if cfg.class_label is None else 0
-    with recording(run, config):
+    with run_status(run, config):
         shards.fill()
         images = drawing.data.to_8bit(shards.read())
         written = _write(run, images, drawing.asked(range(cfg.n)), cfg.format)
         save_png(run.samples_image, sample_grid(images, classes))
         _show_path(run, drawing, shards.read_path())
-        run.record({"sample/images": cfg.n}, {"sample/images": drawing.card})
+        run.write({"sample/images": cfg.n}, {"sample/images": drawing.card})
         shards.remove()
     print(f"{cfg.n} images in {os.path.relpath(run.path)}: {written}, samples.png, path.png, reverse_process.gif")
 
@@ -66,7 +66,7 @@ def _write(run: Run, images: Tensor, classes: Tensor | None, kind: str) -> str:
     return "images/"
 
 
-def _show_path(run: Run, drawing: Drawing, path: Tensor) -> None:
+def _show_path(run: Run, drawing: SampleJob, path: Tensor) -> None:
     path = drawing.data.to_8bit(path)
     save_animation(run.reverse_process, [side_by_side(*frame) for frame in path])
     levels = drawing.sampler.chain(drawing.denoiser.schedule).steps.earlier

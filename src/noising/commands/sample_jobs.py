@@ -26,29 +26,29 @@ from torch import Tensor
 from noising.commands.devices import find_device, find_devices
 from noising.commands.tables import evaluations_bar
 from noising.config.instantiate import require_whole
-from noising.diffusion.drawing import PathFrames, asked_classes, draw_images
+from noising.diffusion.drawing import PathFrames, class_labels_for, draw_images
 from noising.diffusion.guidance import Guided
 from noising.diffusion.samplers import PathPoint
 from noising.errors import ConfigError, UsageError
-from noising.experiment import MOST_DEVICES, build_sampler
+from noising.experiment import MAX_DEVICES, build_sampler
 from noising.runs.folder import Run, replacing
 from noising.trained import TrainedRun, load
 
-__all__ = ["Drawing", "Shards"]
+__all__ = ["SampleJob", "SampleShards"]
 
 
 PATH_IMAGES = 16
-MOST_IMAGES = 10_000_000
+MAX_IMAGES = 10_000_000
 """All are read into memory in the end."""
 
 
-class DrawingError(UsageError):
+class SampleJobError(UsageError):
     """Images could not be drawn to the end; those that were are kept."""
 
     exit_code = 1
 
 
-class Drawing:
+class SampleJob:
     """A model, a sampler and a seed: whatever decides the images."""
 
     def __init__(self, cfg: DictConfig, trained: TrainedRun | None = None) -> None:
@@ -57,10 +57,10 @@ class Drawing:
         Raises ConfigError for what is wrong with an option, before any work.
         """
         for option, least, most in (
-            ("n", 1, MOST_IMAGES),
+            ("n", 1, MAX_IMAGES),
             ("batch_size", 1, None),
             ("seed", 0, None),
-            ("devices", 1, MOST_DEVICES),
+            ("devices", 1, MAX_DEVICES),
         ):
             require_whole(cfg, option, least, most)
         self.cfg = cfg
@@ -115,7 +115,7 @@ class Drawing:
 
     def asked(self, batch: range, device: torch.device | str = "cpu") -> Tensor | None:
         """The classes that the images are asked for: (B,) int64, or None where the model knows none."""
-        return asked_classes(batch, self.classes, self.class_label, device)
+        return class_labels_for(batch, self.classes, self.class_label, device)
 
     def draw(self, batch: range, device: torch.device, watch: Callable[[int, PathPoint], None] | None = None) -> Tensor:
         """The images of a batch: (B, C, H, W) uint8 grey levels on the host.
@@ -135,10 +135,10 @@ class Drawing:
         return self.data.unscale(drawn).cpu()
 
 
-class Shards:
+class SampleShards:
     """The images drawn so far: a folder with a file for each batch, which is there whole or not at all."""
 
-    def __init__(self, folder: Path, drawing: Drawing, path: bool = False) -> None:
+    def __init__(self, folder: Path, drawing: SampleJob, path: bool = False) -> None:
         """path: keep how the first images come out of noise, too."""
         self.folder = folder
         self.drawing = drawing
@@ -225,7 +225,7 @@ class Shards:
                     finished.result()
                     done(work[finished])
             except BrokenProcessPool as error:
-                raise DrawingError(
+                raise SampleJobError(
                     f"a process that drew images was ended from outside (out of memory?): go on with "
                     f"{Run(self.folder.parent).resuming}, on fewer devices; or draw anew with a smaller batch_size"
                 ) from error
@@ -269,7 +269,7 @@ def _load(file: Path, name: str) -> Tensor:
         return torch.from_numpy(arrays[name])
 
 
-_worker: tuple[Shards, torch.device]
+_worker: tuple[SampleShards, torch.device]
 """In a worker's process: what it draws into and where it computes."""
 
 
@@ -282,7 +282,7 @@ def _begin_worker(cfg: Any, folder: Path, path: bool, devices: Any, threads: int
     config.devices = 1
     device = find_device(devices.get())
     config.device = str(device)
-    _worker = Shards(folder, Drawing(config), path), device
+    _worker = SampleShards(folder, SampleJob(config), path), device
 
 
 def _end_with_parent() -> None:

@@ -12,11 +12,11 @@ from omegaconf import DictConfig
 
 from noising.commands.tables import describe, print_summary
 from noising.config.secrets import without_secrets
-from noising.errors import ConfigError, blaming
+from noising.errors import ConfigError, config_errors
 from noising.experiment import build_callbacks, build_data, build_module, build_trainer, require_compatible
 from noising.runs.folder import Run
 from noising.runs.resume import changed_options, require_same_options
-from noising.runs.status import recording
+from noising.runs.status import run_status
 from noising.training.checkpoints import load_checkpoint
 from noising.training.loggers import close_loggers
 from noising.training.safety.divergence import DivergenceError
@@ -28,7 +28,7 @@ __all__ = ["train"]
 log = logging.getLogger(__name__)
 
 
-FREE = (
+RESUMABLE_OPTIONS = (
     *("trainer", "lr_schedule", "skip_nonfinite_steps", "checkpoint_every_n_steps", "keep_checkpoints"),
     *("callbacks", "logger", "tags", "metrics", "bound", "validation_bound", "sampler", "grid", "data.root"),
 )
@@ -41,7 +41,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     run, config = Run(run_dir), without_secrets(cfg)
     changed: list[str] = []
     if cfg.resume and run.config_file.exists():
-        require_same_options(run, config, free=(*FREE, *_options_of(cfg.optimizer)))
+        require_same_options(run, config, free=(*RESUMABLE_OPTIONS, *_options_of(cfg.optimizer)))
         changed = changed_options(run.config, config, free=("resume",))
     if cfg.resume and run.status == "finished" and not changed:
         print_summary(run)
@@ -62,7 +62,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         if changed:
             log.warning("goes on with other options: %s", "; ".join(changed))
     with (
-        recording(run, config, trainer.is_global_zero, partial(close_loggers, trainer.loggers)),
+        run_status(run, config, trainer.is_global_zero, partial(close_loggers, trainer.loggers)),
         ending_with_other_ranks(run),
     ):
         with _last_good(run, module.skip_nonfinite_steps):
@@ -84,7 +84,7 @@ def _checkpoint_to_go_on_from(run: Run, max_steps: int) -> Path | None:
         if older := sorted(last.parent.glob("step_*.ckpt")):
             raise ConfigError(f"resume: {last} is gone; to go on from {older[-1].name}, copy it to {last.name}")
         return None
-    with blaming("resume"):
+    with config_errors("resume"):
         step = load_checkpoint(last)["global_step"]
     if max_steps < step or (run.status == "finished" and max_steps == step):
         raise ConfigError(

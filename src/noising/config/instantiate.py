@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from noising.config.option_types import BUILT, LARGEST, MismatchError, convert
-from noising.errors import ConfigError, blaming, one_line
+from noising.errors import ConfigError, config_errors, one_line
 
 T = TypeVar("T")
 _DIRECTIVES = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
@@ -131,7 +131,7 @@ def _make(node: Any, path: str, facts: Mapping[str, Any]) -> Any:
     if needed:
         raise ConfigError(f"{path}: {_name(target)} needs {', '.join(_join(path, name) for name in needed)}")
     try:
-        with blaming(path):
+        with config_errors(path):
             return target(*positional, **options)
     except (TypeError, MemoryError) as error:
         raise ConfigError(f"{path}: {one_line(error)}") from error

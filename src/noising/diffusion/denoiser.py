@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from noising.diffusion.gaussian import Gaussian
-from noising.diffusion.levels import NoiseLevel, factors, like
+from noising.diffusion.levels import NoiseLevel, as_scalars, cast_to
 from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Transition
 from noising.diffusion.variances import ReverseVariance
 
-__all__ = ["Denoiser", "Look", "Prediction"]
+__all__ = ["DenoiseFn", "Denoiser", "Prediction"]
 
-Look = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
+DenoiseFn = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
 """The number of a level, from 0, and x_t (B, C, H, W) -> x̂, a tensor of its own, and the raw variance."""
 
 
@@ -72,13 +72,13 @@ class Denoiser(nn.Module):
         if clip is None:
             return prediction
         x = prediction.x.clamp(-clip, clip)
-        noise = (x_t - like(level.alpha, x_t) * x) * like(1 / level.sigma, x_t)
+        noise = (x_t - cast_to(level.alpha, x_t) * x) * cast_to(1 / level.sigma, x_t)
         return prediction._replace(x=x, noise=noise)
 
     def predict(self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None) -> Prediction:
         """What the network says, as it says it."""
         label = self.noise_label(level).to(x_t.device, x_t.dtype, non_blocking=True)
-        scaled = like(self.parameterization.input_scale(level), x_t) * x_t
+        scaled = cast_to(self.parameterization.input_scale(level), x_t) * x_t
         # under autocast the network answers in half precision: what is solved from it is not
         raw = self.model(scaled, label.flatten().expand(len(x_t)), class_label=class_label).to(x_t.dtype)
         output, raw_variance = raw, None
@@ -87,14 +87,14 @@ class Denoiser(nn.Module):
         x, noise = self.parameterization.solve(output, x_t, level)
         return Prediction(x, noise, output, raw_variance)
 
-    def along(self, levels: NoiseLevel, x: Tensor, class_label: Tensor | None = None) -> Look:
+    def prepare(self, levels: NoiseLevel, x: Tensor, class_label: Tensor | None = None) -> DenoiseFn:
         """x̂ at levels known beforehand, in fields of (S,), for images of x's shape (B, C, H, W), type and device.
 
         Labels and coefficients are made here, once: a look is the network and two or three operations.
         """
         one, zero = torch.ones_like(levels.alpha), torch.zeros_like(levels.alpha)
         by_output: list[float] = self.parameterization.solve(one, zero, levels)[0].tolist()
-        by_x_t = factors(self.parameterization.solve(zero, one, levels)[0], x)
+        by_x_t = as_scalars(self.parameterization.solve(zero, one, levels)[0], x)
         scales: list[float] = self.parameterization.input_scale(levels).tolist()
         labels = self.noise_label(levels).to(x.device, x.dtype)[:, None].expand(-1, len(x)).unbind()
         model, outputs = self.model, self.variance.outputs  # a module's members take longer to find than to use

@@ -11,7 +11,7 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.samplers import PathPoint, Sampler
 from noising.randomness import Streams
 
-__all__ = ["PathFrames", "asked_classes", "draw_images", "frames", "in_evaluation"]
+__all__ = ["PathFrames", "class_labels_for", "draw_images", "frames", "in_evaluation"]
 
 
 class in_evaluation:  # noqa: N801 - a context manager reads as a phrase
@@ -35,7 +35,7 @@ class in_evaluation:  # noqa: N801 - a context manager reads as a phrase
             module.training = training
 
 
-def asked_classes(
+def class_labels_for(
     indices: Sequence[int], classes: int, only: int | None = None, device: torch.device | str = "cpu"
 ) -> Tensor | None:
     """What is asked for image i: `only`, or class i mod `classes`; (B,) int64, or None where there are no classes."""

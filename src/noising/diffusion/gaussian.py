@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from noising.diffusion.levels import like
+from noising.diffusion.levels import cast_to
 
 __all__ = ["Gaussian", "per_image"]
 
@@ -30,7 +30,7 @@ class Gaussian(NamedTuple):
     @property
     def std(self) -> Tensor:
         """Standard deviation, in the mean's type."""
-        return like((self.log_variance / 2).exp(), self.mean)
+        return cast_to((self.log_variance / 2).exp(), self.mean)
 
     def sample(self, noise: Tensor) -> Tensor:
         """The draw that standard normal noise of the mean's shape makes."""
@@ -38,14 +38,14 @@ class Gaussian(NamedTuple):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x) summed over pixels: (B,), nats."""
-        log_variance = like(self.log_variance, x)
-        square = (x - self.mean) ** 2 * like((-self.log_variance).exp(), x)
+        log_variance = cast_to(self.log_variance, x)
+        square = (x - self.mean) ** 2 * cast_to((-self.log_variance).exp(), x)
         return per_image(-0.5 * (math.log(2 * math.pi) + log_variance + square))
 
     def kl(self, other: Gaussian) -> Tensor:
         """KL(self ‖ other) summed over pixels: (B,), nats."""
         # the difference of logarithms is taken before the cast: both are often the same number
         log_ratio = self.log_variance - other.log_variance
-        spread = like(torch.expm1(log_ratio) - log_ratio, self.mean)
-        shift = (self.mean - other.mean) ** 2 * like((-other.log_variance).exp(), self.mean)
+        spread = cast_to(torch.expm1(log_ratio) - log_ratio, self.mean)
+        shift = (self.mean - other.mean) ** 2 * cast_to((-other.log_variance).exp(), self.mean)
         return per_image(0.5 * (spread + shift))

@@ -12,13 +12,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from noising.diffusion.denoiser import Denoiser, Look, Prediction
-from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.denoiser import DenoiseFn, Denoiser, Prediction
+from noising.diffusion.levels import NoiseLevel, cast_to
 
-__all__ = ["Classless", "Guided", "autoguidance", "classifier_free", "unconditional"]
+__all__ = ["Guided", "Unconditional", "autoguidance", "classifier_free", "unconditional"]
 
 
-class Classless(nn.Module):
+class Unconditional(nn.Module):
     """A network that is never told the class."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -33,7 +33,7 @@ class Classless(nn.Module):
 def unconditional(denoiser: Denoiser) -> Denoiser:
     """The same denoiser, deaf to the class."""
     return Denoiser(
-        Classless(denoiser.model),
+        Unconditional(denoiser.model),
         denoiser.schedule,
         denoiser.parameterization,
         denoiser.variance,
@@ -74,12 +74,12 @@ class Guided(Denoiser):
         if bool((scale == 1).all()):
             return strong
         weak = self.guide.predict(x_t, level, class_label)
-        beyond = like(scale - 1, x_t)
+        beyond = cast_to(scale - 1, x_t)
         x, noise = strong.x + beyond * (strong.x - weak.x), strong.noise + beyond * (strong.noise - weak.noise)
         return Prediction(x, noise, self.parameterization.target(x, noise, level), strong.raw_variance)
 
-    def along(self, levels: NoiseLevel, x: Tensor, class_label: Tensor | None = None) -> Look:
-        look, look_weakly = super().along(levels, x, class_label), self.guide.along(levels, x, class_label)
+    def prepare(self, levels: NoiseLevel, x: Tensor, class_label: Tensor | None = None) -> DenoiseFn:
+        look, look_weakly = super().prepare(levels, x, class_label), self.guide.prepare(levels, x, class_label)
         scales: list[float] = self._scales(levels).tolist()
 
         def guided(number: int, x_t: Tensor) -> tuple[Tensor, Tensor | None]:

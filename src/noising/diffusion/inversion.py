@@ -62,7 +62,7 @@ def invert(denoiser: Denoiser, chain: Chain, x: Tensor, class_label: Tensor | No
     keep = t.sigma / seen.sigma
     take = t.alpha - keep * seen.alpha
     keep[0], take[0] = 2.0, -t.alpha[0]
-    look = denoiser.along(seen, x, class_label)
+    look = denoiser.prepare(seen, x, class_label)
     x_t = float(t.alpha[0]) * x
     for number, (of_x_t, of_clean) in enumerate(zip(keep.tolist(), take.tolist(), strict=True)):
         x_t = torch.mul(x_t, of_x_t).add_(look(number, x_t)[0], alpha=of_clean)

@@ -16,15 +16,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Geometry", "NoiseLevel", "Straight", "VarianceExploding", "VariancePreserving", "factors", "like"]
+__all__ = ["Geometry", "NoiseLevel", "Straight", "VarianceExploding", "VariancePreserving", "as_scalars", "cast_to"]
 
 
-def like(coefficient: Tensor, x: Tensor) -> Tensor:
+def cast_to(coefficient: Tensor, x: Tensor) -> Tensor:
     """A host coefficient in x's type and on x's device. One of no dimension is a number and needs no cast."""
     return coefficient if coefficient.dim() == 0 else coefficient.to(x.device, x.dtype, non_blocking=True)
 
 
-def factors(coefficients: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+def as_scalars(coefficients: Tensor, x: Tensor) -> tuple[Tensor, ...]:
     """Host coefficients (S,), each by itself and in x's type: a float takes twice as long to multiply a small image."""
     return coefficients.to("cpu", x.dtype).unbind()
 
@@ -42,7 +42,7 @@ class NoiseLevel(NamedTuple):
 
     def perturb(self, x: Tensor, noise: Tensor) -> Tensor:
         """x_t = α x + σ ε, in x's type. x and noise: (B, C, H, W)."""
-        return like(self.alpha, x) * x + like(self.sigma, x) * noise
+        return cast_to(self.alpha, x) * x + cast_to(self.sigma, x) * noise
 
 
 class Geometry(ABC):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser, Prediction
-from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.likelihood.terms import step_terms
 from noising.diffusion.schedules import Schedule
@@ -91,7 +91,7 @@ class Regression(Objective):
         level = denoiser.schedule(t)
         error = output_error(denoiser, x, level, noise, **condition)
         weight = self.weighting(level, denoiser.parameterization.gain(level))
-        return {"loss": like(weight.flatten(), x) * error, "mse": error}
+        return {"loss": cast_to(weight.flatten(), x) * error, "mse": error}
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
         return self.weighting(level, gain)
@@ -117,7 +117,7 @@ class WeightedBound(Objective):
         level = denoiser.schedule(t.clamp(max=LAST_TIME))
         error = output_error(denoiser, x, level, noise, **condition)
         weight = self.weight(denoiser.schedule, level, denoiser.parameterization.gain(level))
-        return {"loss": like(weight.flatten(), x) * error, "mse": error}
+        return {"loss": cast_to(weight.flatten(), x) * error, "mse": error}
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
         return -0.5 * schedule.log_snr_rate(level.t.clamp(max=LAST_TIME)) * self.weighting(level, gain)
@@ -142,7 +142,7 @@ class ContinuousBound(Objective):
         rate = denoiser.schedule.log_snr_rate(level.t)
         error = output_error(denoiser, x, level, noise, **condition)
         weight = self._weight(rate, level, denoiser.parameterization.gain(level))
-        loss = like(weight.flatten(), x) * error
+        loss = cast_to(weight.flatten(), x) * error
         for curve in (level.log_snr, rate):
             if curve.requires_grad:
                 twice = 2 * loss.detach().reshape_as(curve)
@@ -240,7 +240,7 @@ class Hybrid(ChainObjective):
     ) -> dict[str, Tensor]:
         steps, level, x_t, prediction = self._look(denoiser, x, t, noise, **condition)
         error = (prediction.output - denoiser.parameterization.target(x, noise, level)).square().flatten(1).mean(1)
-        weight = like(self.weighting(level, denoiser.parameterization.gain(level)).flatten(), x)
+        weight = cast_to(self.weighting(level, denoiser.parameterization.gain(level)).flatten(), x)
         held = prediction._replace(x=prediction.x.detach())
         bound = self._bound(denoiser, x, x_t, steps, held)
         return {"loss": weight * error + self.bound_weight * bound, "mse": error, "bound": bound}

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.levels import NoiseLevel, cast_to
 
 __all__ = ["CleanImage", "Epsilon", "Flow", "Karras", "Parameterization", "Score", "Velocity"]
 
@@ -31,14 +31,14 @@ class Parameterization(ABC):
     def target(self, x: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
         """What the network should have said: a x + b ε."""
         a, b = self.mix(level)
-        return like(a, x) * x + like(b, x) * noise
+        return cast_to(a, x) * x + cast_to(b, x) * noise
 
     def solve(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """(x̂, ε̂) from the network's output and x_t."""
         a, b = self.mix(level)
         d = self._determinant(level)
-        x = like(level.sigma / d, x_t) * output - like(b / d, x_t) * x_t
-        noise = like(a / d, x_t) * x_t - like(level.alpha / d, x_t) * output
+        x = cast_to(level.sigma / d, x_t) * output - cast_to(b / d, x_t) * x_t
+        noise = cast_to(a / d, x_t) * x_t - cast_to(level.alpha / d, x_t) * output
         return x, noise
 
     def gain(self, level: NoiseLevel) -> Tensor:

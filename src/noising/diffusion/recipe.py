@@ -19,7 +19,7 @@ from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.times import TimeSampler
 from noising.diffusion.variances import ReverseVariance
-from noising.errors import blaming
+from noising.errors import config_errors
 
 __all__ = ["Recipe"]
 
@@ -96,7 +96,7 @@ def conflicts(recipe: Recipe) -> Iterator[str]:
         )
     level = schedule(inside)
     try:
-        with blaming("weighting"):
+        with config_errors("weighting"):
             weight = objective.weight(schedule, level, recipe.parameterization.gain(level)).detach()
     except TypeError as error:
         yield f"weighting: it is called with (level, gain), and says: {error}"
@@ -107,7 +107,7 @@ def conflicts(recipe: Recipe) -> Iterator[str]:
         yield f"weighting: weighs some level by {worst:g}; a weight must be finite and not negative"
 
 
-_MOST_LOG_SNR = 200.0
+_MAX_LOG_SNR = 200.0
 """α² and σ² of a level beyond would be 0 in float32, many times over."""
 
 
@@ -128,10 +128,10 @@ def _malformed(recipe: Recipe) -> Iterator[str]:
             f"{str(log_snr.dtype).removeprefix('torch.')}: {how}"
         )
         return
-    if not log_snr.isfinite().all() or float(log_snr.abs().max()) > _MOST_LOG_SNR:
+    if not log_snr.isfinite().all() or float(log_snr.abs().max()) > _MAX_LOG_SNR:
         yield (
             f"schedule: λ(t) of {_name(schedule)} goes from {float(log_snr[0]):.3g} to {float(log_snr[-1]):.3g} "
-            f"between t = 0.001 and 0.999: it must stay within {_MOST_LOG_SNR:g} of 0"
+            f"between t = 0.001 and 0.999: it must stay within {_MAX_LOG_SNR:g} of 0"
         )
         return
     level = schedule(t)

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser
-from noising.diffusion.levels import NoiseLevel, factors
+from noising.diffusion.levels import NoiseLevel, as_scalars
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Chain, Transition
 
 __all__ = ["DDIM", "DPMPP2M", "Ancestral", "Heun", "PathPoint", "Sampler", "StepWeights", "WeightedSum"]
 
 
-MOST_STEPS = 1_000_000
+MAX_STEPS = 1_000_000
 """Of a grid, as of a chain: all their weights lie in memory."""
 
 
@@ -56,8 +56,8 @@ class Sampler(ABC):
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        if steps > MOST_STEPS:
-            raise ValueError(f"steps must be at most {MOST_STEPS}, got {steps}")
+        if steps > MAX_STEPS:
+            raise ValueError(f"steps must be at most {MAX_STEPS}, got {steps}")
         if clip is not None and clip <= 0:
             raise ValueError(f"clip must be positive or null, got {clip}")
         if clip_quantile is not None and (clip is None or not 0 < clip_quantile <= 1):
@@ -123,9 +123,9 @@ class WeightedSum(Sampler, ABC):
     ) -> Iterator[PathPoint]:
         x_t = denoiser.schedule.prior_std * noise()
         steps = self.chain(denoiser.schedule).steps
-        look = denoiser.along(steps.later, x_t, class_label)
+        look = denoiser.prepare(steps.later, x_t, class_label)
         keep, *others = self.weights(denoiser, steps)
-        rows = list(zip(factors(keep, x_t), *(field.tolist() for field in others), strict=True))
+        rows = list(zip(as_scalars(keep, x_t), *(field.tolist() for field in others), strict=True))
         before: Tensor | None = None
         for number in range(len(rows) - 1, -1, -1):
             keep, take, again, log_std, per_raw = rows[number]
@@ -268,8 +268,8 @@ class Heun(Sampler):
         x_t = denoiser.schedule.prior_std * noise()
         chain = self.chain(denoiser.schedule)
         start = self._churned(denoiser.schedule, chain.steps.later)
-        look = denoiser.along(start, x_t, class_label)
-        look_ahead = denoiser.along(chain.steps.later, x_t, class_label)
+        look = denoiser.prepare(start, x_t, class_label)
+        look_ahead = denoiser.prepare(chain.steps.later, x_t, class_label)
         churn, keep, take, further = self._weights(chain, start, x_t)
         for number in range(len(chain) - 1, -1, -1):
             kept, added = churn[number]
@@ -294,7 +294,7 @@ class Heun(Sampler):
         keep = s.sigma / t.sigma
         further = s.alpha * (s.alpha / (t.alpha * keep) - 1) / 2
         further = further.where(self._corrected(s, t), 0.0)
-        return churn.tolist(), factors(keep, x_t), (s.alpha - keep * t.alpha).tolist(), further.tolist()
+        return churn.tolist(), as_scalars(keep, x_t), (s.alpha - keep * t.alpha).tolist(), further.tolist()
 
     def _corrected(self, s: NoiseLevel, t: NoiseLevel) -> Tensor:
         """Which steps have a second look."""

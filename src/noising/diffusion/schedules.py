@@ -368,7 +368,7 @@ class ResolutionShift(Schedule):
         return self.schedule.time(log_snr - self.shift)
 
 
-MOST_WIDTH = 2**16
+MAX_WIDTH = 2**16
 
 
 class LearnedLogSNR(Schedule):
@@ -392,8 +392,8 @@ class LearnedLogSNR(Schedule):
     ) -> None:
         super().__init__(geometry)
         require_falling(log_snr_max, log_snr_min)
-        if not 1 <= width <= MOST_WIDTH:
-            raise ValueError(f"width must be at least 1 and at most {MOST_WIDTH}, got {width}")
+        if not 1 <= width <= MAX_WIDTH:
+            raise ValueError(f"width must be at least 1 and at most {MAX_WIDTH}, got {width}")
         self.log_snr_max = log_snr_max
         self.log_snr_min = log_snr_min
         # positive through softplus; the steps of the sum lie evenly over [0, 1] and begin small beside the line

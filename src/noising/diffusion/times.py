@@ -17,14 +17,14 @@ from torch import Tensor
 
 from noising.diffusion.schedules import Schedule
 
-__all__ = ["Draw", "Grid", "LogNormal", "LogitNormal", "LossAware", "LowDiscrepancy", "TimeSampler", "Uniform"]
+__all__ = ["BatchSlot", "Grid", "LogNormal", "LogitNormal", "LossAware", "LowDiscrepancy", "TimeSampler", "Uniform"]
 
 
 SMALLEST = 1e-9
 """The earliest time that is drawn: at t = 0 there is no noise to find."""
 
 
-class Draw(NamedTuple):
+class BatchSlot(NamedTuple):
     """Where a micro-batch stands in the global batch of its optimizer step."""
 
     generator: np.random.Generator
@@ -45,7 +45,7 @@ class TimeSampler(ABC):
     """Whether it wants to `observe` the losses, those of all ranks."""
 
     @abstractmethod
-    def sample(self, draw: Draw, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
         """(t in (0, 1], importance weight), each (draw.size,) float64 on the host."""
 
     def density(self, t: Tensor, schedule: Schedule) -> Tensor:
@@ -66,7 +66,7 @@ class TimeSampler(ABC):
 class Uniform(TimeSampler):
     """t uniform in (0, 1], independent from image to image."""
 
-    def sample(self, draw: Draw, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
         t = draw.own(1 - draw.generator.random(draw.total))
         return t, torch.ones_like(t)
 
@@ -77,7 +77,7 @@ class Grid(TimeSampler):
     def __init__(self, timesteps: int) -> None:
         self.timesteps = timesteps
 
-    def sample(self, draw: Draw, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
         steps = draw.generator.integers(1, self.timesteps + 1, draw.total)
         t = draw.own(steps / self.timesteps)
         return t, torch.ones_like(t)
@@ -89,7 +89,7 @@ class LowDiscrepancy(TimeSampler):
     Kingma et al., "Variational Diffusion Models" (2021), appendix I.1. https://arxiv.org/abs/2107.00630
     """
 
-    def sample(self, draw: Draw, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
         strata = draw.generator.permutation(draw.total)
         t = draw.own((strata + 1 - draw.generator.random()) / draw.total)
         return t, torch.ones_like(t)
@@ -105,7 +105,7 @@ class LogNormal(TimeSampler):
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
         self._normal = _Normal.of(mean, std)
 
-    def sample(self, draw: Draw, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
         low, high = self._ends(schedule)
         u = draw.own(1 - draw.generator.random(draw.total))
         t = schedule.time(-2 * self._normal.quantile(low + (high - low) * u)).clamp(min=SMALLEST)
@@ -132,7 +132,7 @@ class LogitNormal(TimeSampler):
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
         self._normal = _Normal.of(mean, std)
 
-    def sample(self, draw: Draw, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
         u = draw.own(draw.generator.random(draw.total))
         t = torch.sigmoid(self._normal.quantile(u)).clamp(min=SMALLEST)
         return t, torch.ones_like(t)
@@ -196,7 +196,7 @@ class LossAware(TimeSampler):
         skewed: NDArray[np.float64] = (1 - self.uniform_share) * size / size.sum() + self.uniform_share * uniform
         return skewed
 
-    def sample(self, draw: Draw, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
         p = self.probabilities
         steps = draw.generator.choice(self.timesteps, draw.total, p=p)
         return draw.own((steps + 1) / self.timesteps), draw.own(1 / (self.timesteps * p[steps]))

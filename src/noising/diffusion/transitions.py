@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.gaussian import Gaussian
-from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.diffusion.schedules import Schedule
 
 __all__ = ["Chain", "Transition"]
@@ -43,7 +43,7 @@ class Transition(NamedTuple):
 
     def forward(self, x_s: Tensor) -> Gaussian:
         """q(x_t | x_s), one forward step (eq. 2)."""
-        mean = like(self.later.alpha / self.earlier.alpha, x_s) * x_s
+        mean = cast_to(self.later.alpha / self.earlier.alpha, x_s) * x_s
         return Gaussian(mean, self.large_log_variance)
 
     @property
@@ -55,7 +55,7 @@ class Transition(NamedTuple):
     def mean(self, x_t: Tensor, x: Tensor) -> Tensor:
         """The posterior's mean given x_t and the clean image or its estimate (eq. 7). All (B, C, H, W)."""
         keep, take = self.mean_weights
-        return like(keep, x_t) * x_t + like(take, x_t) * x
+        return cast_to(keep, x_t) * x_t + cast_to(take, x_t) * x
 
     @property
     def posterior_variance(self) -> Tensor:

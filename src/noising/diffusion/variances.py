@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.diffusion.transitions import Transition
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class ReverseVariance(ABC):
     def log_variance(self, step: Transition, raw: Tensor | None) -> Tensor:
         """log Σ of p(x_s | x_t); raw: the network's variance channels (B, C, H, W), None where it has none."""
         intercept, slope = self.line(step)
-        return intercept if raw is None else like(intercept, raw) + like(slope, raw) * raw
+        return intercept if raw is None else cast_to(intercept, raw) + cast_to(slope, raw) * raw
 
 
 class FixedSmall(ReverseVariance):

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from noising.data.image_data import SPLITS, ImageData
-from noising.errors import ConfigError, blaming
+from noising.errors import ConfigError, config_errors
 from noising.metrics.extractors import DINOv2, FeatureExtractor, Inception, three_channels
-from noising.metrics.reference_features import Reference, References, fitted_classifier
+from noising.metrics.reference_features import Reference, ReferenceFeatures, fitted_classifier
 from noising.metrics.scores import inception_score, kernel_distance, nearest, precision_recall, radii, same_as_nearest
 from noising.metrics.statistics import FeatureStatistics, StatisticsFile, frechet_distance, read_statistics
 from noising.plots.samples import neighbour_rows
@@ -27,8 +27,8 @@ __all__ = [
     "ClassifierDistance",
     "DINOv2Distance",
     "InceptionDistance",
-    "Likest",
-    "Protocol",
+    "NearestToTraining",
+    "QualityMetric",
     "SampleQuality",
     "measured",
 ]
@@ -39,7 +39,7 @@ MAX_SAMPLES = 10_000_000
 """Samples: the features of all lie in memory."""
 
 
-class Protocol(ABC):
+class QualityMetric(ABC):
     """What of a metric is chosen before any sample is drawn.
 
     Args:
@@ -101,7 +101,7 @@ class Protocol(ABC):
         return {}
 
 
-class ClassifierDistance(Protocol):
+class ClassifierDistance(QualityMetric):
     """FD: the Fréchet distance in the features of a small classifier fitted to the data set's own labels."""
 
     distance, kernel_distance = "fd", "kd"
@@ -115,7 +115,7 @@ class ClassifierDistance(Protocol):
         return {"class_accuracy": float((logits.argmax(1).cpu() == asked.cpu()).double().mean())}
 
 
-class InceptionDistance(Protocol):
+class InceptionDistance(QualityMetric):
     """FID, KID and the Inception score: the 2015 Inception network's. Heusel et al. (2017)."""
 
     distance, kernel_distance = "fid", "kid"
@@ -139,7 +139,7 @@ class InceptionDistance(Protocol):
         self.layer = layer
 
     def extractor(self, data: ImageData) -> FeatureExtractor:
-        with blaming("metrics"):
+        with config_errors("metrics"):
             three_channels(data.train.pixels[:1])
             return Inception(self.inception_weights, self.layer)
 
@@ -147,7 +147,7 @@ class InceptionDistance(Protocol):
         return {} if logits is None else {"inception_score": inception_score(logits)}
 
 
-class DINOv2Distance(Protocol):
+class DINOv2Distance(QualityMetric):
     """FD-DINOv2: the Fréchet distance in the features of DINOv2 ViT-L/14. Stein et al. (2023)."""
 
     distance, kernel_distance = "fd_dinov2", "kd_dinov2"
@@ -171,7 +171,7 @@ class DINOv2Distance(Protocol):
         self.dinov2_repo = dinov2_repo
 
     def extractor(self, data: ImageData) -> FeatureExtractor:
-        with blaming("metrics"):
+        with config_errors("metrics"):
             three_channels(data.train.pixels[:1])
             return DINOv2(self.dinov2_weights, self.dinov2_repo)
 
@@ -181,7 +181,7 @@ MAX_DEFAULT_SAMPLES = 2000
 LIBRARIES = ("torch", "torch-fidelity", "numpy")
 
 
-class Likest(NamedTuple):
+class NearestToTraining(NamedTuple):
     """The samples that are most like a training image, and the training images nearest to each."""
 
     samples: Tensor  # (rows,) int64, among the samples
@@ -197,7 +197,11 @@ class SampleQuality:
     """
 
     def __init__(
-        self, protocol: Protocol, data: ImageData, references: References | None = None, option: str = "metrics.n"
+        self,
+        protocol: QualityMetric,
+        data: ImageData,
+        references: ReferenceFeatures | None = None,
+        option: str = "metrics.n",
     ) -> None:
         """Makes the extractor and the real images' features, or finds them in the cache, or in references.
 
@@ -208,7 +212,7 @@ class SampleQuality:
         """
         self.protocol = protocol
         self.data = data
-        self.references = references or References(data, protocol.extractor(data), protocol.batch)
+        self.references = references or ReferenceFeatures(data, protocol.extractor(data), protocol.batch)
         splits = [getattr(data, split).pixels for split in {protocol.split, "test"}]
         self.count = protocol.n or min(*map(len, splits), MAX_DEFAULT_SAMPLES)
         extractor = self.references.extractor
@@ -225,7 +229,7 @@ class SampleQuality:
         path, extractor = self.protocol.reference, self.references.extractor
         if path is None:
             return None
-        with blaming(f"metrics.reference={path}"):
+        with config_errors(f"metrics.reference={path}"):
             found = read_statistics(path)
             if found.statistics.dims != extractor.dims:
                 raise ValueError(
@@ -322,12 +326,12 @@ class SampleQuality:
             **self.protocol.scores(self.references.extractor.class_logits(features), asked),
         }
 
-    def likest(self, features: Tensor, rows: int = 8) -> Likest:
+    def likest(self, features: Tensor, rows: int = 8) -> NearestToTraining:
         """The samples that are nearest to a training image, by how far that one is from the others of its kind."""
         found = nearest(features, self._training.features, self.protocol.neighbours)
         nearness = found.distance[:, 0] / self._training_radii[found.indices[:, 0]]
         first = nearness.argsort()[:rows]
-        return Likest(first, self._training.images[found.indices[first]], nearness[first])
+        return NearestToTraining(first, self._training.images[found.indices[first]], nearness[first])
 
     def draw_likest(self, file: Path, features: Tensor, pixels: Tensor) -> None:
         """The picture of it. pixels: (N, C, H, W) uint8 grey levels of the samples."""

@@ -27,7 +27,7 @@ from noising.metrics.extractors import FeatureExtractor, extract
 from noising.metrics.statistics import FeatureStatistics
 from noising.runs.folder import replacing
 
-__all__ = ["Reference", "References", "digest", "fitted_classifier", "kept"]
+__all__ = ["Reference", "ReferenceFeatures", "cached", "digest", "fitted_classifier"]
 
 
 class Reference(NamedTuple):
@@ -39,7 +39,7 @@ class Reference(NamedTuple):
     card: dict[str, Any]
 
 
-class References:
+class ReferenceFeatures:
     """Real images of one data set, as one extractor sees them."""
 
     def __init__(self, data: ImageData, extractor: FeatureExtractor, batch: int) -> None:
@@ -104,7 +104,7 @@ class References:
                 mean, covariance, features = (torch.from_numpy(fields[name]) for name in ("mu", "sigma", "features"))
             return Reference(features, FeatureStatistics.of(mean, covariance, len(features)), chosen, card)
 
-        return kept(f"reference-{key}.npz", write, read)
+        return cached(f"reference-{key}.npz", write, read)
 
 
 def fitted_classifier(data: ImageData) -> Classifier:
@@ -130,13 +130,13 @@ def fitted_classifier(data: ImageData) -> Classifier:
         fitted.load_state_dict(torch.load(file, weights_only=True))
         return fitted.eval().requires_grad_(False)
 
-    return kept(f"classifier-{key}.pt", write, read)
+    return cached(f"classifier-{key}.pt", write, read)
 
 
 Kept = TypeVar("Kept")
 
 
-def kept(name: str, write: Callable[[IO[bytes]], None], read: Callable[[Path], Kept]) -> Kept:
+def cached(name: str, write: Callable[[IO[bytes]], None], read: Callable[[Path], Kept]) -> Kept:
     """What a file of the cache holds; where it is not there, or damaged, it is made again.
 
     Raises ConfigError if it cannot be written.

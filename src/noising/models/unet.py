@@ -16,7 +16,7 @@ from noising.models.blocks import Attention, Downsample, NoiseEmbedding, Residua
 __all__ = ["UNet"]
 
 
-MOST_WIDTH, MOST_BLOCKS = 2**16, 1000
+MAX_WIDTH, MAX_BLOCKS = 2**16, 1000
 """Beyond, a network would fill any memory, or be in the making for hours."""
 
 
@@ -155,7 +155,7 @@ def _check_numbers(
     for name, number in positive.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
-    for name, most in (("width", MOST_WIDTH), ("blocks", MOST_BLOCKS)):
+    for name, most in (("width", MAX_WIDTH), ("blocks", MAX_BLOCKS)):
         if positive[name] > most:
             raise ValueError(f"{name} must be at most {most}, got {positive[name]}")
     if classes < 0:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.oracles.oracle import Oracle
 
 __all__ = ["Empirical"]
@@ -33,7 +33,7 @@ class Empirical(Oracle):
     def clean(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
         # in float64: at little noise the exponents are large and their differences small
         rows, seen = self.images.to(x_t.device).double().flatten(1), x_t.double()
-        alpha, sigma = like(level.alpha, seen), like(level.sigma, seen)
+        alpha, sigma = cast_to(level.alpha, seen), cast_to(level.sigma, seen)
         # ‖x_t − α x_n‖² without ‖x_t‖², which all n share
         fit = (alpha / sigma**2 * seen).flatten(1) @ rows.T
         size = (0.5 * (alpha / sigma) ** 2).reshape(-1, 1) * rows.square().sum(1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser
-from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.diffusion.noise_labels import LogSNR
 from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
@@ -52,9 +52,9 @@ class OracleModel(nn.Module):
         log_snr = noise_label.double().cpu().reshape(-1, 1, 1, 1)
         untold = torch.full_like(log_snr, math.nan)  # to find the time would cost more than all the rest
         level = NoiseLevel(untold, log_snr, *self.schedule.scales(log_snr))
-        x_t = x / like(self.parameterization.input_scale(level), x)
+        x_t = x / cast_to(self.parameterization.input_scale(level), x)
         clean = self.oracle.clean(x_t, level)
-        noise = (x_t - like(level.alpha, x) * clean) / like(level.sigma, x)
+        noise = (x_t - cast_to(level.alpha, x) * clean) / cast_to(level.sigma, x)
         return self.parameterization.target(clean, noise, level)
 
 

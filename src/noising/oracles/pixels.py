@@ -17,7 +17,7 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.oracles.oracle import Oracle
 
 __all__ = ["PixelMixture", "gaussian", "grey_levels"]
@@ -55,7 +55,9 @@ class PixelMixture(Oracle):
         return sum(entropies) / len(entropies)
 
     def clean(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        seen, alpha, sigma = (v.double()[..., None] for v in (x_t, like(level.alpha, x_t), like(level.sigma, x_t)))
+        seen, alpha, sigma = (
+            v.double()[..., None] for v in (x_t, cast_to(level.alpha, x_t), cast_to(level.sigma, x_t))
+        )
         weights, means, stds = (v.to(x_t.device) for v in (self.weights, self.means, self.stds))
         variance = alpha * alpha * stds * stds + sigma * sigma
         off = seen - alpha * means

@@ -13,7 +13,7 @@ from noising.plots.grids import save_figure
 __all__ = ["learning_curves"]
 
 
-FEW = 5
+MIN_POINTS = 5
 """Points of which a thin line shows too little."""
 
 
@@ -40,7 +40,14 @@ def learning_curves(
     for quarter in range(1, 5):
         label = f"t in ({(quarter - 1) / 4:g}, {quarter / 4:g}]"
         steps, losses = curve(f"train/loss_q{quarter}")
-        loss.plot(steps, losses, linewidth=0.8, alpha=0.9, label=label, marker="o" if len(steps) < FEW else "")
+        loss.plot(
+            steps,
+            losses,
+            linewidth=0.8,
+            alpha=0.9,
+            label=label,
+            marker="o" if len(steps) < MIN_POINTS else "",
+        )
     loss.set(yscale="log", xlabel="optimizer step", ylabel="training loss")
     bound.plot(*curve("val/bound"), marker="o", color="tab:blue", label="validation, EMA weights")
     for (name, bits), style in zip(baselines.items(), ("--", ":"), strict=False):

@@ -68,7 +68,7 @@ class Run:
         _write(self.environment_file, _json(environment()))
         _write(self.summary_file, _json({**summary, "status": "running"}))
 
-    def record(self, metrics: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]] | None = None) -> None:
+    def write(self, metrics: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Merges metrics ("split/name": number) into the summary, and cards saying how they were measured."""
         summary = self.summary
         reserved = sorted({"status", "cards"} & set(metrics))

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from noising.errors import ConfigError, UsageError
 from noising.runs.folder import Run
 
-__all__ = ["Preempted", "recording"]
+__all__ = ["Preempted", "run_status"]
 
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def _alone(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def recording(
+def run_status(
     run: Run, config: Any, writes: bool = True, at_end: Callable[[bool], None] = lambda failed: None
 ) -> Iterator[None]:
     """Within it the run is "running"; afterwards finished, interrupted (Ctrl-C, SIGTERM, SIGUSR1) or failed.

@@ -128,11 +128,11 @@ class LastCheckpoint(Checkpoint):
         path: str | Path,
         every: int,
         keep: int = 1,
-        record: Callable[[dict[str, float]], None] | None = None,
+        write: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
         """keep: so many of the newest are on the disk; those before the last as step_NNNNNN.ckpt beside it.
 
-        record: is told at the end how many seconds the training has waited for checkpoints.
+        write: is told at the end how many seconds the training has waited for checkpoints.
         """
         if every < 1:
             raise ValueError(f"every must be at least 1 (optimizer steps between checkpoints), got {every}")
@@ -141,7 +141,7 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(path)
         self.every = every
         self.keep = keep
-        self.record = record
+        self.write = write
         self._seconds = 0.0
         self._whole = True  # every hook of the newest step has run, its validation too; and the next changed no weight
         self._saved = 0  # the step that was written last, or that training started from
@@ -175,8 +175,8 @@ class LastCheckpoint(Checkpoint):
         """Raises ConfigError on every rank if the trained weights cannot be written."""
         # even if this step was written: what is fitted to the trained weights has come since
         self.save(trainer, again=True)
-        if self.record is not None and trainer.is_global_zero:
-            self.record({"train/checkpoint_seconds": self._seconds})
+        if self.write is not None and trainer.is_global_zero:
+            self.write({"train/checkpoint_seconds": self._seconds})
         failure = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failure", None))
         if failure:
             raise ConfigError(f"{failure}: make room and go on with {Run(self.path.parent.parent).resuming}")
@@ -261,4 +261,4 @@ def _trial(trainer: Trainer) -> bool:
 
 def checkpoint_callbacks(run: Run, every: int, keep: int = 1) -> tuple[BestCheckpoint, LastCheckpoint]:
     """best.ckpt by the validation bound, and last.ckpt every `every` optimizer steps."""
-    return BestCheckpoint(run.best_checkpoint), LastCheckpoint(run.last_checkpoint, every, keep, run.record)
+    return BestCheckpoint(run.best_checkpoint), LastCheckpoint(run.last_checkpoint, every, keep, run.write)

@@ -20,9 +20,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from noising.data.image_data import ImageData
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.objectives import Objective
-from noising.diffusion.times import Draw, TimeSampler
+from noising.diffusion.times import BatchSlot, TimeSampler
 from noising.randomness import generator, normal, seed_global_generators
-from noising.training.safety.divergence import DivergenceError, LossWatch, Seen
+from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, StepLog
 from noising.training.validation import BoundEvaluation
 
 __all__ = ["DiffusionModule"]
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 QUARTILES = 4
-MOST_SKIPPED = 20
+MAX_SKIPPED = 20
 """Steps in a row that may be left out."""
 
 
@@ -75,7 +75,7 @@ class DiffusionModule(LightningModule):
         self.label_dropout = label_dropout
         self.skip_nonfinite_steps = skip_nonfinite_steps
         self.skipped_steps = self._skipped_in_a_row = 0
-        self.watch = LossWatch()
+        self.watch = NonFiniteGuard()
         self.restored_step = 0
         # Loss sums and counts by quartile of t since they were last logged. Kept on the device, so that no step waits
         # for a number; no buffer, since DDP would overwrite each rank's with rank 0's.
@@ -135,9 +135,9 @@ class DiffusionModule(LightningModule):
         self.skipped_steps += 1
         log.warning("step %d is left out: its gradient is not finite; %d so far", self.global_step, self.skipped_steps)
         self._skipped_in_a_row += 1
-        if self._skipped_in_a_row == MOST_SKIPPED:
+        if self._skipped_in_a_row == MAX_SKIPPED:
             raise DivergenceError(
-                f"diverged: the gradients of the {MOST_SKIPPED} steps up to {self.global_step} were not finite, and "
+                f"diverged: the gradients of the {MAX_SKIPPED} steps up to {self.global_step} were not finite, and "
                 "leaving out more will not mend the weights"
             )
 
@@ -150,7 +150,7 @@ class DiffusionModule(LightningModule):
             self.trainer.accumulate_grad_batches,
         )
         step, micro = self.global_step, batch_idx % accumulate
-        draw = Draw(
+        draw = BatchSlot(
             generator(self.seed, "times", step),
             start=(micro * world + rank) * len(x),
             size=len(x),
@@ -164,7 +164,7 @@ class DiffusionModule(LightningModule):
         if self.times.learns:  # from all ranks, so that all go on drawing from one distribution
             seen: Tensor = self.all_gather(torch.stack([t.to(loss), loss.detach()]))  # type: ignore[assignment]
             self.times.observe(*self._usable(seen.reshape(-1, 2, len(t)).transpose(0, 1).flatten(1)))
-        self.watch.note(Seen(step, t, batch["index"], loss.detach()))
+        self.watch.note(StepLog(step, t, batch["index"], loss.detach()))
         self._note(t, loss.detach())
         return (weight.to(loss, non_blocking=True) * loss).mean()
 

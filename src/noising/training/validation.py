@@ -20,7 +20,7 @@ from noising.diffusion.likelihood.estimators import BoundEstimator, BoundPlan, I
 from noising.diffusion.likelihood.meter import BoundMeter
 from noising.diffusion.likelihood.terms import ModelTerms
 from noising.diffusion.transitions import Chain
-from noising.errors import blaming
+from noising.errors import config_errors
 
 __all__ = ["BoundEvaluation"]
 
@@ -64,7 +64,7 @@ class BoundEvaluation:
         self.chain = Chain.uniform(denoiser.schedule, self.timesteps)
         self.terms = ModelTerms(denoiser, self.chain, self.decoder, self.estimator.clip)
         self._images = ImageSet(count, fetch, self.split, _SEED)
-        with _outside_autocast(), blaming("bound"):
+        with _outside_autocast(), config_errors("bound"):
             self.plan: BoundPlan = self.estimator.plan(self.terms, self._images, share)
         self.meter = BoundMeter(self.plan, self.timesteps)
         self._at_once = 1

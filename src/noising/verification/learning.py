@@ -12,7 +12,7 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.noise_labels import LogSNR, NoiseLabel
 from noising.diffusion.recipe import Recipe
 from noising.diffusion.schedules import Schedule
-from noising.diffusion.times import Draw, TimeSampler
+from noising.diffusion.times import BatchSlot, TimeSampler
 from noising.diffusion.variances import FixedSmall
 from noising.oracles.oracle import OracleModel, oracle_denoiser
 from noising.oracles.pixels import gaussian, grey_levels
@@ -89,7 +89,7 @@ def _objective(recipe: Recipe, timesteps: int) -> Identity:
 
 def _times(times: TimeSampler, schedule: Schedule, timesteps: int) -> Iterator[Identity]:
     total = 2**16
-    t, weight = times.sample(Draw(generator(0, "verify"), 0, total, total), schedule)
+    t, weight = times.sample(BatchSlot(generator(0, "verify"), 0, total, total), schedule)
     yield Identity("times", "draws outside (0, 1]", 0, count(~((t > 0) & (t <= 1))), 0)
     grid = (torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16
     density = times.density(grid, schedule)

@@ -23,9 +23,9 @@ from torch import Tensor
 from noising.diffusion.likelihood.estimators import (
     BoundEstimator,
     BoundPlan,
+    DrawIndex,
     ImageSet,
     ImageSpread,
-    Places,
     Stratified,
     evaluate,
 )
@@ -37,7 +37,7 @@ __all__ = ["Adaptive", "AdaptivePlan", "Pilot"]
 
 DEFENSIVE = 0.05
 """The share of the draws that is spread over the strata evenly, should the pilot have seen too little of one."""
-MOST = 100
+MAX_FULL_SUMS = 100
 """Times the evaluations of the full sum that are still made; beyond that the error asked for is a mistake."""
 SMALLEST_SHARE = 4
 """Draws a stratum, on average, that a replicate has at least: with fewer, whole draws are too coarse for the shares."""
@@ -129,7 +129,7 @@ class AdaptivePlan(BoundPlan):
         self.replicates = replicates
         self.draws = draws_needed(pilot, stderr * pilot.dims * math.log(2), replicates, images.size)
         full = images.size * int(pilot.edges[-1] - 1)
-        if replicates * self.draws > MOST * full:
+        if replicates * self.draws > MAX_FULL_SUMS * full:
             raise ValueError(
                 f"stderr={stderr:g} would take {replicates * self.draws:.2g} network evaluations, where all terms of "
                 f"all images take {full:.2g}: ask for a larger one"
@@ -150,12 +150,12 @@ class AdaptivePlan(BoundPlan):
         self._steps = steps[by_index]
         self._weights = images.size * weights[by_index]
 
-    def places(self, index: Tensor, streams: Streams) -> Places:
+    def places(self, index: Tensor, streams: Streams) -> DrawIndex:
         first, last = (self._first[index.numpy() + side] for side in (0, 1))
         rows = np.repeat(np.arange(len(index)), last - first)
         drawn = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)]).astype(int)
         chosen = (table[drawn] for table in (self._replicates, self._steps, self._weights))
-        return Places(torch.from_numpy(rows), *(torch.from_numpy(values) for values in chosen))
+        return DrawIndex(torch.from_numpy(rows), *(torch.from_numpy(values) for values in chosen))
 
 
 def draws_needed(pilot: Pilot, stderr: float, replicates: int, images: int) -> int:
@@ -175,8 +175,8 @@ def draws_needed(pilot: Pilot, stderr: float, replicates: int, images: int) -> i
 
 def _std_about_line(values: Tensor, steps: Tensor) -> Tensor:
     """(n, K) both -> (K,): about the line through each stratum's terms, whose slope a systematic sample follows."""
-    off, along = values - values.mean(0), steps - steps.mean(0)
-    explained = (off * along).sum(0) ** 2 / (along**2).sum(0).clamp(min=1e-9)
+    off, prepare = values - values.mean(0), steps - steps.mean(0)
+    explained = (off * prepare).sum(0) ** 2 / (prepare**2).sum(0).clamp(min=1e-9)
     return (((off**2).sum(0) - explained).clamp(min=0) / max(len(values) - 2, 1)).sqrt()
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.gaussian import Gaussian, per_image
-from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.levels import NoiseLevel, cast_to
 
 __all__ = ["Decoder", "DiscretizedGaussian", "PlainGaussian", "SoftmaxGaussian", "TanhDiscretizedGaussian"]
 
@@ -81,8 +81,8 @@ class SoftmaxGaussian(Decoder):
 
     def log_prob(self, x: Tensor, reverse: Gaussian, x_1: Tensor, level: NoiseLevel) -> Tensor:
         precise = _precise(x)
-        seen, alpha = x_1.to(precise), like(level.alpha, x_1.to(precise))
-        rate = like(level.sigma**-2, seen)
+        seen, alpha = x_1.to(precise), cast_to(level.alpha, x_1.to(precise))
+        rate = cast_to(level.sigma**-2, seen)
 
         def log_density(value: Tensor | float) -> Tensor:
             return -0.5 * (seen - alpha * value) ** 2 * rate
@@ -116,7 +116,7 @@ def _bin_edges(x: Tensor, reverse: Gaussian, levels: int) -> tuple[Tensor, Tenso
     """A pixel's bin in standard deviations from the mean, lower and upper edge, and the number of its grey level."""
     precise = _precise(x)
     centred = x.to(precise) - reverse.mean.to(precise)
-    rate = like((-reverse.log_variance / 2).exp(), centred)
+    rate = cast_to((-reverse.log_variance / 2).exp(), centred)
     half_bin = 1 / (levels - 1)
     # the nearest level decides which bins are the outer ones: x itself may be off by a rounding
     grey = ((x + 1) / 2 * (levels - 1)).round()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser
-from noising.diffusion.levels import like
+from noising.diffusion.levels import cast_to
 from noising.diffusion.likelihood.divergences import Divergence
 from noising.diffusion.likelihood.flow import flow_log_prob
 from noising.diffusion.likelihood.solvers import Solver
@@ -94,8 +94,8 @@ class FlowLikelihood:
         dims, bits, evaluations = x[0].numel(), [], 0
         for _ in range(self.replicates):
             image = dequantize(x, torch.from_numpy(places.uniform(x.shape[1:])), levels)
-            trace = self.divergence.along(x, probes)
-            x_t = like(alpha, x) * image
+            trace = self.divergence.prepare(x, probes)
+            x_t = cast_to(alpha, x) * image
             found = flow_log_prob(denoiser, x_t, self.start_time, self.solver, trace, self.clip, class_label)
             bits.append(bits_per_dim(found.log_prob + dims * math.log(float(alpha)), dims, levels))
             evaluations += found.evaluations

@@ -52,7 +52,7 @@ class Divergence(ABC):
     """How ∇·v is found along a flow."""
 
     @abstractmethod
-    def along(self, x: Tensor, streams: Streams) -> Trace:
+    def prepare(self, x: Tensor, streams: Streams) -> Trace:
         """For one flow of images like x (B, C, H, W); what is drawn is drawn here, from one stream an image."""
 
     @abstractmethod
@@ -63,7 +63,7 @@ class Divergence(ABC):
 class Exact(Divergence):
     """The trace itself, D backward passes an evaluation: for few pixels."""
 
-    def along(self, x: Tensor, streams: Streams) -> Trace:
+    def prepare(self, x: Tensor, streams: Streams) -> Trace:
         return exact_trace
 
     def backward_passes(self, dims: int) -> int:
@@ -77,7 +77,7 @@ class Hutchinson(Divergence, ABC):
     def probe(self, x: Tensor, streams: Streams) -> Tensor:
         """e, in x's shape and type: independent, of mean 0 and variance 1."""
 
-    def along(self, x: Tensor, streams: Streams) -> Trace:
+    def prepare(self, x: Tensor, streams: Streams) -> Trace:
         return probed_trace(self.probe(x, streams))
 
     def backward_passes(self, dims: int) -> int:

@@ -21,10 +21,10 @@ __all__ = [
     "BoundDraws",
     "BoundEstimator",
     "BoundPlan",
+    "DrawIndex",
     "Exact",
     "ImageSet",
     "ImageSpread",
-    "Places",
     "StrataPlan",
     "Stratified",
     "evaluate",
@@ -43,7 +43,7 @@ class ImageSet(NamedTuple):
     seed: int = 0
 
 
-class Places(NamedTuple):
+class DrawIndex(NamedTuple):
     """Where the draws of some images lie, each (E,), on the host."""
 
     row: Tensor
@@ -62,7 +62,7 @@ class BoundDraws(NamedTuple):
     """L_T, exact, (B,)."""
     floor: Tensor
     """The least L_0 possible, (B,)."""
-    places: Places
+    places: DrawIndex
     nats: Tensor
     """L_t at each place, (E,)."""
     error: Tensor
@@ -101,7 +101,7 @@ class BoundPlan(ABC):
     """How far images lie apart, if planning told."""
 
     @abstractmethod
-    def places(self, index: Tensor, streams: Streams) -> Places:
+    def places(self, index: Tensor, streams: Streams) -> DrawIndex:
         """The draws of the images of these global indices (B,); streams: theirs, for what is not planned yet."""
 
 
@@ -162,14 +162,14 @@ class StrataPlan(BoundPlan):
         self.replicates = replicates
         self.evaluations = images * replicates * (len(edges) - 1)
 
-    def places(self, index: Tensor, streams: Streams) -> Places:
+    def places(self, index: Tensor, streams: Streams) -> DrawIndex:
         widths = self.edges.diff()
         shape = (len(index), self.replicates, len(widths))
         drawn = self.edges[:-1] + (torch.from_numpy(streams.uniform(shape[1:])) * widths).long()
         rows = torch.arange(shape[0])[:, None, None].expand(shape)
         replicate = torch.arange(shape[1])[:, None].expand(shape)
         weight = widths.double().expand(shape)
-        return Places(rows.flatten(), replicate.flatten(), drawn.flatten(), weight.flatten())
+        return DrawIndex(rows.flatten(), replicate.flatten(), drawn.flatten(), weight.flatten())
 
 
 class Exact(BoundEstimator):

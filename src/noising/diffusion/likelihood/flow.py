@@ -22,7 +22,7 @@ from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.gaussian import Gaussian
-from noising.diffusion.levels import NoiseLevel, like
+from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.diffusion.likelihood.divergences import Trace
 from noising.diffusion.likelihood.solvers import Solver
 
@@ -61,7 +61,7 @@ def flow_log_prob(
         level = schedule(torch.ones((), dtype=torch.float64)) if angle >= last else _level(denoiser, angle)
 
         def velocity(z: Tensor) -> Tensor:
-            x_t = z * like(torch.hypot(level.alpha, level.sigma), z)
+            x_t = z * cast_to(torch.hypot(level.alpha, level.sigma), z)
             prediction = denoiser.at(x_t, level, clip, class_label)
             return math.cos(angle) * prediction.noise - math.sin(angle) * prediction.x
 

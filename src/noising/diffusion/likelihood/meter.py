@@ -27,7 +27,7 @@ __all__ = ["BoundCurve", "BoundMeter", "measure"]
 
 BINS = 120
 """Of the steps, for the curves."""
-FEWEST = 64
+MIN_DRAWS = 64
 """Draws in a bin that is shown: neighbours are joined until they have so many."""
 Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
@@ -152,10 +152,10 @@ class BoundMeter:
         waiting = torch.zeros(4, dtype=torch.float64)
         for right, sums in zip(self._edges[2:].tolist(), self._bins[:, 1:].T, strict=True):
             waiting = waiting + sums
-            if waiting[0] >= FEWEST:
+            if waiting[0] >= MIN_DRAWS:
                 edges, bins, waiting = [*edges, right], [*bins, waiting], torch.zeros_like(waiting)
         if edges[-1] <= self.timesteps:  # what is left goes to the last one
-            if len(bins) > 1 and waiting[0] < FEWEST:
+            if len(bins) > 1 and waiting[0] < MIN_DRAWS:
                 edges[-1], bins[-1] = self.timesteps + 1, bins[-1] + waiting
             else:
                 edges, bins = [*edges, self.timesteps + 1], [*bins, waiting]

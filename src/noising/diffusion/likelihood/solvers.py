@@ -63,7 +63,7 @@ def even_in_log_snr(start: float, end: float, steps: int) -> list[float]:
     return [start, *np.arctan(np.exp(inside)).tolist(), end]
 
 
-MOST_STEPS = 1_000_000
+MAX_STEPS = 1_000_000
 
 
 class RungeKutta4(Solver):
@@ -76,8 +76,8 @@ class RungeKutta4(Solver):
         """steps: of four evaluations each; spacing: (start, end, steps) -> the steps + 1 angles between them."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        if steps > MOST_STEPS:
-            raise ValueError(f"steps must be at most {MOST_STEPS}, got {steps}")
+        if steps > MAX_STEPS:
+            raise ValueError(f"steps must be at most {MAX_STEPS}, got {steps}")
         self.steps = steps
         self.spacing = spacing
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser, Prediction
 from noising.diffusion.gaussian import Gaussian
-from noising.diffusion.levels import like
+from noising.diffusion.levels import cast_to
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import ReverseVariance
@@ -65,7 +65,7 @@ class Bound(NamedTuple):
 def prior_term(chain: Chain, x: Tensor) -> Tensor:
     """L_T = KL(q(x_T | x_0) ‖ N(0, prior_std²)): (B,) nats. x: (B, C, H, W)."""
     level = chain.level(len(chain))
-    end = Gaussian(like(level.alpha, x) * x, 2 * level.sigma.log())
+    end = Gaussian(cast_to(level.alpha, x) * x, 2 * level.sigma.log())
     log_prior_variance = torch.full_like(level.sigma, 2 * math.log(chain.schedule.prior_std))
     return end.kl(Gaussian(torch.zeros_like(x), log_prior_variance))
 

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from noising.diffusion.drawing import asked_classes, draw_images
+from noising.diffusion.drawing import class_labels_for, draw_images
 from noising.diffusion.samplers import Sampler
 from noising.metrics.quality import SampleQuality, measured
 from noising.runs.folder import Run
@@ -27,7 +27,7 @@ __all__ = ["QualityCheck"]
 log = logging.getLogger(__name__)
 
 
-MOST_EPOCHS = 10**9
+MAX_EPOCHS = 10**9
 
 
 class QualityCheck(Callback):
@@ -60,8 +60,8 @@ class QualityCheck(Callback):
         """
         if every_n_steps < 0 or every_n_epochs < 0 or (every_n_steps and every_n_epochs):
             raise ValueError("one of every_n_steps and every_n_epochs can be positive, and neither negative")
-        if every_n_epochs > MOST_EPOCHS:
-            raise ValueError(f"every_n_epochs must be at most {MOST_EPOCHS}, got {every_n_epochs}; 0 for no checks")
+        if every_n_epochs > MAX_EPOCHS:
+            raise ValueError(f"every_n_epochs must be at most {MAX_EPOCHS}, got {every_n_epochs}; 0 for no checks")
         if keep_best and not (every_n_steps or every_n_epochs):
             raise ValueError("keep_best=true needs checks to choose from: set every_n_steps or every_n_epochs")
         if batch_size < 1:
@@ -111,7 +111,7 @@ class QualityCheck(Callback):
             card = {**self._card(pl_module), **self.quality.card}
             cards = {f"test/{name}": card for name in measured(numbers)}
             numbers |= {"quality_seconds": self.seconds, "quality_share": self._share}
-            self.run.record({f"test/{name}": value for name, value in numbers.items()}, cards)
+            self.run.write({f"test/{name}": value for name, value in numbers.items()}, cards)
             self.quality.draw_likest(self.run.neighbours_image, *likest)
             log_image(trainer.loggers, "neighbours", self.run.neighbours_image, pl_module.trained_steps)
         if torch.distributed.is_initialized():
@@ -135,7 +135,7 @@ class QualityCheck(Callback):
             if lost:
                 log.warning("samples are not measured: %d of %d are not finite", lost, len(features))
             elif trainer.is_global_zero:
-                numbers = quality.measure(features, asked_classes(range(quality.total), self.classes))
+                numbers = quality.measure(features, class_labels_for(range(quality.total), self.classes))
         self.seconds += time.monotonic() - began
         return numbers, (features, pixels)
 
@@ -156,7 +156,7 @@ class QualityCheck(Callback):
             batch = range(first, min(first + size, quality.total))
             if not batch:
                 continue
-            asked = asked_classes(batch, self.classes, device=device)
+            asked = class_labels_for(batch, self.classes, device=device)
             drawn = draw_images(pl_module.denoiser, self.sampler, shape, self.seed, batch, asked)
             grey = data.unscale(drawn)
             seen = references.features(grey)

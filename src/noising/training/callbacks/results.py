@@ -31,7 +31,7 @@ from noising.training.loggers import CSVMetrics, log_image, log_table
 from noising.training.module import DiffusionModule
 from noising.training.safety.divergence import DivergenceError
 
-__all__ = ["Record"]
+__all__ = ["ResultsCallback"]
 
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def _made_with(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-class Record(Callback):
+class ResultsCallback(Callback):
     """After the test: summary.json, bound_by_step.csv, and the figures of the bound and of the training."""
 
     def __init__(
@@ -120,10 +120,10 @@ class Record(Callback):
         """What the progress bar measured, and the steps that were left out."""
         assert isinstance(pl_module, DiffusionModule)
         if trainer.is_global_zero and pl_module.skip_nonfinite_steps:
-            self.run.record({"train/skipped_steps": pl_module.skipped_steps})
+            self.run.write({"train/skipped_steps": pl_module.skipped_steps})
         rate = getattr(trainer.progress_bar_callback, "images_per_second", float("nan"))
         if trainer.is_global_zero and rate == rate:
-            self.run.record({"train/images_per_second": rate})
+            self.run.write({"train/images_per_second": rate})
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the bound of the split down, once the module has summed it over ranks.
@@ -155,7 +155,7 @@ class Record(Callback):
             "step": pl_module.trained_steps,
             **(self.source or {}),
         }
-        self.run.record(numbers, {f"{split}/bound": card})
+        self.run.write(numbers, {f"{split}/bound": card})
         curve = evaluation.meter.curve()
         write_bins(self.run.bound_by_step, step_bins(curve, evaluation.chain, split, numbers[f"{split}/prior"]))
         self._draw_bound(trainer, pl_module)

@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from noising.data.image_data import ImageData
-from noising.diffusion.drawing import PathFrames, asked_classes, draw_images
+from noising.diffusion.drawing import PathFrames, class_labels_for, draw_images
 from noising.diffusion.samplers import PathPoint, Sampler
 from noising.plots.grids import sample_grid, save_animation, save_png, side_by_side
 from noising.runs.folder import Run
@@ -22,7 +22,7 @@ __all__ = ["SampleGrid"]
 
 
 PATH_IMAGES = 16
-MOST_IMAGES = 10_000
+MAX_IMAGES = 10_000
 
 
 class SampleGrid(Callback):
@@ -44,8 +44,8 @@ class SampleGrid(Callback):
             raise ValueError(f"every_n_steps must not be negative, got {every_n_steps}")
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
-        if count > MOST_IMAGES:
-            raise ValueError(f"count must be at most {MOST_IMAGES}, images of one picture, got {count}")
+        if count > MAX_IMAGES:
+            raise ValueError(f"count must be at most {MAX_IMAGES}, images of one picture, got {count}")
         self.run, self.data, self.sampler, self.ema, self.seed = run, data, sampler, ema, seed
         self.every_n_steps = every_n_steps
         self.count = count
@@ -71,7 +71,7 @@ class SampleGrid(Callback):
         self, pl_module: LightningModule, indices: range, watch: Callable[[int, PathPoint], None] | None = None
     ) -> Tensor:
         assert isinstance(pl_module, DiffusionModule)
-        asked = asked_classes(indices, self.classes, device=pl_module.device)
+        asked = class_labels_for(indices, self.classes, device=pl_module.device)
         return draw_images(pl_module.denoiser, self.sampler, self._shape, self.seed, indices, asked, watch)
 
     def on_train_batch_end(

@@ -17,7 +17,7 @@ from torch import Tensor
 from noising.diffusion.schedules import Schedule
 from noising.errors import UsageError
 
-__all__ = ["DivergenceError", "LossWatch", "Seen"]
+__all__ = ["DivergenceError", "NonFiniteGuard", "StepLog"]
 
 
 log = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 SPIKE = 5.0
 """Times the median of the steps since the last look, from which on a step's loss is a spike."""
-FEWEST = 10
+MIN_STEPS = 10
 """Steps that a median needs."""
 
 
@@ -35,7 +35,7 @@ class DivergenceError(UsageError):
     exit_code = 1
 
 
-class Seen(NamedTuple):
+class StepLog(NamedTuple):
     """One micro-batch of this rank, as trained on at an optimizer step."""
 
     step: int
@@ -44,15 +44,15 @@ class Seen(NamedTuple):
     loss: Tensor  # (B,), on the device
 
 
-class LossWatch:
+class NonFiniteGuard:
     """What was seen since the last look."""
 
     def __init__(self) -> None:
-        self._seen: list[Seen] = []
+        self._seen: list[StepLog] = []
         self._norms: list[tuple[int, Tensor]] = []
         self._diverged: DivergenceError | None = None
 
-    def note(self, seen: Seen) -> None:
+    def note(self, seen: StepLog) -> None:
         """Keep what a micro-batch saw."""
         self._seen.append(seen)
 
@@ -88,7 +88,7 @@ class LossWatch:
         _log_spike(seen, losses, schedule)
 
 
-def _first(bad: list[Seen], norms: list[int], schedule: Schedule) -> tuple[float, str]:
+def _first(bad: list[StepLog], norms: list[int], schedule: Schedule) -> tuple[float, str]:
     """The first step that had something not finite, and what; or infinity."""
     if bad and (not norms or bad[0].step <= norms[0]):
         one = bad[0]
@@ -104,8 +104,8 @@ def _first(bad: list[Seen], norms: list[int], schedule: Schedule) -> tuple[float
     return math.inf, ""
 
 
-def _log_spike(seen: list[Seen], losses: list[float], schedule: Schedule) -> None:
-    if len(losses) < FEWEST:
+def _log_spike(seen: list[StepLog], losses: list[float], schedule: Schedule) -> None:
+    if len(losses) < MIN_STEPS:
         return
     median = sorted(losses)[len(losses) // 2]
     highest = max(range(len(losses)), key=losses.__getitem__)
