@@ -1,6 +1,6 @@
 """python scripts/benchmark.py bound checkpoint=RUN: see --help."""
 
-from noising.cli.main import benchmark
+from noising.cli.main import main
 
 if __name__ == "__main__":
-    benchmark()
+    main("benchmark")

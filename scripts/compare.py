@@ -1,6 +1,6 @@
 """python scripts/compare.py A B: see --help."""
 
-from noising.cli.main import compare
+from noising.cli.main import main
 
 if __name__ == "__main__":
-    compare()
+    main("compare")

@@ -1,6 +1,6 @@
 """python scripts/evaluate.py checkpoint=RUN: see --help."""
 
-from noising.cli.main import evaluate
+from noising.cli.main import main
 
 if __name__ == "__main__":
-    evaluate()
+    main("evaluate")

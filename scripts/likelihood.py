@@ -1,6 +1,6 @@
 """python scripts/likelihood.py checkpoint=RUN: see --help."""
 
-from noising.cli.main import likelihood
+from noising.cli.main import main
 
 if __name__ == "__main__":
-    likelihood()
+    main("likelihood")

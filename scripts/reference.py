@@ -1,6 +1,6 @@
 """python scripts/reference.py data=NAME: see --help."""
 
-from noising.cli.main import reference
+from noising.cli.main import main
 
 if __name__ == "__main__":
-    reference()
+    main("reference")

@@ -1,6 +1,6 @@
 """python scripts/sample.py checkpoint=RUN: see --help."""
 
-from noising.cli.main import sample
+from noising.cli.main import main
 
 if __name__ == "__main__":
-    sample()
+    main("sample")

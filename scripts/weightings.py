@@ -1,6 +1,6 @@
 """python scripts/weightings.py [any overrides of train.py]: see --help."""
 
-from noising.cli.main import weightings
+from noising.cli.main import main
 
 if __name__ == "__main__":
-    weightings()
+    main("weightings")

@@ -11,7 +11,6 @@ import contextlib
 import io
 import logging
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -57,18 +56,16 @@ def run_command(name: str, folder: Path, *overrides: str) -> Outcome:
     from noising.cli import main as commands
 
     out, err = io.StringIO(), io.StringIO()
-    before, argv = Path.cwd(), sys.argv
+    before = Path.cwd()
     os.chdir(folder)
-    sys.argv = ["noising", *overrides]
     code: int | str | None = 0
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            commands.main(name)
+            commands.main(name, overrides)
     except SystemExit as end:
         code = end.code
     finally:
         os.chdir(before)
-        sys.argv = argv
     return Outcome(int(code or 0), out.getvalue(), err.getvalue())
 
 

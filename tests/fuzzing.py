@@ -25,8 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from noising import experiment as build
 from noising.cli import help as help_text
-from noising.cli.main import conf_dir
 from noising.cli.overrides import Composer, composer
+from noising.config.choices import conf_dir
 from noising.config.instantiate import make
 from noising.errors import UsageError
 from noising.experiment import require_compatible
@@ -109,7 +109,7 @@ class _CachingComposer(Composer):
 
     @classmethod
     def of(cls, composing: Composer) -> _CachingComposer:
-        return cls(composing._hydra, composing._config_name)
+        return cls(composing._config_name)
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -164,7 +164,7 @@ class Command:
 
 def command(name: str, start: Callable[[DictConfig], None]) -> Command:
     """The command of conf/NAME.yaml; start: its job, up to its work."""
-    help_text.register()
+    help_text.register_group_list()
     with composer(name, str(CONF), None) as composing:
         return Command(name, _CachingComposer.of(composing), start)
 

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from noising.cli.main import conf_dir, with_names
-from noising.cli.overrides import composer
+from noising.cli.main import with_names
+from noising.cli.overrides import composer, each_choice_once
+from noising.config.choices import conf_dir
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -54,9 +55,8 @@ def test_commands_compose(command: str) -> None:
     options = [option for option in overrides if option != "-m" and not option.startswith("resume")]
     options = with_names(Path(script).stem, options)
     with composer(Path(script).stem, str(conf_dir()), None) as composing:
-        config = composing.compose(options, multirun=sweeps)
-        if not sweeps:
-            composing.check(config, options)
+        for job in each_choice_once(composing.parse(options)) if sweeps else [options]:
+            composing.check(composing.compose(job), job)
 
 
 def test_oracle_of_the_page_knows_the_entropy() -> None:

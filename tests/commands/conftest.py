@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from noising.cli import main as commands
+from noising.cli.commands import COMMANDS, Command
+from noising.cli.main import main
 
 TOY = """
 import json
@@ -93,12 +94,12 @@ def run(toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytes
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(COMMANDS, "train", Command("toy_parts:job", "toy", "runs", "sweeps"))
 
     def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["train.py", *words])
         code = 0
         try:
-            commands.main("train", "toy_parts:job", conf=toy / "conf")
+            main("train", words, toy / "conf")
         except SystemExit as end:
             code = int(end.code or 0)
         return (code, *capfd.readouterr())

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,9 +20,7 @@ def test_runs_of_one_second_have_their_own_folders(run: Run, monkeypatch: pytest
     OmegaConf.register_new_resolver("noon", lambda: "12-00-00", replace=True)
     for expected in ("12-00-00", "12-00-00-2", "12-00-00-3"):
         config = OmegaConf.create({"hydra": {"run": {"dir": "runs/${noon:}"}}})
-        overrides, folder = folders.claim(config, ["seed=1"], multirun=False)
-        assert overrides == ["seed=1", f"hydra.run.dir='runs/{expected}'"]
-        assert folder == Path("runs", expected)
+        assert folders.claim(config.copy(), ["seed=1"], multirun=False) == Path("runs", expected)
 
 
 def test_folder_that_holds_a_run_is_not_written_over(run: Run) -> None:
@@ -53,9 +49,7 @@ def test_resume(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         asked.append((root, overrides))
         return found[0]
 
-    finder = types.ModuleType("noising.runs.folder")
-    finder.find_resumable = finder.find_sweep = find  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "noising.runs.folder", finder)
+    monkeypatch.setattr(folders, "find_resumable", find)
 
     code, out, _ = run("seed=3", "resume=true")
     assert code == 0
@@ -78,37 +72,47 @@ def test_resume(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_other_ranks_use_the_parents_folder(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lightning's child gets the parent's command line and hydra.run.dir, which holds a run by then."""
+    """Lightning's child gets the parent's command line and hydra.run.dir, where the parent has written its options."""
     assert run("seed=2")[0] == 0
     (folder,) = (tmp_path / "runs").glob("*/*")
-    assert sys.argv == ["train.py", "seed=2", f"hydra.run.dir='{folder.relative_to(tmp_path)}'"]
-    before = (folder / ".hydra" / "overrides.yaml").read_text()
+    record = folder / ".hydra" / "overrides.yaml"
+    before = record.read_text()
     monkeypatch.setenv("LOCAL_RANK", "1")
     child = [
         f'hydra.run.dir="{folder.relative_to(tmp_path)}"',
         "hydra.job.name=child",
         "hydra.output_subdir=null",
     ]
-    code, _, error = run(*sys.argv[1:], *child, "model.width=0")
+    code, out, _ = run("seed=2", *child)
+    assert (code, f"RUN {folder} 2 False" in out) == (0, True)
+    assert record.read_text() == before
+    record.write_text("- seed=7\n")  # what the first has made of `resume=PATH`, say
+    assert f"RUN {folder} 7 False" in run("seed=2", *child)[1]
+    record.write_text("- model.width=0\n")
+    code, _, error = run("seed=2", *child)
     assert (code, error) == (2, "")  # rank 0 says it
     assert folder.is_dir()
-    assert (folder / ".hydra" / "overrides.yaml").read_text() == before
 
 
 def test_launched_ranks_agree_on_a_folder(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     config = OmegaConf.create({"hydra": {"run": {"dir": "runs/${now:%S}"}}})
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "night/1")
-    assert folders.claim(config, [], False) == (["hydra.run.dir='runs/torchrun-night-1'"], None)
+
+    def agreed() -> str:
+        mine = config.copy()
+        assert folders.claim(mine, [], False) is None
+        return str(mine.hydra.run.dir)
+
+    assert agreed() == "runs/torchrun-night-1"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    one, two = folders.claim(config, [], False), folders.claim(config, [], False)
-    assert one == two
-    assert str(os.getppid()) in one[0][0]
+    assert agreed() == agreed()
+    assert str(os.getppid()) in agreed()
     assert not Path("runs").exists()
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="rdzv-id"):
-        folders.claim(config, [], False)
+        agreed()
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     for name, value in {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "71", "SLURM_STEP_ID": "0"}.items():
         monkeypatch.setenv(name, value)
-    assert folders.claim(config, [], False) == (["hydra.run.dir='runs/slurm-71-0'"], None)
+    assert agreed() == "runs/slurm-71-0"
     assert run("-m", "seed=0,1")[2].startswith("error: a sweep cannot run under torchrun or srun")

@@ -1,37 +1,115 @@
-"""Where a run or a sweep writes: a folder of its own, or with `resume` that of the run it continues."""
+"""Where a run or a sweep writes: a folder of its own, or with `resume` that of the run it goes on with."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from noising.cli.overrides import Composer
 from noising.errors import ConfigError, UsageError
+from noising.runs.resume import find_resumable, find_sweep
 
-_LONGEST_NAME = 200  # bytes; file systems take 255, and the job's number goes before
+__all__ = [
+    *("Resumed", "backup", "begin_anew", "claim", "newest", "of_child"),
+    *("refuse_launched_sweep", "remove_if_empty", "resumed"),
+]
+
+_MAX_NAME_BYTES = 200  # file systems take 255, and the job's number goes before
+_NO = ("false", "null", "no", "off", "0", "")
+_YES = ("true", "yes", "on", "1")
 
 
 def _file_name(text: str) -> str:
     """`text` as one path component: no slashes, and cut, with a digest of the whole, if it is too long."""
     text = text.replace("/", "-")
-    if len(text.encode()) <= _LONGEST_NAME:
+    if len(text.encode()) <= _MAX_NAME_BYTES:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return text.encode()[: _LONGEST_NAME - 9].decode(errors="ignore") + "-" + digest
+    return text.encode()[: _MAX_NAME_BYTES - 9].decode(errors="ignore") + "-" + digest
 
 
 OmegaConf.register_new_resolver("file_name", _file_name, replace=True)
 
 
-def is_ddp_child(overrides: Sequence[str]) -> bool:
-    """Whether Lightning started this process as another rank of a run, whose folder is settled."""
-    return "LOCAL_RANK" in os.environ and not _launched() and _given(overrides, "hydra.run.dir") is not None
+class Resumed(NamedTuple):
+    """The overrides of a command, and the folder of the run that it goes on with, if it names one."""
+
+    overrides: list[str]
+    folder: Path | None = None
+    newest: bool = False
+    """Whether it goes on with the newest unfinished run of this command (`resume=true`), which is still to be found."""
+
+
+def resumed(overrides: Sequence[str], multirun: bool) -> Resumed:
+    """The overrides with those of the run that `resume=PATH` names; its own come first, those given here win.
+
+    Raises ConfigError if there is no such run, or, for a sweep, if other options are given.
+    """
+    wish, others = _given(overrides, "resume"), _without(overrides, "resume")
+    if wish is None or wish.lower() in _NO:
+        return Resumed(list(overrides))
+    options = [override for override in others if not _of_hydra(override)]
+    if wish.lower() not in _YES:
+        folder = Path(wish)
+        recorded = _recorded(folder, multirun)
+        if multirun and options:
+            _require_same_sweep(folder, recorded, options)
+            recorded = []
+        given = {_name(override) for override in others}
+        before = [override for override in recorded if _name(override) not in given]
+        return Resumed([*before, *others, "resume=true"], folder)
+    chosen = _given(overrides, _key(multirun))
+    if chosen is not None and multirun and (Path(chosen) / "multirun.yaml").is_file():
+        _require_same_sweep(Path(chosen), _recorded(Path(chosen), multirun), options)
+    return Resumed(list(overrides), newest=chosen is None)
+
+
+def newest(config: DictConfig, overrides: Sequence[str], multirun: bool) -> Path | None:
+    """The newest unfinished run of these overrides, for `resume=true`; without one, a new run, and a line says so."""
+    where = _root(config, multirun)
+    options = [override for override in _without(overrides, "resume") if not _of_hydra(override)]
+    found = find_sweep(where, options, _number_of_jobs(options)) if multirun else find_resumable(where, options)
+    if found is None:
+        kind = "sweep" if multirun else "run"
+        print(f"resume: no unfinished {kind} of this command under {where}/; starting a new one")
+    return found
+
+
+def _number_of_jobs(overrides: Sequence[str]) -> int | None:
+    """How many jobs Hydra's own sweeper makes of them; None where another one decides."""
+    number = 1
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override():
+            if not override.is_discrete_sweep():
+                return None
+            number *= sum(1 for _ in override.sweep_string_iterator())
+    return number
+
+
+def begin_anew(config: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Take `resume` back, in the config too; returns the overrides without it."""
+    with open_dict(config):
+        config.resume = False
+        config.hydra.overrides.task = _without([str(word) for word in config.hydra.overrides.task], "resume")
+    return _without(overrides, "resume")
+
+
+def of_child(overrides: Sequence[str]) -> list[str] | None:
+    """What another rank of a run, started by Lightning, is to do: as the first, which has written it down.
+
+    None if this process is not such a rank.
+    """
+    folder = _given(overrides, "hydra.run.dir")
+    if "LOCAL_RANK" not in os.environ or _launched() or folder is None:
+        return None
+    record = Path(folder, ".hydra", "overrides.yaml")
+    task = [str(word) for word in OmegaConf.load(record)] if record.is_file() else _without(overrides, "resume")
+    return [*(word for word in task if not _of_hydra(word)), *filter(_of_hydra, overrides)]
 
 
 def _launched() -> bool:
@@ -40,6 +118,7 @@ def _launched() -> bool:
 
 
 def refuse_launched_sweep() -> None:
+    """Raise UsageError if this process is one of many that torchrun or srun started."""
     if _launched():
         raise UsageError("a sweep cannot run under torchrun or srun: start the jobs one by one")
 
@@ -55,72 +134,36 @@ def _given(overrides: Sequence[str], key: str) -> str | None:
 
 
 def _name(override: str) -> str:
-    """Of the option or group that an override sets, adds or takes away."""
+    """The option or group that an override sets, adds or takes away."""
     return override.partition("=")[0].lstrip("+~")
+
+
+def _of_hydra(override: str) -> bool:
+    return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
 
 def _without(overrides: Sequence[str], key: str) -> list[str]:
     return [override for override in overrides if override.partition("=")[0].lstrip("+") != key]
 
 
-def _quoted(key: str, folder: Path) -> str:
-    escaped = str(folder).replace("'", "\\'")
-    return f"{key}='{escaped}'"
-
-
 def _key(multirun: bool) -> str:
     return "hydra.sweep.dir" if multirun else "hydra.run.dir"
 
 
-def _template(config: DictConfig, multirun: bool) -> str:
-    """The unresolved pattern of the folders."""
-    hydra = OmegaConf.to_container(config.hydra, resolve=False)
-    assert isinstance(hydra, dict)
-    return str(hydra["sweep" if multirun else "run"]["dir"])
-
-
-def root(config: DictConfig, multirun: bool) -> Path:
-    """The folder which holds all runs (or sweeps): what stands before the first `${` in hydra.run.dir."""
-    before, interpolation, _ = _template(config, multirun).partition("${")
-    path = Path(before)
-    return path if interpolation and before.endswith("/") else path.parent
-
-
-def resolve_resume(composing: Composer, overrides: list[str], multirun: bool) -> list[str]:
-    """Replaces `resume=...` by `resume=true` and that run's folder; drops it if there is none."""
-    wish = _given(overrides, "resume")
-    if wish is None or wish.lower() in ("false", "null", "no", "off", "0", ""):
-        return overrides
-    others = _without(overrides, "resume")
-    options = [override for override in others if not override.lstrip("+~").startswith(("hydra.", "hydra/"))]
-    if wish.lower() not in ("true", "yes", "on", "1"):
-        folder = Path(wish)
-        recorded = _recorded(folder, multirun)
-        if multirun and options:
-            _require_same_sweep(folder, recorded, options)
-            recorded = []
-        given = {_name(override) for override in others}
-        kept = [override for override in recorded if _name(override) not in given]
-        return [*kept, *others, "resume=true", _quoted(_key(multirun), folder)]
-    chosen = _given(overrides, _key(multirun))
-    if chosen is not None:
-        if multirun and (Path(chosen) / "multirun.yaml").is_file():
-            _require_same_sweep(Path(chosen), _recorded(Path(chosen), multirun), options)
-        return overrides
-    where = root(composing.compose(others, multirun=multirun), multirun)
-    run = importlib.import_module("noising.runs.folder")
-    found: Path | None = (run.find_sweep if multirun else run.find_resumable)(where, options)
-    if found is None:
-        kind = "sweep" if multirun else "run"
-        print(f"resume: no unfinished {kind} of this command under {where}/; starting a new one")
-        return others
-    return [*others, "resume=true", _quoted(_key(multirun), found)]
+def _root(config: DictConfig, multirun: bool) -> Path:
+    """The folder that holds all runs (or sweeps): what stands before the first `${now` in hydra.run.dir."""
+    node = config.hydra.sweep if multirun else config.hydra.run
+    pattern = str(OmegaConf.to_container(node, resolve=False)["dir"])  # type: ignore[index, call-overload]
+    before, now, _ = pattern.partition("${now")
+    node.dir = before
+    path = Path(node.dir)
+    node.dir = pattern
+    return path if now and before.endswith("/") else path.parent
 
 
 def _require_same_sweep(folder: Path, recorded: Sequence[str], options: Sequence[str]) -> None:
     """Jobs that are done would stand in the table under options that they were not done with."""
-    before = {option for option in recorded if not option.lstrip("+~").startswith(("hydra.", "hydra/"))}
-    changed = sorted(before ^ set(options))
+    changed = sorted({option for option in recorded if not _of_hydra(option)} ^ set(options))
     if changed:
         raise ConfigError(
             f"resume={folder}: that sweep was started with other options (there or here alone: {', '.join(changed)}); "
@@ -143,36 +186,36 @@ def _recorded(folder: Path, multirun: bool) -> list[str]:
     return _without([str(value) for value in values or []], "resume")
 
 
-def name_jobs_by_what_is_swept(parsed: Sequence[Override], overrides: list[str]) -> list[str]:
-    """Leaves the overrides that all jobs share out of the names of the jobs' folders."""
-    key = "hydra.job.config.override_dirname.exclude_keys"
-    if _given(overrides, key) is not None:
-        return overrides
-    shared = [o.get_key_element() for o in parsed if not o.is_sweep_override() and not o.is_hydra_override()]
-    return [*overrides, f"{key}=[{','.join(['resume', *(name.lstrip('+~') for name in shared)])}]"]
+def claim(config: DictConfig, overrides: Sequence[str], multirun: bool, folder: Path | None = None) -> Path | None:
+    """Settle the folder to write in, make it and write it into the config.
 
-
-def claim(config: DictConfig, overrides: list[str], multirun: bool) -> tuple[list[str], Path | None]:
-    """Adds the folder to write in to the overrides.
-
-    Returns also the folder, if it is new: what leaves nothing in it may remove it.
-    Two runs of one second get 12-30-00 and 12-30-00-2: mkdir says who was first. Under torchrun or srun every
-    rank works out the same name and none makes it.
+    folder: that of the run that goes on. Returns the folder if it is new: what leaves nothing in it may remove it. Two
+    runs of one second get 12-30-00 and 12-30-00-2: mkdir says who was first. Under torchrun or srun every rank works
+    out the same name and none makes it.
     """
     key = _key(multirun)
-    if (chosen := _given(overrides, key)) is not None:
-        if not chosen:
-            raise ConfigError(f"{key}= is empty: name a folder, or leave it out")
-        summary = Path(chosen) / "summary.json"
+    chosen = _given(overrides, key)
+    if chosen == "":
+        raise ConfigError(f"{key}= is empty: name a folder, or leave it out")
+    fresh: Path | None = None
+    if folder is not None or chosen is not None:
+        folder = folder or Path(str(OmegaConf.select(config, key)))
+        summary = folder / "summary.json"
         first = _rank() == "0" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
         if not multirun and first and summary.exists() and not config.get("resume"):
-            raise ConfigError(f"hydra.run.dir={chosen} already holds a run: choose another, or add resume=true")
-        fresh = not multirun and not _launched() and not Path(chosen).exists()
-        _make(Path(chosen), key)
-        return overrides, Path(chosen) if fresh else None
-    if _launched():
-        return [*overrides, _quoted(key, root(config, multirun) / _agreed_name())], None
-    wanted = Path(str(OmegaConf.select(config, key)))
+            raise ConfigError(f"hydra.run.dir={folder} already holds a run: choose another, or add resume=true")
+        fresh = folder if not multirun and not _launched() and not folder.exists() else None
+        _make(folder, key)
+    elif _launched():
+        folder = _root(config, multirun) / _agreed_name()
+    else:
+        folder = fresh = _make_anew(Path(str(OmegaConf.select(config, key))), key)
+    with open_dict(config):
+        OmegaConf.update(config, key, str(folder))
+    return fresh
+
+
+def _make_anew(wanted: Path, key: str) -> Path:
     _make(wanted.parent, key)
     folder, count = wanted, 1
     while True:
@@ -182,7 +225,7 @@ def claim(config: DictConfig, overrides: list[str], multirun: bool) -> tuple[lis
             count += 1
             folder = wanted.with_name(f"{wanted.name}-{count}")
         else:
-            return [*overrides, _quoted(key, folder)], folder
+            return folder
 
 
 def _make(folder: Path, key: str) -> None:
@@ -215,17 +258,13 @@ def _agreed_name() -> str:
     return f"torchrun-{agent}-{start}"
 
 
-def hydra_record(overrides: Sequence[str]) -> dict[Path, bytes]:
-    """What Hydra wrote of the options of the run that is continued: it will write there anew, even if that is refused.
-
-    `overrides` are `claim`'s, which name the folder.
-    """
-    folder = _given(overrides, _key(multirun=False))
-    return {path: path.read_bytes() for path in Path(folder or "").glob(".hydra/*.yaml")} if folder else {}
+def backup(config: DictConfig) -> dict[Path, bytes]:
+    """The .hydra/*.yaml of a run that goes on: Hydra overwrites them before the run can be refused."""
+    return {path: path.read_bytes() for path in Path(str(config.hydra.run.dir)).glob(".hydra/*.yaml")}
 
 
 def remove_if_empty(folder: Path | None) -> None:
-    """Removes a folder with no more in it than Hydra's record of the options and a log, and empty parents."""
+    """Remove a folder with no more in it than Hydra's record of the options and a log, and empty parents."""
     if folder is None or not folder.is_dir():
         return
     for entry in folder.iterdir():

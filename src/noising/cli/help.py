@@ -54,6 +54,6 @@ def group_list(*, _root_: DictConfig) -> str:
     return "\n".join(lines)
 
 
-def register() -> None:
+def register_group_list() -> None:
     """Makes the list the value of `${config_groups:}`, which the help template in conf/ uses."""
     OmegaConf.register_new_resolver("config_groups", group_list, replace=True)

@@ -1,50 +1,50 @@
-"""Composes a command's config as Hydra will, before Hydra does, so that what is wrong with the overrides is
-one line.
+"""From the words of a command line to a config, or to the one line that says what is wrong with them.
 
-Hydra's own failures name neither the nearest right name nor, in a sweep, the one choice of many that is
-wrong; and it takes `+extra=1` in silence. The checks here need the same search path as Hydra's: the folder of
-the configs, and the user's own (`--config-dir`).
+Hydra's own failures name neither the nearest right name nor, in a sweep, the one choice of many that is wrong; and it
+takes `+extra=1` in silence. A run's config is composed once. Only to find the words for a mistake is more composed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from hydra import version
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra import compose, initialize_config_dir, initialize_config_module
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict, read_write
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from noising.config.instantiate import check, nearest
 from noising.config.secrets import require_no_secret
 from noising.errors import ConfigError
 
-version.setbase("1.3")  # not in `composer`: the other ranks of a run compose nothing before Hydra does
+__all__ = ["Composer", "composer", "each_choice_once"]
+
 _DISPENSABLE = ("callbacks", "logger", "metrics")  # groups that a run may be without: ~metrics
+
 _FAILURES = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises plain ValueErrors too
 
 
 class Composer:
-    """What Hydra would compose from overrides, and why it could not. Made by `composer`."""
+    """What Hydra composes from overrides, and why it could not. Made by `composer`."""
 
-    def __init__(self, hydra: Hydra, config_name: str) -> None:
-        self._hydra = hydra
-        self._loader = hydra.config_loader
+    def __init__(self, config_name: str) -> None:
         self._config_name = config_name
+        self._loader = GlobalHydra.instance().config_loader()
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Raise ConfigError for a word that Hydra's grammar does not have."""
         parser = OverridesParser.create(self._loader)
         parsed = []
         for text in overrides:
@@ -55,37 +55,33 @@ class Composer:
                 raise ConfigError(f"cannot read the override {text!r}: {why}; write key=value") from error
         return parsed
 
-    def compose(self, overrides: Sequence[str], *, multirun: bool = False) -> DictConfig:
-        """The config with its `hydra` node; raises ConfigError, with the nearest right name, if it cannot."""
+    def compose(self, overrides: Sequence[str]) -> DictConfig:
+        """The config with its `hydra` node; raises ConfigError, with the nearest right name, if there is none."""
         parsed = self.parse(overrides)
-        if not multirun:
-            _refuse_several_values(parsed)
-        self._check_choices(parsed)
+        self.require_choices(parsed)
         try:
-            return self._compose(overrides, multirun)
+            return self._compose(overrides)
         except _FAILURES as error:
-            self._check_groups(parsed)
-            self._check_keys(parsed, multirun)
+            self._require_groups(parsed)
+            self._require_keys(parsed)
             cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else None
             lines = [line.strip() for part in (error, cause) if part for line in str(part).splitlines()]
             raise ConfigError("; ".join(filter(None, lines)) or type(error).__name__) from error
 
-    def _compose(self, overrides: Sequence[str], multirun: bool = False) -> DictConfig:
-        mode = RunMode.MULTIRUN if multirun else RunMode.RUN
-        return self._hydra.compose_config(self._config_name, list(overrides), mode, validate_sweep_overrides=False)
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        return compose(self._config_name, list(overrides), return_hydra_config=True)
 
-    def check(self, config: DictConfig, overrides: Sequence[str]) -> None:
-        """Refuses what composes but no code reads, values of the wrong type, and `???` left unset.
+    def check(self, config: DictConfig, overrides: Sequence[str], reads: Sequence[str] = ()) -> None:
+        """Refuse what composes but no code reads, values of the wrong type, and `???` left unset.
 
-        `overrides` are those `config` was composed from. Imports the config's `_target_`s: seconds, where
-        torch is new.
+        overrides: those the config was composed from; reads: the groups whose values are looked at, by default all.
+        Imports the `_target_`s of these: seconds, where torch is new.
         """
-        bare = list(map(str, self._compose([])))
-        known = {*bare, *self.groups()}
+        known = {*self._declared, *self.groups()}
         for name in map(str, config):
-            if name not in known:
+            if name not in known and name != "hydra":
                 raise ConfigError(self._unknown(name, config, sorted(known)))
-        for name in bare:
+        for name in self._declared:
             if name not in list(config.keys()) and name not in _DISPENSABLE:  # `in` denies ???
                 choices = self.options(name)
                 wanted = f"={'|'.join(choices)}" if choices else "=..."
@@ -93,7 +89,8 @@ class Composer:
         for override in self.parse(overrides):
             self._refuse_unread(override, config)
         HydraConfig.instance().set_config(config)  # for ${hydra:...}
-        with read_write(config.hydra.runtime), open_dict(config.hydra.runtime):
+        OmegaConf.set_readonly(config.hydra, False)  # which set_config has done
+        with open_dict(config.hydra.runtime):
             config.hydra.runtime.output_dir = str(OmegaConf.select(config, "hydra.run.dir"))
         try:
             plain = {name: _resolved(config, name) for name in config if name != "hydra"}
@@ -101,14 +98,13 @@ class Composer:
             raise ConfigError("; ".join(line.strip() for line in str(error).splitlines()[:2])) from error
         for path in _missing(plain):
             raise ConfigError(f"{path} has no value: add {path}=...")
-        check(plain, "")
+        check({name: node for name, node in plain.items() if not reads or name in reads}, "")
         require_no_secret(config)
 
     def _refuse_unread(self, override: Override, config: DictConfig) -> None:
-        """`+performance.compil=true`: a struct that already has options takes no others.
+        """Refuse `+performance.compil=true`: a struct that already has options takes no others.
 
-        A node with a `_target_` is left to its constructor's signature, and a mapping of nodes (callbacks) is
-        open.
+        A node with a `_target_` is left to its constructor's signature, and a mapping of nodes (callbacks) is open.
         """
         key = override.key_or_group
         if not (override.is_add() or override.is_force_add()) or self.options(key) or override.is_hydra_override():
@@ -122,6 +118,24 @@ class Composer:
         if isinstance(others, DictConfig) and len(others) > 0 and name not in others:
             raise ConfigError(self._unknown(key, config, [f"{parent}.{other}" for other in map(str, others)]))
 
+    @cached_property
+    def _declared(self) -> list[str]:
+        """The options and groups that the command's own config has at the top, without a choice of null."""
+        return [name for name in dict.fromkeys(self._declared_in(self._config_name)) if name != "hydra"]
+
+    def _declared_in(self, config_name: str) -> Iterator[str]:
+        source = next(source for source in self._loader.get_sources() if source.is_config(config_name))
+        config: Any = source.load_config(config_name).config
+        for entry in config.get("defaults", []):
+            if isinstance(entry, str):
+                if entry != "_self_":
+                    yield from self._declared_in(entry)
+                continue
+            for group, choice in entry.items():
+                if choice is not None:
+                    yield str(group).removeprefix("override ").rpartition("@")[2]
+        yield from (str(name) for name in config if name != "defaults")
+
     def groups(self) -> list[str]:
         """The config groups at the top, without Hydra's."""
         return [name for name in self._loader.get_group_options("", ObjectType.GROUP) if name != "hydra"]
@@ -130,13 +144,13 @@ class Composer:
         """The choices of a group; empty if there is no such group."""
         return self._loader.get_group_options(group, ObjectType.CONFIG) if group else []
 
-    def _check_choices(self, parsed: Sequence[Override]) -> None:
+    def require_choices(self, parsed: Sequence[Override]) -> None:
+        """Raise ConfigError for a choice that its group does not have, every one of a sweep too."""
         for override in parsed:
             options = self.options(override.key_or_group)
             if not options or override.is_delete():
                 continue
-            values = _choices(override)
-            for value in values:
+            for value in _values(override):
                 if not isinstance(value, str | list):
                     shown = "null" if value is None else value
                     raise ConfigError(
@@ -150,8 +164,8 @@ class Composer:
                             f"{override.key_or_group}={name}: no such choice{hint} (choices: {', '.join(options)})"
                         )
 
-    def _check_groups(self, parsed: Sequence[Override]) -> None:
-        """Called when composition failed: finds the override of a group that other commands have."""
+    def _require_groups(self, parsed: Sequence[Override]) -> None:
+        """After composition failed: find the override of a group that only other commands have."""
         choices = [str(group) for group in self._compose([]).hydra.runtime.choices]
         for override in parsed:
             group = override.get_key_element().lstrip("+~")
@@ -159,11 +173,11 @@ class Composer:
                 own = ", ".join(sorted(name for name in choices if not name.startswith("hydra/")))
                 raise ConfigError(f"{group}: this command takes no such group (it takes: {own or 'none'})")
 
-    def _check_keys(self, parsed: Sequence[Override], multirun: bool) -> None:
-        """Called when composition failed: finds the override whose key is not there."""
+    def _require_keys(self, parsed: Sequence[Override]) -> None:
+        """After composition failed: find the override whose key is not there."""
         groups = [o.input_line for o in parsed if o.input_line and self.options(o.key_or_group)]
         try:
-            config = self._compose(groups, multirun)
+            config = self._compose(groups)
         except _FAILURES:
             return
         for override in parsed:
@@ -195,37 +209,63 @@ class Composer:
         return f"{key}: no such option; " + (f"did you mean {right}?" if right else "see --cfg job for all options")
 
 
+class _ConfigDir(SearchPathPlugin):
+    """`--config-dir`: a folder of the user's own configs on Hydra's search path, behind conf/."""
+
+    folder: ClassVar[Path | None] = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if self.folder is not None:
+            search_path.prepend("command-line", f"file://{self.folder}", SearchPathQuery(provider="schema"))
+
+
 @contextmanager
-def composer(config_name: str, conf: str, config_dir: str | None) -> Iterator[Composer]:
-    """A Composer over the folder `conf` (absolute, or pkg://) and the user's own folder; leaves Hydra
-    uninitialised.
+def composer(config_name: str, conf: str, config_dir: str | None = None) -> Iterator[Composer]:
+    """Within it Hydra composes conf/`config_name`.yaml, and what the user's own folder adds; then Hydra is as before.
+
+    conf: a folder, or pkg://MODULE. Raises ConfigError if there is no such folder.
     """
-    if not conf.startswith("pkg://") and not Path(conf).is_dir():
-        raise ConfigError(f"--config-path: there is no folder {conf}")
-    search_path = create_config_search_path(conf)
-    if config_dir is not None:
-        if not Path(config_dir).is_dir():
-            raise ConfigError(f"--config-dir: there is no folder {config_dir}")
-        place = f"file://{Path(config_dir).absolute()}"
-        search_path.prepend("command-line", place, SearchPathQuery(provider="schema"))
-    hydra = Hydra.create_main_hydra2(task_name=config_name, config_search_path=search_path)
+    for flag, folder in (("--config-path", conf), ("--config-dir", config_dir)):
+        if folder is not None and not folder.startswith("pkg://") and not Path(folder).is_dir():
+            raise ConfigError(f"{flag}: there is no folder {folder}")
+    Plugins.instance().register(_ConfigDir)
+    _ConfigDir.folder = Path(config_dir).absolute() if config_dir is not None else None
+    options = {"job_name": config_name, "version_base": "1.3"}
+    initialized: AbstractContextManager[None] = (
+        initialize_config_module(conf.removeprefix("pkg://"), **options)
+        if conf.startswith("pkg://")
+        else initialize_config_dir(str(Path(conf).absolute()), **options)
+    )
     before = HydraConfig.instance().cfg
     try:
-        yield Composer(hydra, config_name)
+        with initialized:
+            yield Composer(config_name)
     finally:
         HydraConfig.instance().cfg = before
-        GlobalHydra.instance().clear()
+        _ConfigDir.folder = None
 
 
-def _refuse_several_values(parsed: Sequence[Override]) -> None:
+def each_choice_once(parsed: Sequence[Override]) -> list[list[str]]:
+    """Overrides of a few single runs which together hold every value of every sweep.
+
+    The sum, not the product, of the numbers of values: a sweep of thousands of jobs is checked in seconds. A sweep over
+    an interval (Optuna's) has no values to check and is left out.
+    """
+    fixed: list[list[str]] = []
     for override in parsed:
-        if override.is_sweep_override():
-            raise ConfigError(
-                f"{override.input_line}: several values; add -m to sweep over them, or write a list as key=[1,2]"
-            )
+        key = override.get_key_element()
+        if not override.is_sweep_override():
+            fixed.append([override.input_line or f"{key}={override.get_value_element_as_str()}"])
+        elif override.is_discrete_sweep():
+            fixed.append([f"{key}={value}" for value in override.sweep_string_iterator()])
+    first = [values[0] for values in fixed]
+    runs = [first]
+    for place, values in enumerate(fixed):
+        runs += [[*first[:place], value, *first[place + 1 :]] for value in values[1:]]
+    return runs
 
 
-def _choices(override: Override) -> list[Any]:
+def _values(override: Override) -> Iterable[Any]:
     """The value of an override, or every value of a sweep over a finite set."""
     if not override.is_sweep_override():
         return [override.value()]

@@ -8,10 +8,11 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from noising.errors import UsageError
 from noising.plots.sweep import draw, measured
+from noising.runs.resume import quoted
 from noising.runs.sweep import Row, columns, rows, write_csv
 
 
@@ -37,6 +38,8 @@ class SweepFigure(Callback):
             draw(folder / "quality.png", table)
             print(f"drawn in {folder / 'quality.png'}")
 
+
+_EXCLUDED = "hydra.job.config.override_dirname.exclude_keys"
 
 HIDDEN_COLUMNS = (
     *("_se", "_low", "_high", "_baseline", "_floor", "/prior", "/steps", "/decoder"),
@@ -82,24 +85,26 @@ def _cell(row: Row, name: str) -> str:
     return f"{value:.4g} ± {error:.2g}" if significant else f"{value:.4g}"
 
 
-def each_choice_once(parsed: Sequence[Override]) -> list[list[str]]:
-    """Overrides of a few single runs which together hold every value of every sweep.
+def presets(config: DictConfig) -> list[str]:
+    """The overrides that the sweeper's own `params` add."""
+    parameters = OmegaConf.to_container(config.hydra.sweeper, resolve=True)
+    swept = parameters.get("params") or {} if isinstance(parameters, dict) else {}
+    return [f"{key}={value}" for key, value in swept.items()]
 
-    The sum, not the product, of the numbers of values: a sweep of thousands of jobs is checked in seconds. A
-    sweep over an interval (Optuna's) has no values to check and is left out.
+
+def prepare_jobs(config: DictConfig, parsed: Sequence[Override]) -> None:
+    """Write into the sweep's config what its sweeper composes each job from; the folder is settled.
+
+    A job's folder is named by what is swept: not by the overrides that all jobs share.
     """
-    fixed: list[list[str]] = []
-    for override in parsed:
-        key = override.get_key_element()
-        if not override.is_sweep_override():
-            fixed.append([override.input_line or f"{key}={override.get_value_element_as_str()}"])
-        elif override.is_discrete_sweep():
-            fixed.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-    first = [values[0] for values in fixed]
-    runs = [first]
-    for place, values in enumerate(fixed):
-        runs += [[*first[:place], value, *first[place + 1 :]] for value in values[1:]]
-    return runs
+    task = [override.input_line for override in parsed if not override.is_hydra_override()]
+    shared = [override.get_key_element().lstrip("+~") for override in parsed if not override.is_sweep_override()]
+    words = [f"hydra.sweep.dir={quoted(str(config.hydra.sweep.dir))}"]
+    if not any(override.key_or_group == _EXCLUDED for override in parsed):
+        words.append(f"{_EXCLUDED}=[{','.join(['resume', *shared])}]")
+    with open_dict(config.hydra):
+        config.hydra.overrides.task = task
+        config.hydra.overrides.hydra = [*config.hydra.overrides.hydra, *words]
 
 
 def refuse_ddp_sweep(config: DictConfig) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,15 @@ import yaml  # type: ignore[import-untyped]
 from noising.errors import ConfigError
 from noising.runs.folder import Run
 
-__all__ = ["changed_options", "find_resumable", "find_sweep", "require_same_options"]
+__all__ = ["changed_options", "find_resumable", "find_sweep", "quoted", "require_same_options"]
 
 
 _DEPTH = 3  # how many folders below the root a run or a sweep may lie
+
+
+def quoted(text: str) -> str:
+    """The text as one value of Hydra's grammar: in quotes, where a backslash counts only before a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (r"\'" if found[2] else ""), text) + "'"
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]) -> list[str]:
@@ -49,31 +55,19 @@ def find_resumable(root: Path, overrides: Sequence[str]) -> Path | None:
     return None
 
 
-def find_sweep(root: Path, overrides: Sequence[str]) -> Path | None:
-    """The newest sweep under `root` started with these overrides with a job not begun or not finished."""
+def find_sweep(root: Path, overrides: Sequence[str], jobs: int | None) -> Path | None:
+    """The newest sweep under `root` started with these overrides with a job not begun or not finished.
+
+    jobs: how many the overrides make; None where that is not known.
+    """
     wanted = _essential(overrides)
     for file in _newest_first(root, "multirun.yaml"):
         if _essential(_load_list(file, "hydra", "overrides", "task")) != wanted:
             continue
-        jobs = [path.parent.parent for path in file.parent.glob("*/.hydra/overrides.yaml")]
-        expected = _number_of_jobs(wanted)
-        begun = expected is not None and len(jobs) >= expected
-        if not (begun and all(Run(job).status == "finished" for job in jobs)):
+        begun = [path.parent.parent for path in file.parent.glob("*/.hydra/overrides.yaml")]
+        if jobs is None or len(begun) < jobs or any(Run(job).status != "finished" for job in begun):
             return file.parent
     return None
-
-
-def _number_of_jobs(overrides: Sequence[str]) -> int | None:
-    """How many jobs Hydra's own sweeper makes of them; None where another one decides."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    number = 1
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if override.is_sweep_override():
-            if not override.is_discrete_sweep():
-                return None
-            number *= sum(1 for _ in override.sweep_string_iterator())
-    return number
 
 
 def _essential(overrides: Sequence[str]) -> list[str]:

@@ -1,0 +1,85 @@
+"""The commands that there are: for each the function that does its work, and what the command line must know of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from omegaconf import OmegaConf
+
+__all__ = ["COMMANDS", "Command"]
+
+_THEORY = (
+    *("schedule", "parameterization", "noise_label", "variance", "times", "objective", "weighting", "decoder"),
+    *("sampler", "grid"),
+)
+
+
+class Command(NamedTuple):
+    """A command; its name is that of its config in conf/ and of its script."""
+
+    job: str
+    """"module:function" of the function (config, run folder) -> None that does the work; imported when it starts."""
+    help: str
+    folder: str
+    """Where its runs go, and its sweeps."""
+    sweeps: str = ""
+    """Where its sweeps go instead."""
+    positional: str = ""
+    """The option that words without "=" stand for; {} is the words."""
+    reads: tuple[str, ...] = ()
+    """The groups that it reads, if not all: the classes of the others are neither imported nor checked."""
+
+
+COMMANDS = {
+    "train": Command("noising.commands.train:train", "train a diffusion model", "runs", "sweeps"),
+    "evaluate": Command(
+        "noising.commands.evaluate:evaluate", "measure a trained model: bound, Fréchet distance, ...", "evaluations"
+    ),
+    "compare": Command(
+        "noising.commands.compare:compare",
+        "set runs side by side, or measure the difference of two",
+        "comparisons",
+        positional="runs=[{}]",
+    ),
+    "benchmark": Command(
+        "noising.commands.benchmark:benchmark",
+        "measure what a method saves, as ratios in one run",
+        "benchmarks",
+        positional="benchmark={}",
+    ),
+    "likelihood": Command(
+        "noising.commands.likelihood:likelihood",
+        "the exact likelihood of a trained model's flow, in bits/dim",
+        "likelihoods",
+    ),
+    "sample": Command("noising.commands.sample:sample", "draw images from a trained model", "samples"),
+    "latents": Command(
+        "noising.commands.latents:latents", "images between two noises, and images to noise and back", "latents"
+    ),
+    "reference": Command(
+        "noising.commands.reference:reference", "statistics of real images' features, and files of them", "references"
+    ),
+    "verify": Command(
+        "noising.commands.verify:verify",
+        "hold the theory's identities against a config",
+        "verifications",
+        reads=_THEORY,
+    ),
+    "weightings": Command(
+        "noising.commands.weightings:weightings",
+        "draw what losses weigh: w(λ) and p(λ) on one axis",
+        "weightings",
+        reads=_THEORY,
+    ),
+}
+
+
+def _output_folder(config_name: str, kind: str = "run") -> str:
+    """`${output_folder:...}` in conf/: where the runs, or the sweeps, of a config lie."""
+    command = COMMANDS.get(config_name)
+    if command is None:  # a config of the user's own
+        return config_name
+    return command.sweeps if kind == "sweep" and command.sweeps else command.folder
+
+
+OmegaConf.register_new_resolver("output_folder", _output_folder, replace=True)

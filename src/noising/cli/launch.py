@@ -1,0 +1,138 @@
+"""Starting what was composed: one run, or the jobs of a sweep, by Hydra's launchers and sweepers."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.core.utils import configure_log, run_job
+from hydra.types import HydraContext, RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from noising.cli import folders
+from noising.errors import UsageError
+
+__all__ = ["Task", "launch", "say", "see_current_folder", "sweep"]
+
+_SECONDS_FOR_RANK_0 = 2.0
+"""In which the first rank may end with the same words, before another rank says them."""
+
+Job = Callable[[DictConfig, Path], None]
+
+
+class Task:
+    """The function that Hydra calls for each job. Picklable, for launchers that run the jobs in other processes."""
+
+    def __init__(self, job: str) -> None:
+        """job: "module:function" of the function (config, run folder) -> None that does the work."""
+        self.job = job
+        self.exit_code = 0
+        self.claimed: Path | None = None
+        """The folder made for this run, removed if nothing comes of it."""
+        self.before: dict[Path, bytes] = {}
+        """The record of its options that a run that goes on had, put back if it is refused."""
+        self._process = os.getpid()
+
+    def __call__(self, config: DictConfig) -> None:
+        see_current_folder()
+        hydra = HydraConfig.get()
+        sweeping = hydra.mode == RunMode.MULTIRUN
+        which = f"job {hydra.job.num} ({' '.join(hydra.overrides.task)}): " if sweeping else ""
+        try:
+            module, _, function = self.job.partition(":")
+            job: Job = getattr(importlib.import_module(module), function)
+            job(config, Path(hydra.runtime.output_dir))
+        except UsageError as error:
+            if os.environ.get("HYDRA_FULL_ERROR") == "1":
+                traceback.print_exc()
+            self._fail(f"error: {which}{error}", error.exit_code, sweeping, error)
+        except Exception as error:
+            self._fail(which + traceback.format_exc().rstrip(), 1, sweeping, error)
+
+    def _fail(self, message: str, code: int, sweeping: bool, error: Exception) -> None:
+        """Print the message and end a run with the code; a sweep ends with it after its other jobs."""
+        if sweeping and os.getpid() != self._process:
+            say(message)
+            raise error  # a launcher's worker: only the exception tells the parent
+        say(message)
+        self.exit_code = max(self.exit_code, code)
+        if not sweeping:
+            folders.remove_if_empty(self.claimed)
+            for file, content in self.before.items():
+                file.write_bytes(content)
+            raise SystemExit(code)
+
+
+def launch(task: Task, config: DictConfig) -> None:
+    """One run in the folder that hydra.run.dir names."""
+    config.hydra.mode = RunMode.RUN
+    callbacks = _Callbacks(config)
+    callbacks.on_run_start(config=config, config_name=config.hydra.job.config_name)
+    returned = run_job(task, config, "hydra.run.dir", None, _context(callbacks))
+    callbacks.on_run_end(config=config, config_name=config.hydra.job.config_name, job_return=returned)
+
+
+def sweep(task: Task, config: DictConfig) -> None:
+    """The jobs of the sweeper that the config names, over hydra.overrides.task."""
+    configure_log(config.hydra.hydra_logging, config.hydra.verbose)
+    callbacks = _Callbacks(config)
+    callbacks.on_multirun_start(config=config, config_name=config.hydra.job.config_name)
+    sweeper = Plugins.instance().instantiate_sweeper(
+        config=config, hydra_context=_context(callbacks), task_function=task
+    )
+    sweeper.sweep([str(word) for word in config.hydra.overrides.task])
+    callbacks.on_multirun_end(config=config, config_name=config.hydra.job.config_name)
+
+
+def _context(callbacks: Any) -> HydraContext:
+    return HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=callbacks)
+
+
+class _Callbacks:
+    """The config's `hydra.callbacks`; what one of them raises is a warning, since the work goes on without it."""
+
+    def __init__(self, config: DictConfig) -> None:
+        self._callbacks = [instantiate(node) for node in (config.hydra.callbacks or {}).values() if node is not None]
+
+    def __getattr__(self, event: str) -> Callable[..., None]:
+        if not event.startswith("on_"):  # pickle's own questions
+            raise AttributeError(event)
+
+        def notify(**facts: Any) -> None:
+            for callback in self._callbacks:
+                try:
+                    getattr(callback, event)(**facts)
+                except Exception as error:
+                    name = f"{type(callback).__name__}.{event}"
+                    warnings.warn(f"Callback {name} raised {type(error).__name__}: {error}", stacklevel=2)
+
+        return notify
+
+
+def see_current_folder() -> None:
+    """`_target_: mine.Mine` finds mine.py in the current folder, under an installed command too."""
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+
+
+def say(message: str) -> None:
+    """On stderr, once a node and not once a rank: another rank says only what has not ended the first as well."""
+    rank = os.environ.get("LOCAL_RANK", "0")
+    if rank != "0":
+        from noising.training.safety.ranks import main_process_ends  # here: it brings torch
+
+        if main_process_ends(_SECONDS_FOR_RANK_0):
+            return
+        message = f"rank {rank}: {message}"
+    print(message, file=sys.stderr, flush=True)
