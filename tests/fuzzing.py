@@ -23,14 +23,15 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from noising import experiment as build
 from noising.cli import help as help_text
 from noising.cli.overrides import Composer, composer
 from noising.config.choices import conf_dir
 from noising.config.instantiate import make
+from noising.config.theory import build_recipe
 from noising.errors import UsageError
-from noising.experiment import require_compatible
+from noising.experiment import Experiment
 from noising.runs.folder import Run
+from noising.runs.status import run_status
 
 CONF = conf_dir()
 SECONDS = 5
@@ -118,10 +119,11 @@ class _CachingComposer(Composer):
         self.groups = functools.cache(super().groups)  # type: ignore[method-assign]
         self.based_on = functools.cache(self.compose)
 
-    def _compose(self, overrides: Sequence[str], multirun: bool = False) -> DictConfig:
-        key = (tuple(overrides), multirun)
+    def _compose(self, overrides: Sequence[str]) -> DictConfig:
+        key = tuple(overrides)
         if key not in self._composed:
-            self._composed[key] = super()._compose(overrides, multirun)
+            with composer(self._config_name, str(CONF)):  # each of several commands has its own
+                self._composed[key] = super()._compose(overrides)
         return self._composed[key]
 
 
@@ -214,7 +216,7 @@ def wrong_line(line: str, case: Case) -> str | None:
     return None
 
 
-_COSTLY = ("torchvision", "training.protocols")
+_COSTLY = ("torchvision", "metrics.quality")
 """Parts of the names of what is made, and taken no further: it reads files that are not here, or fits a network."""
 
 
@@ -222,12 +224,12 @@ _COSTLY = ("torchvision", "training.protocols")
 def _data(node: str) -> Any:
     config = OmegaConf.create(node)
     assert isinstance(config, DictConfig)
-    return build.build_data(config)
+    return Experiment(config).data
 
 
 def start_training(config: DictConfig, folder: Path) -> None:
     """What `train` does before Trainer.fit; what would be downloaded or fitted is made, no more."""
-    require_compatible(config)
+    build_recipe(config, 64, 256)
     for group in ("metrics", "data"):
         if any(words in str(OmegaConf.select(config, f"{group}._target_")) for words in _COSTLY):
             make(config[group], group, object)
@@ -236,9 +238,9 @@ def start_training(config: DictConfig, folder: Path) -> None:
             config[group] = None
     data = _data(OmegaConf.to_yaml(OmegaConf.create({"data": config.get("data")})))
     run = Run(folder)
-    module = build.build_module(config, data)
-    callbacks = build.build_callbacks(config, run, data, module.denoiser.schedule)
-    build.build_trainer(config, run, data, callbacks)
+    experiment = Experiment(config, data)
+    assert experiment.module
+    experiment.trainer(run, experiment.callbacks(run))
 
 
 class StartsError(Exception):
@@ -248,7 +250,7 @@ class StartsError(Exception):
 def start_job(job: Callable[[DictConfig, Path], None], config: DictConfig, folder: Path) -> None:
     """A job until it writes down that it has begun."""
     begins = mock.Mock(side_effect=StartsError)
-    with mock.patch.dict(job.__globals__, {"recording": begins}), contextlib.suppress(StartsError):
+    with mock.patch.dict(job.__globals__, {run_status.__name__: begins}), contextlib.suppress(StartsError):
         job(config, folder)
 
 

@@ -18,8 +18,8 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.svm import SVC
 
 import noising
+from noising.config.theory import build_sampler
 from noising.diffusion.drawing import draw_images
-from noising.experiment import build_sampler
 from noising.runs.folder import Run
 
 pytestmark = pytest.mark.slow

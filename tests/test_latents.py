@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from noising.diffusion.grids import leading
 from noising.diffusion.inversion import interpolate, invert
 from noising.diffusion.samplers import DDIM
-from noising.experiment import build_denoiser
+from noising.experiment import Experiment
 from noising.randomness import Streams
 from noising.trained import TrainedRun, load
 from tests.conftest import Outcome
@@ -96,7 +96,7 @@ def test_classes_and_guidance_reach_the_network(
     run = load(trained)
     run.config.label_dropout = 0.1
     untrained = {"state_dict": {}, "ema": {"weights": {}, "decay": 0.0, "updates": 0}}
-    untrained["ema"]["weights"] = build_denoiser(run.config, run.data).state_dict()
+    untrained["ema"]["weights"] = Experiment(run.config, run.data).denoiser.state_dict()
     run = TrainedRun(run.path, run.config, 0, untrained)
     told: list[list[int] | None] = []
 

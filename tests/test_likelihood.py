@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from noising.diffusion.likelihood.dequantization import FlowLikelihood, offset_bits
 from noising.diffusion.likelihood.divergences import Rademacher
 from noising.diffusion.likelihood.solvers import RungeKutta4
-from noising.experiment import build_data, build_denoiser
+from noising.experiment import Experiment
 from noising.randomness import Streams
 from noising.trained import load
 from tests.conftest import Outcome
@@ -129,8 +129,8 @@ def test_every_family_has_a_likelihood(experiment: str) -> None:
         cfg = compose(
             "train", ["model.width=8", "model.heads=1", "model.groups=4", f"experiment={experiment}", "data=digits"]
         )
-    data = build_data(cfg)
-    denoiser = build_denoiser(cfg, data).eval()
+    data = Experiment(cfg).data
+    denoiser = Experiment(cfg, data).denoiser.eval()
     with torch.no_grad():
         for parameter in denoiser.model.parameters():  # the last layer starts at zero: nothing to differentiate
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))

@@ -9,9 +9,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from noising.config.theory import build_sampler
 from noising.data.image_data import ImageData
 from noising.diffusion.gaussian import per_image
-from noising.experiment import build_data, build_module, build_sampler
+from noising.experiment import Experiment
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 BUILT = (
@@ -27,6 +28,16 @@ BUILT = (
 BUILT += ("bound", "sampler", "grid", "model", "optimizer", "lr_schedule")
 CHOICES = [(group, path.stem) for group in BUILT for path in sorted((CONF / group).glob("*.yaml"))]
 
+# what a choice cannot go without
+COMPANIONS = {
+    "learned_log_snr": ["objective=continuous_bound"],
+    "rectified_flow": ["parameterization=flow"],
+    "zero_terminal_snr": ["parameterization=velocity"],
+    "learned": ["objective=variational_bound"],
+    "learned_range": ["objective=hybrid"],
+    "hybrid": ["variance=learned_range"],
+}
+
 
 def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -35,13 +46,13 @@ def composed(*overrides: str) -> DictConfig:
 
 @pytest.fixture(scope="module")
 def digits() -> ImageData:
-    return build_data(composed())
+    return Experiment(composed()).data
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_builds_and_descends(group: str, choice: str, digits: ImageData) -> None:
-    cfg = composed(f"{group}={choice}")
-    module = build_module(cfg, digits)
+    cfg = composed(f"{group}={choice}", *COMPANIONS.get(choice, ()))
+    module = Experiment(cfg, digits).module
     build_sampler(cfg, cfg.timesteps)
     x = digits.scale(digits.train.pixels[:8])
     t = torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
@@ -59,7 +70,7 @@ def test_every_choice_builds_and_descends(group: str, choice: str, digits: Image
 
 def test_simple_loss_of_a_silent_network_is_the_noise_itself(digits: ImageData) -> None:
     """The last layer starts at zero: ε̂ = 0, and the loss of each image is its mean squared noise."""
-    module = build_module(composed(), digits)
+    module = Experiment(composed(), digits).module
     x = digits.scale(digits.train.pixels[:8])
     t = torch.linspace(0.1, 0.9, 8, dtype=torch.float64)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
@@ -77,6 +88,6 @@ def test_experiments_compose(experiment: str) -> None:
 
 
 def test_same_seed_same_first_weights(digits: ImageData) -> None:
-    one, two, other = (build_module(composed(f"seed={seed}"), digits).state_dict() for seed in (3, 3, 4))
+    one, two, other = (Experiment(composed(f"seed={seed}"), digits).module.state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert any(not torch.equal(one[name], other[name]) for name in one)

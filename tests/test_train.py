@@ -93,7 +93,7 @@ def test_load_gives_the_averaged_weights_that_drew_the_samples(trained: Path) ->
     weights = run.denoiser.state_dict()
     assert all(torch.equal(weights[name], average) for name, average in checkpoint["ema"]["weights"].items())
     assert any(not torch.equal(weights[name], checkpoint["state_dict"][f"denoiser.{name}"]) for name in weights)
-    from noising.experiment import build_sampler
+    from noising.config.theory import build_sampler
 
     images = draw_images(run.denoiser, build_sampler(run.config, 1000), (1, 8, 8), run.config.seed, range(9))
     with Image.open(trained / "samples.png") as grid:

@@ -19,7 +19,7 @@ from noising.diffusion.likelihood.estimators import ImageSet
 from noising.diffusion.likelihood.terms import ModelTerms
 from noising.diffusion.transitions import Chain
 from noising.errors import ConfigError, config_errors
-from noising.experiment import build_data, build_denoiser, build_recipe, num_classes
+from noising.experiment import Experiment
 from noising.runs.folder import Run
 from noising.runs.trust import require_trusted
 from noising.training.checkpoints import load_checkpoint
@@ -40,14 +40,18 @@ class TrainedRun:
     checkpoint: dict[str, Any]
 
     @cached_property
+    def _experiment(self) -> Experiment:
+        return Experiment(self.config)
+
+    @property
     def data(self) -> ImageData:
         """The data set the run was trained on."""
-        return build_data(self.config)
+        return self._experiment.data
 
     @cached_property
     def denoiser(self) -> Denoiser:
         """The denoiser with the averaged weights, on the CPU, in evaluation mode."""
-        denoiser = build_denoiser(self.config, self.data)
+        denoiser = self._experiment.denoiser
         raw = self.checkpoint["state_dict"].items()  # for the buffers, of which there is no average
         weights = {name.removeprefix("denoiser."): value for name, value in raw if name.startswith("denoiser.")}
         denoiser.load_state_dict(weights | self.checkpoint["ema"]["weights"])
@@ -56,7 +60,7 @@ class TrainedRun:
     @property
     def classes(self) -> int:
         """How many classes the network is told apart, 0 if it was trained without."""
-        return num_classes(self.config, self.data)
+        return self._experiment.num_classes
 
     def guided(self, guidance: DictConfig | None) -> Denoiser:
         """The denoiser, driven as a `guidance` node says; as it is without one."""
@@ -83,8 +87,8 @@ class TrainedRun:
     def bound_terms(self, clip: float | None, device: torch.device | str = "cpu") -> ModelTerms:
         """The terms of its bound, with the averaged weights, on the chain and decoder it was trained with."""
         denoiser = self.denoiser.to(device) if self.classes else unconditional(self.denoiser.to(device))
-        decoder = build_recipe(self.config, self.data.resolution, self.data.levels).decoder
-        return ModelTerms(denoiser, Chain.uniform(denoiser.schedule, self.config.timesteps), decoder, clip)
+        chain = Chain.uniform(denoiser.schedule, self.config.timesteps)
+        return ModelTerms(denoiser, chain, self._experiment.recipe.decoder, clip)
 
     def image_set(self, split: str, device: torch.device | str = "cpu", size: int | None = None) -> ImageSet:
         """The first `size` images of a split with their classes, default all, keyed as in every evaluation of it."""

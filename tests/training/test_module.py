@@ -12,7 +12,7 @@ from torch import Tensor
 from noising.data.image_data import ImageData
 from noising.diffusion.objectives import Objective
 from noising.errors import ConfigError
-from noising.experiment import build_data, build_module
+from noising.experiment import Experiment
 from noising.training.module import DiffusionModule
 from tests.test_recipes import composed
 
@@ -28,14 +28,14 @@ class Listening(Objective):
 
 @pytest.fixture(scope="module")
 def data() -> ImageData:
-    return build_data(composed())
+    return Experiment(composed()).data
 
 
 def drawn(
     data: ImageData, seed: int = 0, step: int = 0, micro: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1
 ) -> Listening:
     """What the objective of one micro-batch of the global batch of 24 is given."""
-    module: DiffusionModule = build_module(composed(f"seed={seed}"), data)
+    module: DiffusionModule = Experiment(composed(f"seed={seed}"), data).module
     module.objective = listening = Listening()
     trainer = SimpleNamespace(
         global_step=step, global_rank=rank, world_size=world, accumulate_grad_batches=accumulate, optimizers=[]
@@ -72,7 +72,7 @@ def test_times_of_a_step_do_not_depend_on_how_it_is_shared_out(data: ImageData) 
 
 
 def test_loss_by_quartile(data: ImageData) -> None:
-    module = build_module(composed(), data)
+    module = Experiment(composed(), data).module
     trainer = SimpleNamespace(global_step=0)
     module.trainer = trainer  # type: ignore[assignment]
     module.all_gather = lambda sums: sums  # type: ignore[method-assign, assignment, return-value]
@@ -85,12 +85,12 @@ def test_loss_by_quartile(data: ImageData) -> None:
 
 
 def test_importance_weights_reach_the_loss(data: ImageData) -> None:
-    class Weighted(type(build_module(composed(), data).times)):  # type: ignore[misc]
+    class Weighted(type(Experiment(composed(), data).module.times)):  # type: ignore[misc]
         def sample(self, draw: Any, schedule: Any) -> tuple[Tensor, Tensor]:
             t, _ = super().sample(draw, schedule)
             return t, 2 * t
 
-    module = build_module(composed(), data)
+    module = Experiment(composed(), data).module
     module.times, module.objective = Weighted(), Listening()
     trainer = SimpleNamespace(global_step=0, global_rank=0, world_size=1, accumulate_grad_batches=1, optimizers=[])
     module.trainer = trainer  # type: ignore[assignment]
@@ -108,7 +108,9 @@ class Told(Objective):
 
 
 def told(data: ImageData, dropout: float | None, step: int = 0, rank: int = 0, size: int = 1000) -> Tensor | None:
-    module: DiffusionModule = build_module(composed(f"label_dropout={'null' if dropout is None else dropout}"), data)
+    module: DiffusionModule = Experiment(
+        composed(f"label_dropout={'null' if dropout is None else dropout}"), data
+    ).module
     module.objective = listening = Told()
     trainer = SimpleNamespace(
         global_step=step, global_rank=rank, world_size=2, accumulate_grad_batches=1, optimizers=[]
@@ -140,10 +142,10 @@ def not_none(label: Tensor | None) -> Tensor:
 @pytest.mark.parametrize("bad", ["1", "-0.1", "true", "often"])
 def test_bad_label_dropout_is_named(bad: str, data: ImageData) -> None:
     with pytest.raises(ConfigError, match="label_dropout"):
-        build_module(composed(f"label_dropout={bad}"), data)
+        assert Experiment(composed(f"label_dropout={bad}"), data).module
 
 
 def test_classes_need_labels() -> None:
     cfg = composed("label_dropout=0.1", "data=photo_patches")
     with pytest.raises(ConfigError, match="has no classes"):
-        build_module(cfg, build_data(cfg))
+        assert Experiment(cfg, Experiment(cfg).data).module

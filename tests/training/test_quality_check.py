@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 import noising as package
-from noising.experiment import build_callbacks, build_module
+from noising.experiment import Experiment
 from noising.runs.folder import Run
 from noising.training.callbacks.quality import QualityCheck
 from noising.training.callbacks.samples import SampleGrid
@@ -66,7 +66,7 @@ def test_epochs_are_counted_in_steps(runs: dict[str, Run]) -> None:
     )
     assert isinstance(config, DictConfig)
     trained = package.load(runs["plain"].path)
-    callbacks = build_callbacks(config, runs["plain"], trained.data, trained.denoiser.schedule)
+    callbacks = Experiment(config, trained.data).callbacks(runs["plain"])
     assert all(isinstance(callback, Callback) and not isinstance(callback, SampleGrid) for callback in callbacks)
     (check,) = (callback for callback in callbacks if isinstance(callback, QualityCheck))
     assert check.every == 5
@@ -89,14 +89,11 @@ def test_two_processes_find_the_number_of_one(runs: dict[str, Run], tmp_path: Pa
         trained = package.load(runs["plain"].path)
         run = Run(tmp_path / str(devices))
         run.start({})
-        module = build_module(trained.config, trained.data)
+        experiment = Experiment(trained.config, trained.data)
+        module = experiment.module
         module.load_state_dict(trained.checkpoint["state_dict"])
         kinds = (EMA, StepProgress, QualityCheck)
-        callbacks = [
-            callback
-            for callback in build_callbacks(trained.config, run, trained.data, module.denoiser.schedule)
-            if isinstance(callback, kinds)
-        ]
+        callbacks = [callback for callback in experiment.callbacks(run) if isinstance(callback, kinds)]
         for callback in callbacks:
             if isinstance(callback, EMA):
                 callback.load(trained.checkpoint)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from noising.config.theory import build_recipe, build_sampler
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.levels import Geometry, NoiseLevel, VariancePreserving
@@ -25,7 +26,6 @@ from noising.diffusion.schedules import Cosine, LinearLogSNR, Schedule
 from noising.diffusion.times import Draw, TimeSampler
 from noising.diffusion.transitions import Transition
 from noising.diffusion.variances import LearnedRange, ReverseVariance
-from noising.experiment import build_recipe, build_sampler
 from noising.verification.report import identities
 from tests.conftest import Outcome
 from tests.test_recipes import CONF, composed

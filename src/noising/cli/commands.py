@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from omegaconf import OmegaConf
-
 __all__ = ["COMMANDS", "Command"]
 
 _THEORY = (
@@ -72,14 +70,3 @@ COMMANDS = {
         reads=_THEORY,
     ),
 }
-
-
-def _output_folder(config_name: str, kind: str = "run") -> str:
-    """`${output_folder:...}` in conf/: where the runs, or the sweeps, of a config lie."""
-    command = COMMANDS.get(config_name)
-    if command is None:  # a config of the user's own
-        return config_name
-    return command.sweeps if kind == "sweep" and command.sweeps else command.folder
-
-
-OmegaConf.register_new_resolver("output_folder", _output_folder, replace=True)

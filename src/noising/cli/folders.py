@@ -11,6 +11,7 @@ from typing import NamedTuple
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from noising.cli.commands import COMMANDS
 from noising.errors import ConfigError, UsageError
 from noising.runs.resume import find_resumable, find_sweep
 
@@ -33,7 +34,16 @@ def _file_name(text: str) -> str:
     return text.encode()[: _MAX_NAME_BYTES - 9].decode(errors="ignore") + "-" + digest
 
 
+def _output_folder(config_name: str, kind: str = "run") -> str:
+    """`${output_folder:...}` in conf/: where the runs, or the sweeps, of a config lie."""
+    command = COMMANDS.get(config_name)
+    if command is None:  # a config of the user's own
+        return config_name
+    return command.sweeps if kind == "sweep" and command.sweeps else command.folder
+
+
 OmegaConf.register_new_resolver("file_name", _file_name, replace=True)
+OmegaConf.register_new_resolver("output_folder", _output_folder, replace=True)
 
 
 class Resumed(NamedTuple):

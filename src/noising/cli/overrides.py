@@ -25,6 +25,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+import noising.cli.folders  # noqa: F401 - conf/ uses its resolvers
 from noising.config.instantiate import check, nearest
 from noising.config.secrets import require_no_secret
 from noising.errors import ConfigError

@@ -16,7 +16,7 @@ from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.data.image_data import SPLITS
 from noising.errors import ConfigError
-from noising.experiment import build_evaluation_trainer, build_module
+from noising.experiment import Experiment, evaluation_trainer
 from noising.metrics.quality import QualityMetric, SampleQuality, measured
 from noising.plots.grids import sample_grid, save_png
 from noising.runs.folder import Run
@@ -52,13 +52,13 @@ def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
     trained = load(cfg.checkpoint)
     config = OmegaConf.merge(trained.config, {"bound": None}, {"bound": cfg.bound})
     assert isinstance(config, DictConfig)
-    module = build_module(config, trained.data)
+    module = Experiment(config, trained.data).module
     module.load_state_dict(trained.checkpoint["state_dict"])
     module.restored_step = trained.step
     ema = EMA(trained.weights["decay"])
     ema.load(trained.checkpoint)
     results = ResultsCallback(run, trained.data, ema, source={"checkpoint": str(trained.path)})
-    trainer = build_evaluation_trainer(cfg, run, [ema, StepProgress(), results])
+    trainer = evaluation_trainer(cfg, run, [ema, StepProgress(), results])
     with run_status(run, without_secrets(cfg), trainer.is_global_zero, partial(close_loggers, trainer.loggers)):
         for split in cfg.splits:
             module.test.split = trained.data.tested = split

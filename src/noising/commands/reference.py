@@ -14,7 +14,7 @@ from noising.commands.tables import number
 from noising.config.instantiate import make, require_whole
 from noising.config.secrets import without_secrets
 from noising.errors import ConfigError, config_errors
-from noising.experiment import build_data
+from noising.experiment import Experiment
 from noising.metrics.quality import QualityMetric
 from noising.metrics.reference_features import ReferenceFeatures
 from noising.metrics.statistics import SUFFIXES, StatisticsFile, read_statistics, write_statistics
@@ -44,7 +44,7 @@ def reference(cfg: DictConfig, run_dir: Path) -> None:
 
 
 def _of_data(cfg: DictConfig) -> StatisticsFile:
-    data = build_data(cfg)
+    data = Experiment(cfg).data
     protocol = make(cfg.metrics, "metrics", QualityMetric)
     references = ReferenceFeatures(data, protocol.extractor(data), protocol.batch)
     real = references.of(protocol.split, protocol.real_images(protocol.n), protocol.flips)

@@ -26,11 +26,12 @@ from torch import Tensor
 from noising.commands.devices import find_device, find_devices
 from noising.commands.tables import evaluations_bar
 from noising.config.instantiate import require_whole
+from noising.config.theory import build_sampler
 from noising.diffusion.drawing import PathFrames, class_labels_for, draw_images
 from noising.diffusion.guidance import Guided
 from noising.diffusion.samplers import PathPoint
 from noising.errors import ConfigError, UsageError
-from noising.experiment import MAX_DEVICES, build_sampler
+from noising.experiment import MAX_DEVICES
 from noising.runs.folder import Run, replacing
 from noising.trained import TrainedRun, load
 

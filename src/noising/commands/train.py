@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from noising.commands.tables import describe, print_summary
 from noising.config.secrets import without_secrets
 from noising.errors import ConfigError, config_errors
-from noising.experiment import build_callbacks, build_data, build_module, build_trainer, require_compatible
+from noising.experiment import Experiment
 from noising.runs.folder import Run
 from noising.runs.resume import changed_options, require_same_options
 from noising.runs.status import run_status
@@ -47,11 +47,9 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         print_summary(run)
         return
 
-    require_compatible(cfg)
-    data = build_data(cfg)
-    module = build_module(cfg, data)
-    callbacks = build_callbacks(cfg, run, data, module.denoiser.schedule)
-    trainer = build_trainer(cfg, run, data, callbacks)
+    experiment = Experiment(cfg)
+    module, data = experiment.module, experiment.data
+    trainer = experiment.trainer(run, experiment.callbacks(run))
 
     checkpoint = _checkpoint_to_go_on_from(run, cfg.trainer.max_steps) if cfg.resume else None
     if trainer.is_global_zero:

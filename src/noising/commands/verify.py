@@ -10,8 +10,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 from rich.console import Console
 
+from noising.config.theory import build_recipe, build_sampler
 from noising.errors import UsageError
-from noising.experiment import build_recipe, build_sampler, require_compatible
 from noising.plots.theory import draw
 from noising.runs.folder import replacing
 from noising.verification.identity import Identity
@@ -32,7 +32,6 @@ class VerificationError(UsageError):
 
 def verify(cfg: DictConfig, run_dir: Path) -> None:
     """Print the table, leave it and the plots in run_dir; raise VerificationError if an identity fails."""
-    require_compatible(cfg)
     recipe = build_recipe(cfg, RESOLUTION, LEVELS)
     sampler = build_sampler(cfg, cfg.timesteps, recipe.schedule)
     rows = list(identities(recipe, sampler, cfg.timesteps))

@@ -12,10 +12,10 @@ from hydra.core.hydra_config import HydraConfig
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from noising.config.theory import build_recipe
 from noising.diffusion.recipe import Recipe
 from noising.diffusion.weightings import loss_weights
 from noising.errors import UsageError
-from noising.experiment import build_recipe, require_compatible
 from noising.plots.theory import SHOWN, draw_density, draw_weight
 
 __all__ = ["weightings"]
@@ -27,7 +27,7 @@ RESOLUTION, LEVELS = 32, 256
 
 def weightings(cfg: DictConfig, run_dir: Path) -> None:
     """Draw weightings.png in run_dir."""
-    require_compatible(cfg)
+    recipe = build_recipe(cfg, RESOLUTION, LEVELS)
     own = HydraConfig.get().overrides.task
     figure = Figure(figsize=(13, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -36,7 +36,7 @@ def weightings(cfg: DictConfig, run_dir: Path) -> None:
             draw_weight(left, _recipe([*own, f"weighting={choice}"]), choice)
         except (UsageError, ValueError, TypeError, RuntimeError) as error:  # of the user's, perhaps not done yet
             print(f"weighting={choice} is left out: {error}")
-    draw_density(left, build_recipe(cfg, RESOLUTION, LEVELS))
+    draw_density(left, recipe)
     left.set_title("every weighting in this config: its schedule, parameterization, times and objective", fontsize=10)
     drawn: list[str] = []
     for experiment in _choices("experiment"):

@@ -1,0 +1,61 @@
+"""From a config to the theory: the recipe and the sampler, without data, network or Trainer."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig
+
+from noising.config.instantiate import make, require_whole
+from noising.diffusion.likelihood.decoders import Decoder
+from noising.diffusion.noise_labels import NoiseLabel
+from noising.diffusion.objectives import Objective
+from noising.diffusion.parameterizations import Parameterization
+from noising.diffusion.recipe import Recipe, conflicts
+from noising.diffusion.samplers import Sampler
+from noising.diffusion.schedules import Schedule
+from noising.diffusion.times import TimeSampler
+from noising.diffusion.variances import ReverseVariance
+from noising.errors import ConfigError, config_errors
+
+__all__ = ["build_recipe", "build_sampler"]
+
+T = TypeVar("T")
+
+
+def build_recipe(config: DictConfig, resolution: int, levels: int) -> Recipe:
+    """The recipe of a config, for images of that resolution and number of grey levels.
+
+    Raises ConfigError, with the way out, if its parts cannot work together.
+    """
+    require_whole(config, "timesteps", least=1, most=1_000_000)
+
+    def part(group: str, kind: type[T], **facts: Any) -> T:
+        return make(config[group], group, kind, timesteps=config.timesteps, **facts)
+
+    decoder = part("decoder", Decoder, levels=levels)
+    recipe = Recipe(
+        part("schedule", Schedule, resolution=resolution),
+        part("parameterization", Parameterization),
+        part("noise_label", NoiseLabel),
+        part("variance", ReverseVariance),
+        part("times", TimeSampler),
+        part("objective", Objective, weighting=part("weighting", object), decoder=decoder),
+        decoder,
+    )
+    for conflict in conflicts(recipe):
+        raise ConfigError(conflict)
+    return recipe
+
+
+def build_sampler(config: DictConfig, timesteps: int, schedule: Schedule | None = None) -> Sampler:
+    """The sampler, with the grid it steps on.
+
+    timesteps: T of the chain that was trained; schedule: the one that the steps are tried on before any work.
+    """
+    grid: Any = make(config.grid, "grid", object, timesteps=timesteps)
+    sampler = make(config.sampler, "sampler", Sampler, grid=grid)
+    if schedule is not None:
+        with config_errors("grid"):
+            sampler.chain(schedule)
+    return sampler
