@@ -187,16 +187,16 @@ def test_real_images_show_what_they_are(digits: ImageData) -> None:
     test, labels = digits.test
     assert labels is not None
     seen = quality.references.features(test)
-    right = quality.measure(seen, labels)
+    right = quality.evaluate(seen, labels)
     for name in ("fd", "kd", "precision", "recall", "density", "coverage", "memorized", "class_accuracy"):
         assert right[name] == pytest.approx(right[f"{name}_baseline"]), name
     assert "fd_mc_se" not in right
     assert right["class_accuracy"] > 0.95
-    wrong = quality.measure(seen, (labels + 1) % 10)
+    wrong = quality.evaluate(seen, (labels + 1) % 10)
     assert wrong["class_accuracy"] < 0.05
     assert wrong["class_accuracy_mc_se"] < 0.02
     noise = torch.randint(0, 17, test.shape, generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    noisy = quality.measure(quality.references.features(noise), None)
+    noisy = quality.evaluate(quality.references.features(noise), None)
     assert noisy["fd"] > 10 * right["fd"]
     assert noisy["precision"] < 0.1
 
@@ -219,10 +219,10 @@ def test_images_that_are_not_finite_are_no_grey_levels(
 def test_copies_of_training_images_are_found(digits: ImageData) -> None:
     quality = SampleQuality(ClassifierDistance(repeats=1), digits)
     copied = torch.arange(0, 1309, 3)[:360]
-    found = quality.measure(quality.references.features(digits.train.pixels[copied]), None)
+    found = quality.evaluate(quality.references.features(digits.train.pixels[copied]), None)
     assert found["memorized"] == 1
     mixed = torch.cat([digits.test.pixels[:300], digits.train.pixels[:60]])
-    likest = quality.likest(quality.references.features(mixed))
+    likest = quality.nearest_to_training(quality.references.features(mixed))
     assert set(likest.samples.tolist()) <= set(range(300, 360))
     assert torch.equal(likest.neighbours[:, 0], likest.samples - 300)
 
@@ -230,7 +230,7 @@ def test_copies_of_training_images_are_found(digits: ImageData) -> None:
 def test_repeats_are_averaged_and_never_picked_from(digits: ImageData) -> None:
     twice, once = (SampleQuality(ClassifierDistance(n=100, repeats=repeats), digits) for repeats in (2, 1))
     features = twice.references.features(digits.test.pixels[:200])
-    both, one, other = twice.measure(features, None), *(once.measure(f, None) for f in features.split(100))
+    both, one, other = twice.evaluate(features, None), *(once.evaluate(f, None) for f in features.split(100))
     assert both["fd"] == pytest.approx((one["fd"] + other["fd"]) / 2)
     assert both["fd_mc_se"] == pytest.approx(abs(one["fd"] - other["fd"]) / 2)
 
@@ -245,7 +245,7 @@ def test_mirrored_images_and_statistics_from_elsewhere(digits: ImageData, tmp_pa
     with open(target, "wb") as file:
         write_statistics(file, ".npz", flipped.real.statistics, flipped.real.card)
     elsewhere = SampleQuality(ClassifierDistance(n=100, reference=str(target)), digits)
-    assert elsewhere.measure(features, None)["fd"] == pytest.approx(flipped.measure(features, None)["fd"])
+    assert elsewhere.evaluate(features, None)["fd"] == pytest.approx(flipped.evaluate(features, None)["fd"])
     assert elsewhere.card["reference"]["flips"] is True
     for change, words in (({"resolution": 9}, "resolution 9, where digits has 8"), ({"channels": 3}, "channels 3")):
         with open(target, "wb") as file:
@@ -263,14 +263,14 @@ def test_a_damaged_cache_is_made_again(digits: ImageData, tmp_path: Path, monkey
         return ReferenceFeatures(digits, fitted_classifier(digits), 100)
 
     first = made()
-    features = first.of("test", 100).features
+    features = first.reference("test", 100).features
     files = sorted(tmp_path.iterdir())
     assert [file.suffix for file in files] == [".pt", ".npz"]
-    assert torch.equal(made().of("test", 100).features, features)
+    assert torch.equal(made().reference("test", 100).features, features)
     assert sorted(tmp_path.iterdir()) == files
     for file in files:
         file.write_bytes(file.read_bytes()[:100])
-    assert torch.equal(made().of("test", 100).features, features)
+    assert torch.equal(made().reference("test", 100).features, features)
     assert made().digest == first.digest
 
 

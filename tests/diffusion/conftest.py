@@ -127,9 +127,11 @@ def single_step(
     sampler: WeightedSum, denoiser: Denoiser, chain: Chain, step: int, x_t: Tensor, x: Tensor, z: Tensor
 ) -> Tensor:
     """x_s by one step of a sampler with no memory, from x̂ = x and the noise z."""
-    keep, take, again, log_std, _ = (float(field[step - 1]) for field in sampler.weights(denoiser, chain.steps))
-    assert again == 0
-    return keep * x_t + take * x + math.exp(log_std) * z
+    coef_x_t, coef_x0, coef_x0_prev, log_std, _ = (
+        float(field[step - 1]) for field in sampler.weights(denoiser, chain.steps)
+    )
+    assert coef_x0_prev == 0
+    return coef_x_t * x_t + coef_x0 * x + math.exp(log_std) * z
 
 
 def in_turn(noises: Tensor) -> Callable[[], Tensor]:

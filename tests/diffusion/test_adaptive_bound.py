@@ -14,7 +14,7 @@ import noising as package
 from noising.commands.benchmarks import full_sum_variance
 from noising.diffusion.likelihood.adaptive import Adaptive, AdaptivePlan, Pilot, draws_needed
 from noising.diffusion.likelihood.decoders import DiscretizedGaussian
-from noising.diffusion.likelihood.estimators import ImageSet, evaluate, log_strata
+from noising.diffusion.likelihood.estimators import ImageSet, evaluate_draws, log_strata
 from noising.diffusion.likelihood.meter import BoundMeter
 from noising.diffusion.likelihood.terms import BoundTerms, ModelTerms, Term
 from noising.diffusion.parameterizations import Velocity
@@ -86,7 +86,7 @@ def estimate(terms: Cached, estimator: Adaptive, seed: int) -> tuple[dict[str, f
     chosen, index = image_set(size, seed), torch.arange(size)
     plan = estimator.plan(terms, chosen)
     meter = BoundMeter(plan, terms.timesteps)
-    meter.update(evaluate(terms, plan, chosen, index, chosen.fetch(index)[0], at_once=100_000))
+    meter.update(evaluate_draws(terms, plan, chosen, index, chosen.fetch(index)[0], at_once=100_000))
     return meter.compute(), plan
 
 

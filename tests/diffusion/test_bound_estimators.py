@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from noising.diffusion.likelihood.adaptive import Adaptive
 from noising.diffusion.likelihood.decoders import DiscretizedGaussian
-from noising.diffusion.likelihood.estimators import BoundEstimator, Exact, ImageSet, Stratified, evaluate, log_strata
+from noising.diffusion.likelihood.estimators import (
+    BoundEstimator,
+    Exact,
+    ImageSet,
+    Stratified,
+    evaluate_draws,
+    log_strata,
+)
 from noising.diffusion.likelihood.meter import BoundMeter
 from noising.diffusion.likelihood.terms import Difference, ModelTerms, variational_bound
 from noising.diffusion.parameterizations import CleanImage
@@ -36,7 +43,7 @@ def meter_of(
     plan = estimator.plan(terms, chosen)
     meter = BoundMeter(plan, terms.timesteps)
     for part in parts or (list(range(len(x))),):
-        meter.update(evaluate(terms, plan, chosen, torch.tensor(part), x[part]))
+        meter.update(evaluate_draws(terms, plan, chosen, torch.tensor(part), x[part]))
     return meter
 
 
@@ -125,7 +132,7 @@ def test_curve_is_the_mean_of_each_bin() -> None:
     )
     # the error of the denoiser itself, at one step
     chosen = ImageSet(80, lambda index: (x[index], None), "bound")
-    draws = evaluate(terms, Exact().plan(terms, chosen), chosen, torch.arange(80), x)
+    draws = evaluate_draws(terms, Exact().plan(terms, chosen), chosen, torch.arange(80), x)
     at_ten = draws.error[draws.places.step == 10]
     assert curve.error[9].item() == pytest.approx(at_ten.mean().item(), rel=1e-12)
     assert curve.stderr[9].item() == pytest.approx(

@@ -9,7 +9,7 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.grids import uniform as uniform_grid
 from noising.diffusion.likelihood.adaptive import Adaptive
 from noising.diffusion.likelihood.decoders import DiscretizedGaussian
-from noising.diffusion.likelihood.estimators import BoundEstimator, Exact, ImageSet, Stratified, evaluate
+from noising.diffusion.likelihood.estimators import BoundEstimator, Exact, ImageSet, Stratified, evaluate_draws
 from noising.diffusion.likelihood.terms import ModelTerms, variational_bound
 from noising.diffusion.noise_labels import DiscreteStep, LogSNR, NoiseLabel, QuarterLogSigma, ScaledLogSNR, ScaledTime
 from noising.diffusion.objectives import Regression
@@ -75,7 +75,7 @@ def test_class_reaches_the_network_in_every_estimate(estimator: BoundEstimator) 
     def nats(model: Crooked, given: torch.Tensor | None) -> torch.Tensor:
         terms = ModelTerms(denoiser_of(model, schedule), Chain.uniform(schedule, 8), DiscretizedGaussian(17))
         plan = estimator.plan(ModelTerms(denoiser_of(Classed(), schedule), terms.chain, terms.decoder), chosen)
-        draws = evaluate(terms, plan, chosen, torch.arange(3), x, given, at_once=5)
+        draws = evaluate_draws(terms, plan, chosen, torch.arange(3), x, given, at_once=5)
         rows.append(draws.places.row)
         return draws.nats
 

@@ -12,7 +12,7 @@ from tests.diffusion.conftest import Crooked, denoiser_of, in_turn, normals
 
 
 def kept(sampler: DDIM, x: torch.Tensor) -> torch.Tensor:
-    return sampler._keep(x.clone())
+    return sampler._clip_clean(x.clone())
 
 
 def test_a_quantile_by_hand() -> None:

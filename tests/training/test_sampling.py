@@ -56,7 +56,7 @@ def test_autocast_does_not_reach_the_sampler() -> None:
 def test_path_ends_in_the_images() -> None:
     denoiser = denoiser_of(Dropping(), Cosine(100))
     watch = PathFrames(10, images=2, count=4)
-    images = draw_images(denoiser, Ancestral(10, uniform), SHAPE, 0, [5, 9, 2], watch=watch)
+    images = draw_images(denoiser, Ancestral(10, uniform), SHAPE, 0, [5, 9, 2], on_step=watch)
     assert watch.tensor.shape == (4, 2, 2, *SHAPE)
     assert torch.equal(watch.tensor[-1, 0], images[:2])
     assert torch.equal(watch.tensor[-1, 1], images[:2])  # to clean, the step is x̂ itself

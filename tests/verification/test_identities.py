@@ -23,7 +23,7 @@ from noising.diffusion.parameterizations import Epsilon, Parameterization, Veloc
 from noising.diffusion.recipe import Recipe
 from noising.diffusion.samplers import Ancestral, Sampler, StepWeights, WeightedSum
 from noising.diffusion.schedules import Cosine, LinearLogSNR, Schedule
-from noising.diffusion.times import Draw, TimeSampler
+from noising.diffusion.times import BatchSlot, TimeSampler
 from noising.diffusion.transitions import Transition
 from noising.diffusion.variances import LearnedRange, ReverseVariance
 from noising.verification.report import identities
@@ -222,7 +222,7 @@ class Negative(Regression):
 class Biased(TimeSampler):
     """Draws small times more often and says that it does not."""
 
-    def sample(self, draw: Draw, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
         t = draw.own((1 - draw.generator.random(draw.total)) ** 2)
         return t, torch.ones_like(t)
 

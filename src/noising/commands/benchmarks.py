@@ -18,7 +18,7 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.grids import trailing
 from noising.diffusion.likelihood.adaptive import Adaptive
 from noising.diffusion.likelihood.estimators import ImageSet, log_strata
-from noising.diffusion.likelihood.meter import measure
+from noising.diffusion.likelihood.meter import evaluate_bound
 from noising.diffusion.likelihood.terms import BoundTerms
 from noising.diffusion.noise_labels import DiscreteStep
 from noising.diffusion.parameterizations import Epsilon
@@ -89,7 +89,7 @@ class BoundBenchmark(Benchmark):
         """The Monte Carlo standard error, the mean over the repeats, and the evaluations of one."""
         variance, evaluations = 0.0, 0.0
         for seed in range(repeats):
-            meter = measure(terms, estimator, images._replace(seed=seed), batch_size, evaluations_bar)
+            meter = evaluate_bound(terms, estimator, images._replace(seed=seed), batch_size, evaluations_bar)
             variance += meter.compute()["bound_mc_se"] ** 2 / repeats
             evaluations += meter.plan.evaluations / repeats
         return math.sqrt(variance), evaluations

@@ -26,7 +26,7 @@ from noising.config.secrets import without_secrets
 from noising.data.image_data import SPLITS
 from noising.diffusion.drawing import in_evaluation
 from noising.diffusion.likelihood.estimators import BoundEstimator
-from noising.diffusion.likelihood.meter import measure
+from noising.diffusion.likelihood.meter import evaluate_bound
 from noising.diffusion.likelihood.terms import Difference
 from noising.errors import ConfigError, config_errors
 from noising.runs.folder import Run, replacing
@@ -164,7 +164,7 @@ def _measure_difference(cfg: DictConfig, run: Run) -> None:
     with run_status(run, without_secrets(cfg)):
         with in_evaluation(first.denoiser), in_evaluation(second.denoiser), config_errors("bound"):
             images = first.image_set(cfg.split, device)
-            meter = measure(pair, estimator, images, cfg.batch_size, evaluations_bar)
+            meter = evaluate_bound(pair, estimator, images, cfg.batch_size, evaluations_bar)
         numbers = meter.compute()
         card = {
             "first": first.source,

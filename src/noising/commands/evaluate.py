@@ -19,6 +19,7 @@ from noising.errors import ConfigError
 from noising.experiment import Experiment, evaluation_trainer
 from noising.metrics.quality import QualityMetric, SampleQuality, measured
 from noising.plots.grids import sample_grid, save_png
+from noising.plots.samples import neighbour_rows
 from noising.runs.folder import Run
 from noising.runs.resume import require_same_options
 from noising.runs.status import run_status
@@ -88,7 +89,7 @@ def evaluate_samples(cfg: DictConfig, run: Run) -> None:
         quality.references.extractor.to(drawing.devices[0])
         began = time.perf_counter()
         features = quality.references.features(images)
-        numbers = quality.measure(features, drawing.asked(range(quality.total)))
+        numbers = quality.evaluate(features, drawing.asked(range(quality.total)))
         cost = {
             "evaluations_per_image": drawing.evaluations,
             "seconds_per_image": shards.seconds / quality.total,
@@ -96,7 +97,8 @@ def evaluate_samples(cfg: DictConfig, run: Run) -> None:
         }
         card = {**drawing.card, **quality.card}
         save_png(run.samples_image, sample_grid(trained.data.to_8bit(images), drawing.classes))
-        quality.draw_likest(run.neighbours_image, features, images)
+        nearest = quality.nearest_to_training(features)
+        neighbour_rows(run.neighbours_image, *quality.images_of(nearest, images), nearest.samples, nearest.nearness)
         cards = {f"test/{name}": card for name in measured(numbers)}
         run.write({f"test/{name}": value for name, value in (numbers | cost).items()}, cards)
         shards.remove()

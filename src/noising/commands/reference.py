@@ -47,7 +47,7 @@ def _of_data(cfg: DictConfig) -> StatisticsFile:
     data = Experiment(cfg).data
     protocol = make(cfg.metrics, "metrics", QualityMetric)
     references = ReferenceFeatures(data, protocol.extractor(data), protocol.batch)
-    real = references.of(protocol.split, protocol.real_images(protocol.n), protocol.flips)
+    real = references.reference(protocol.split, protocol.real_images(protocol.n), protocol.flips)
     return StatisticsFile(real.statistics, real.card)
 
 

@@ -99,7 +99,7 @@ class Denoiser(nn.Module):
         labels = self.noise_label(levels).to(x.device, x.dtype)[:, None].expand(-1, len(x)).unbind()
         model, outputs = self.model, self.variance.outputs  # a module's members take longer to find than to use
 
-        def look(number: int, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
+        def denoise(number: int, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
             scaled = x_t if scales[number] == 1 else scales[number] * x_t
             output, raw_variance = model(scaled, labels[number], class_label=class_label), None
             if output.dtype != x_t.dtype:
@@ -108,7 +108,7 @@ class Denoiser(nn.Module):
                 output, raw_variance = output.chunk(outputs, dim=1)
             return torch.mul(x_t, by_x_t[number]).add_(output, alpha=by_output[number]), raw_variance
 
-        return look
+        return denoise
 
     def evaluations(self, levels: NoiseLevel) -> Tensor:
         """How many network evaluations a look at each level takes: int64, of the levels' shape."""

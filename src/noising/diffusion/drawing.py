@@ -51,7 +51,7 @@ def draw_images(
     seed: int,
     indices: Sequence[int],
     class_label: Tensor | None = None,
-    watch: Callable[[int, PathPoint], None] | None = None,
+    on_step: Callable[[int, PathPoint], None] | None = None,
 ) -> Tensor:
     """The images of these indices: (B, *shape) on the denoiser's device, kept in [−1, 1].
 
@@ -61,8 +61,8 @@ def draw_images(
     streams = Streams(seed, "sample", indices, device)
     with in_evaluation(denoiser):
         for step, point in enumerate(sampler.path(denoiser, lambda: streams.normal(shape), class_label)):
-            if watch is not None:
-                watch(step, point)
+            if on_step is not None:
+                on_step(step, point)
         return point.x_t.clamp(-1, 1)
 
 

@@ -79,14 +79,14 @@ class Guided(Denoiser):
         return Prediction(x, noise, self.parameterization.target(x, noise, level), strong.raw_variance)
 
     def prepare(self, levels: NoiseLevel, x: Tensor, class_label: Tensor | None = None) -> DenoiseFn:
-        look, look_weakly = super().prepare(levels, x, class_label), self.guide.prepare(levels, x, class_label)
+        denoise, denoise_weak = super().prepare(levels, x, class_label), self.guide.prepare(levels, x, class_label)
         scales: list[float] = self._scales(levels).tolist()
 
         def guided(number: int, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
-            strong, raw_variance = look(number, x_t)
+            strong, raw_variance = denoise(number, x_t)
             if scales[number] == 1:
                 return strong, raw_variance
-            return torch.lerp(look_weakly(number, x_t)[0], strong, scales[number]), raw_variance
+            return torch.lerp(denoise_weak(number, x_t)[0], strong, scales[number]), raw_variance
 
         return guided
 

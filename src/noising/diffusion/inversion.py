@@ -59,11 +59,11 @@ def invert(denoiser: Denoiser, chain: Chain, x: Tensor, class_label: Tensor | No
     # ε̂ of its end t_1, seen from z = α_1 x, where a step without noise would lead:
     #   x_1 = z + σ_1 ε̂(z, t_1) = 2 z − α_1 x̂(z, t_1)
     seen = NoiseLevel(*(torch.cat([later[:1], earlier[1:]]) for later, earlier in zip(t, s, strict=True)))
-    keep = t.sigma / seen.sigma
-    take = t.alpha - keep * seen.alpha
-    keep[0], take[0] = 2.0, -t.alpha[0]
-    look = denoiser.prepare(seen, x, class_label)
+    coef_x_t = t.sigma / seen.sigma
+    coef_x0 = t.alpha - coef_x_t * seen.alpha
+    coef_x_t[0], coef_x0[0] = 2.0, -t.alpha[0]
+    denoise = denoiser.prepare(seen, x, class_label)
     x_t = float(t.alpha[0]) * x
-    for number, (of_x_t, of_clean) in enumerate(zip(keep.tolist(), take.tolist(), strict=True)):
-        x_t = torch.mul(x_t, of_x_t).add_(look(number, x_t)[0], alpha=of_clean)
+    for number, (by_x_t, by_x0) in enumerate(zip(coef_x_t.tolist(), coef_x0.tolist(), strict=True)):
+        x_t = torch.mul(x_t, by_x_t).add_(denoise(number, x_t)[0], alpha=by_x0)
     return x_t

@@ -178,7 +178,7 @@ class ChainObjective(Objective, ABC):
         # a time on the grid may lie a rounding above it
         return (t.double().cpu() * self.timesteps - 1e-6).ceil().long().clamp(1, self.timesteps)
 
-    def _look(
+    def _predict(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
     ) -> tuple[Tensor, NoiseLevel, Tensor, Prediction]:
         """The steps of times t, (B,), their level, x_t and what the denoiser says of it."""
@@ -204,7 +204,7 @@ class VariationalBound(ChainObjective):
     def forward(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
     ) -> dict[str, Tensor]:
-        steps, _, x_t, prediction = self._look(denoiser, x, t, noise, **condition)
+        steps, _, x_t, prediction = self._predict(denoiser, x, t, noise, **condition)
         return {"loss": self._bound(denoiser, x, x_t, steps, prediction)}
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
@@ -238,7 +238,7 @@ class Hybrid(ChainObjective):
     def forward(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
     ) -> dict[str, Tensor]:
-        steps, level, x_t, prediction = self._look(denoiser, x, t, noise, **condition)
+        steps, level, x_t, prediction = self._predict(denoiser, x, t, noise, **condition)
         error = (prediction.output - denoiser.parameterization.target(x, noise, level)).square().flatten(1).mean(1)
         weight = cast_to(self.weighting(level, denoiser.parameterization.gain(level)).flatten(), x)
         held = prediction._replace(x=prediction.x.detach())

@@ -54,8 +54,8 @@ class Transition(NamedTuple):
 
     def mean(self, x_t: Tensor, x: Tensor) -> Tensor:
         """The posterior's mean given x_t and the clean image or its estimate (eq. 7). All (B, C, H, W)."""
-        keep, take = self.mean_weights
-        return cast_to(keep, x_t) * x_t + cast_to(take, x_t) * x
+        coef_x_t, coef_x0 = self.mean_weights
+        return cast_to(coef_x_t, x_t) * x_t + cast_to(coef_x0, x_t) * x
 
     @property
     def posterior_variance(self) -> Tensor:

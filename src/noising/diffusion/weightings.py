@@ -17,7 +17,7 @@ from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.times import TimeSampler
 
-__all__ = ["LossWeights", "edm", "loss_weights", "min_snr", "p2", "sigmoid", "snr", "uniform"]
+__all__ = ["edm", "min_snr", "p2", "sigmoid", "snr", "uniform"]
 
 
 def uniform(level: NoiseLevel, gain: Tensor) -> Tensor:

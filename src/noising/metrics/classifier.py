@@ -130,8 +130,8 @@ def _fit(classifier: Classifier, pixels: Tensor, labels: Tensor, generator: torc
 def _shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """(B, C, H, W), each image moved by up to an eighth of its side; its edge is repeated."""
     side = pixels.shape[-1]
-    most = side // 8
-    shift = torch.randint(-most, most + 1, (2, len(pixels), 1), generator=generator)
+    max_shift = side // 8
+    shift = torch.randint(-max_shift, max_shift + 1, (2, len(pixels), 1), generator=generator)
     rows, columns = (torch.arange(side) + shift).clamp(0, side - 1)  # (B, H), (B, W)
     image = torch.arange(len(pixels))[:, None, None]
     return pixels[image, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

@@ -1,11 +1,16 @@
-"""How the quality of samples is measured: in which features, on how many samples, against which real images."""
+"""Sample quality: a metric names features, sample count and real images; `SampleQuality` evaluates samples by it.
+
+Every metric is a Fréchet distance in its own features, with the kernel distance, precision, recall, density, coverage
+and the share of memorized samples in the same features beside it. The bias of a Fréchet distance goes as 1/n, so two
+compare only at equal n; the baseline beside each number is the same number of n real test images.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from copy import copy
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +25,6 @@ from noising.metrics.extractors import DINOv2, FeatureExtractor, Inception, thre
 from noising.metrics.reference_features import Reference, ReferenceFeatures, fitted_classifier
 from noising.metrics.scores import inception_score, kernel_distance, nearest, precision_recall, radii, same_as_nearest
 from noising.metrics.statistics import FeatureStatistics, StatisticsFile, frechet_distance, read_statistics
-from noising.plots.samples import neighbour_rows
 
 __all__ = [
     "ALL",
@@ -36,68 +40,62 @@ __all__ = [
 
 ALL = "all"
 MAX_SAMPLES = 10_000_000
-"""Samples: the features of all lie in memory."""
+"""Upper limit of the samples of a repeat: the features of all lie in memory."""
+MAX_DEFAULT_SAMPLES = 2000
+"""Upper limit of the samples of a repeat where n is None."""
 
 
+@dataclass(eq=False)
 class QualityMetric(ABC):
-    """What of a metric is chosen before any sample is drawn.
+    """A Fréchet distance in the features of one extractor, and the choices that its value depends on.
 
-    Args:
-        n: samples of a repeat; None for as many as there are test images, at most 2,000.
-        repeats: times n, each time other samples, for the standard error.
-        split: of the real images: train, test or val.
-        real: how many of it: None for n, "all" for all.
-        flips: each real image mirrored as well.
-        reference: statistics computed elsewhere take the place of the real images'; a file that `reference` wrote.
-        neighbours: real images beside each of the samples most like one, in the picture.
-
-    Raises:
-        ValueError: one of them cannot be.
+    Raises ValueError for a count outside 1..MAX_SAMPLES, an unknown split or a missing reference file.
     """
 
     distance: ClassVar[str]
-    """The Fréchet distance's name in summary.json, after the split."""
+    """Name of the Fréchet distance in summary.json, after the split."""
     kernel_distance: ClassVar[str]
+    """Name of the kernel distance."""
     batch: ClassVar[int] = 500
     """Images whose features are extracted at once."""
 
-    def __init__(
-        self,
-        n: int | None = None,
-        repeats: int = 3,
-        split: str = "train",
-        real: int | str | None = None,
-        flips: bool = False,
-        reference: str | None = None,
-        neighbours: int = 5,
-    ) -> None:
-        for name, value in (("n", n), ("repeats", repeats), ("neighbours", neighbours)):
+    n: int | None = None
+    """Samples of a repeat; None for as many as there are test images, at most MAX_DEFAULT_SAMPLES."""
+    repeats: int = 3
+    """Repeats of n samples each, whose spread gives the standard error."""
+    split: str = "train"
+    """Split of the real images: train, test or val."""
+    real: int | str | None = None
+    """Number of real images; None for n, "all" for the whole split."""
+    flips: bool = False
+    """Whether each real image is added mirrored as well."""
+    reference: str | None = None
+    """A file of statistics, as `noising reference` writes it, in place of those of the real images."""
+    neighbours: int = 5
+    """Training images beside each of the samples nearest to one, in the picture."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("n", self.n), ("repeats", self.repeats), ("neighbours", self.neighbours)):
             if value is not None and (isinstance(value, bool) or not 1 <= value <= MAX_SAMPLES):
                 raise ValueError(f"{name} must be a whole number from 1 to {MAX_SAMPLES}, got {value}")
-        if split not in SPLITS:
-            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split}")
+        if self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split}")
+        real = self.real
         if real is not None and real != ALL and (isinstance(real, str | bool) or real < 2):
             raise ValueError(f"real must be null (as many as n), all, or a number of images, got {real}")
-        if reference is not None and not Path(reference).is_file():
-            raise ValueError(f"reference={reference}: there is no such file")
-        self.n = n
-        self.repeats = repeats
-        self.split = split
-        self.real = real
-        self.flips = flips
-        self.reference = reference
-        self.neighbours = neighbours
+        if self.reference is not None and not Path(self.reference).is_file():
+            raise ValueError(f"reference={self.reference}: there is no such file")
 
     def real_images(self, samples: int | None) -> int | None:
-        """How many real images as many samples are held against; None for all there are."""
+        """Number of real images to compare `samples` with; None for the whole split."""
         return None if self.real == ALL else int(self.real or 0) or samples
 
     @abstractmethod
     def extractor(self, data: ImageData) -> FeatureExtractor:
         """The network, in evaluation mode, on the host. Raises ConfigError if it cannot be had."""
 
-    def scores(self, logits: Tensor | None, asked: Tensor | None) -> dict[str, float]:
-        """What else the extractor tells by its class logits (N, K) of images asked to show classes (N,)."""
+    def scores(self, logits: Tensor | None, class_labels: Tensor | None) -> dict[str, float]:
+        """Further numbers from the extractor's class logits (N, K) and the classes (N,) that were sampled for."""
         return {}
 
 
@@ -109,66 +107,46 @@ class ClassifierDistance(QualityMetric):
     def extractor(self, data: ImageData) -> FeatureExtractor:
         return fitted_classifier(data)
 
-    def scores(self, logits: Tensor | None, asked: Tensor | None) -> dict[str, float]:
-        if logits is None or asked is None:
+    def scores(self, logits: Tensor | None, class_labels: Tensor | None) -> dict[str, float]:
+        if logits is None or class_labels is None:
             return {}
-        return {"class_accuracy": float((logits.argmax(1).cpu() == asked.cpu()).double().mean())}
+        return {"class_accuracy": float((logits.argmax(1).cpu() == class_labels.cpu()).double().mean())}
 
 
+@dataclass(eq=False)
 class InceptionDistance(QualityMetric):
-    """FID, KID and the Inception score: the 2015 Inception network's. Heusel et al. (2017)."""
+    """FID, KID and the Inception score, in the features of the 2015 Inception network. Heusel et al. (2017)."""
 
     distance, kernel_distance = "fid", "kid"
     batch = 50
 
-    def __init__(
-        self,
-        n: int | None = None,
-        repeats: int = 1,
-        split: str = "train",
-        real: int | str | None = None,
-        flips: bool = False,
-        reference: str | None = None,
-        neighbours: int = 5,
-        inception_weights: str | None = None,
-        layer: int = 2048,
-    ) -> None:
-        """inception_weights: a local file, None to download them; layer: its width, 64, 192, 768 or 2048."""
-        super().__init__(n, repeats, split, real, flips, reference, neighbours)
-        self.inception_weights = inception_weights
-        self.layer = layer
+    repeats: int = 1
+    inception_weights: str | None = None
+    """A local file of the weights; None to download them."""
+    layer: int = 2048
+    """Width of the layer that gives the features: 64, 192, 768 or 2048."""
 
     def extractor(self, data: ImageData) -> FeatureExtractor:
         with config_errors("metrics"):
             three_channels(data.train.pixels[:1])
             return Inception(self.inception_weights, self.layer)
 
-    def scores(self, logits: Tensor | None, asked: Tensor | None) -> dict[str, float]:
+    def scores(self, logits: Tensor | None, class_labels: Tensor | None) -> dict[str, float]:
         return {} if logits is None else {"inception_score": inception_score(logits)}
 
 
+@dataclass(eq=False)
 class DINOv2Distance(QualityMetric):
     """FD-DINOv2: the Fréchet distance in the features of DINOv2 ViT-L/14. Stein et al. (2023)."""
 
     distance, kernel_distance = "fd_dinov2", "kd_dinov2"
     batch = 32
 
-    def __init__(
-        self,
-        n: int | None = None,
-        repeats: int = 1,
-        split: str = "train",
-        real: int | str | None = None,
-        flips: bool = False,
-        reference: str | None = None,
-        neighbours: int = 5,
-        dinov2_weights: str | None = None,
-        dinov2_repo: str | None = None,
-    ) -> None:
-        """dinov2_weights, dinov2_repo: a local file and a local clone, None to download them."""
-        super().__init__(n, repeats, split, real, flips, reference, neighbours)
-        self.dinov2_weights = dinov2_weights
-        self.dinov2_repo = dinov2_repo
+    repeats: int = 1
+    dinov2_weights: str | None = None
+    """A local file of the weights; None to download them."""
+    dinov2_repo: str | None = None
+    """A local clone of facebookresearch/dinov2; None to download it."""
 
     def extractor(self, data: ImageData) -> FeatureExtractor:
         with config_errors("metrics"):
@@ -176,57 +154,52 @@ class DINOv2Distance(QualityMetric):
             return DINOv2(self.dinov2_weights, self.dinov2_repo)
 
 
-MAX_DEFAULT_SAMPLES = 2000
-"""Samples of a repeat, unless more are asked for."""
 LIBRARIES = ("torch", "torch-fidelity", "numpy")
+"""Libraries whose versions the numbers may depend on."""
 
 
 class NearestToTraining(NamedTuple):
-    """The samples that are most like a training image, and the training images nearest to each."""
+    """The samples nearest to a training image, and the training images nearest to each."""
 
     samples: Tensor  # (rows,) int64, among the samples
     neighbours: Tensor  # (rows, k) int64, in the training split
-    nearness: Tensor  # (rows,): the distance to the nearest, over that one's to the nearest other training image
+    nearness: Tensor  # (rows,): distance to the nearest training image over that image's to its own nearest
 
 
 class SampleQuality:
-    """Measures images of one data set by one protocol.
-
-    The bias of a Fréchet distance goes as 1/n, so that two compare only at equal counts; the yardstick beside each
-    number is the same of as many real test images.
-    """
+    """Evaluates samples of one data set by one metric."""
 
     def __init__(
         self,
-        protocol: QualityMetric,
+        metric: QualityMetric,
         data: ImageData,
         references: ReferenceFeatures | None = None,
         option: str = "metrics.n",
     ) -> None:
-        """Makes the extractor and the real images' features, or finds them in the cache, or in references.
+        """Make the extractor and the features of the real images, or take them from the cache or from `references`.
 
-        option: what says how many samples, for messages.
+        option: name of the option that sets the number of samples, for error messages.
 
-        Raises ConfigError for what cannot be: too few images or samples, weights that cannot be had, statistics of
-        other images than these.
+        Raises ConfigError for too few images or samples, weights that cannot be had, or a reference file of another
+        extractor or of images of another shape.
         """
-        self.protocol = protocol
+        self.metric = metric
         self.data = data
-        self.references = references or ReferenceFeatures(data, protocol.extractor(data), protocol.batch)
-        splits = [getattr(data, split).pixels for split in {protocol.split, "test"}]
-        self.count = protocol.n or min(*map(len, splits), MAX_DEFAULT_SAMPLES)
+        self.references = references or ReferenceFeatures(data, metric.extractor(data), metric.batch)
+        splits = [getattr(data, split).pixels for split in {metric.split, "test"}]
+        self.count = metric.n or min(*map(len, splits), MAX_DEFAULT_SAMPLES)
         extractor = self.references.extractor
         if self.count <= extractor.dims:
             raise ConfigError(
                 f"{option}={self.count}: a Fréchet distance of {extractor.dims} features needs at least "
                 f"{extractor.dims + 1} samples, or the covariance is singular"
             )
-        self.real = self.references.of(protocol.split, protocol.real_images(self.count), protocol.flips)
-        self.elsewhere = self._elsewhere()
+        self.real = self.references.reference(metric.split, metric.real_images(self.count), metric.flips)
+        self.reference_file = self._read_reference_file()
 
-    def _elsewhere(self) -> StatisticsFile | None:
-        """The statistics that were computed elsewhere, if the protocol has some."""
-        path, extractor = self.protocol.reference, self.references.extractor
+    def _read_reference_file(self) -> StatisticsFile | None:
+        """The statistics of the metric's reference file, if it has one."""
+        path, extractor = self.metric.reference, self.references.extractor
         if path is None:
             return None
         with config_errors(f"metrics.reference={path}"):
@@ -235,31 +208,37 @@ class SampleQuality:
                 raise ValueError(
                     f"statistics of {found.statistics.dims} features, where {extractor.name} has {extractor.dims}"
                 )
-            for name, mine in (("resolution", self.data.resolution), ("channels", self.data.channels)):
-                if found.card.get(name, mine) != mine:
-                    raise ValueError(f"{name} {found.card[name]}, where {self.data.name} has {mine}")
+            for name, own in (("resolution", self.data.resolution), ("channels", self.data.channels)):
+                if found.card.get(name, own) != own:
+                    raise ValueError(f"{name} {found.card[name]}, where {self.data.name} has {own}")
             if found.card.get("extractor_sha256", self.references.digest) != self.references.digest:
                 raise ValueError(f"of another extractor: {found.card.get('extractor')} with other weights")
         return found
 
-    def once(self, n: int | None) -> SampleQuality:
-        """The same, of one repeat and of n samples; None for as many as here."""
-        protocol = copy(self.protocol)
-        protocol.n, protocol.repeats = n or self.count, 1
-        return SampleQuality(protocol, self.data, self.references, "callbacks.quality.n" if n else "metrics.n")
+    def for_validation(self, n: int | None) -> SampleQuality:
+        """This evaluation with a single repeat of n samples; None for as many as here."""
+        metric = replace(self.metric, n=n or self.count, repeats=1)
+        return SampleQuality(metric, self.data, self.references, "callbacks.quality.n" if n else "metrics.n")
 
     @property
     def total(self) -> int:
         """Samples of all repeats."""
-        return self.count * self.protocol.repeats
+        return self.count * self.metric.repeats
 
     @property
     def card(self) -> dict[str, Any]:
-        """What the numbers depend on, besides the samples."""
-        reference = self.real.card if self.elsewhere is None else self._card_elsewhere
+        """All that the numbers depend on beside the samples."""
+        reference = self.real.card
+        if self.reference_file is not None:
+            reference = {
+                "extractor": self.real.card["extractor"],
+                "images": self.reference_file.statistics.count,
+                "file": self.metric.reference,
+                **self.reference_file.card,
+            }
         return {
             "samples": self.count,
-            "repeats": self.protocol.repeats,
+            "repeats": self.metric.repeats,
             "features": reference["extractor"],
             "extractor_sha256": self.references.digest,
             "reference": {name: value for name, value in reference.items() if not name.startswith("extractor")},
@@ -268,20 +247,14 @@ class SampleQuality:
         }
 
     @property
-    def _card_elsewhere(self) -> dict[str, Any]:
-        assert self.elsewhere is not None
-        own = {"extractor": self.real.card["extractor"], "images": self.elsewhere.statistics.count}
-        return {**own, "file": self.protocol.reference, **self.elsewhere.card}
-
-    @property
     def _statistics(self) -> FeatureStatistics:
-        return self.real.statistics if self.elsewhere is None else self.elsewhere.statistics
+        return self.real.statistics if self.reference_file is None else self.reference_file.statistics
 
     @cached_property
     def _training(self) -> Reference:
-        """Where copies are looked for: the whole training split, unless the protocol says how many images."""
-        few = self.protocol.real if isinstance(self.protocol.real, int) else None
-        return self.references.of("train", few, False)
+        """The images among which copies are searched: the training split, or `real` of it where that is a number."""
+        count = self.metric.real if isinstance(self.metric.real, int) else None
+        return self.references.reference("train", count, False)
 
     @cached_property
     def _training_radii(self) -> Tensor:
@@ -289,20 +262,20 @@ class SampleQuality:
 
     @cached_property
     def baseline(self) -> dict[str, float]:
-        """The same numbers of as many real test images; none where there are fewer."""
+        """The numbers of as many real test images; empty where there are fewer."""
         test = self.data.test
         if len(test.pixels) < self.count:
             return {}
-        real = self.references.of("test", self.count)
+        real = self.references.reference("test", self.count)
         return self._numbers(real.features, None if test.labels is None else test.labels[real.images])
 
-    def measure(self, features: Tensor, asked: Tensor | None) -> dict[str, float]:
-        """Numbers by name, with `_mc_se` the standard error of each, and `_baseline` the real test images'.
+    def evaluate(self, features: Tensor, class_labels: Tensor | None) -> dict[str, float]:
+        """Means over the repeats by name, each with its standard error `_mc_se` and its `_baseline`.
 
-        features: (repeats · count, dims), those of a repeat together; asked: (repeats · count,), the classes that
-        the images were to show. Means over the repeats, never the best.
+        features: (repeats · count, dims), repeat after repeat; class_labels: (repeats · count,), the classes that were
+        sampled for, None without classes.
         """
-        labels = [None] * self.protocol.repeats if asked is None else torch.split(asked, self.count)
+        labels = [None] * self.metric.repeats if class_labels is None else torch.split(class_labels, self.count)
         each = [self._numbers(part, of) for part, of in zip(torch.split(features, self.count), labels, strict=True)]
         numbers: dict[str, float] = {}
         for name in each[0]:
@@ -316,47 +289,39 @@ class SampleQuality:
                 numbers[f"{name}_baseline"] = self.baseline[name]
         return numbers
 
-    def _numbers(self, features: Tensor, asked: Tensor | None) -> dict[str, float]:
+    def _numbers(self, features: Tensor, class_labels: Tensor | None) -> dict[str, float]:
         real = self.real.features
         return {
-            self.protocol.distance: frechet_distance(_statistics(features), self._statistics),
-            self.protocol.kernel_distance: kernel_distance(features, real),
+            self.metric.distance: frechet_distance(FeatureStatistics.from_features(features), self._statistics),
+            self.metric.kernel_distance: kernel_distance(features, real),
             **precision_recall(features, real),
             "memorized": same_as_nearest(nearest(features, self._training.features, 1), self._training_radii),
-            **self.protocol.scores(self.references.extractor.class_logits(features), asked),
+            **self.metric.scores(self.references.extractor.class_logits(features), class_labels),
         }
 
-    def likest(self, features: Tensor, rows: int = 8) -> NearestToTraining:
-        """The samples that are nearest to a training image, by how far that one is from the others of its kind."""
-        found = nearest(features, self._training.features, self.protocol.neighbours)
+    def nearest_to_training(self, features: Tensor, rows: int = 8) -> NearestToTraining:
+        """The samples nearest to a training image, relative to that image's distance to its nearest other."""
+        found = nearest(features, self._training.features, self.metric.neighbours)
         nearness = found.distance[:, 0] / self._training_radii[found.indices[:, 0]]
         first = nearness.argsort()[:rows]
         return NearestToTraining(first, self._training.images[found.indices[first]], nearness[first])
 
-    def draw_likest(self, file: Path, features: Tensor, pixels: Tensor) -> None:
-        """The picture of it. pixels: (N, C, H, W) uint8 grey levels of the samples."""
-        likest = self.likest(features)
-        samples, near = (
-            self.data.to_8bit(images)
-            for images in (pixels[likest.samples], self.data.train.pixels[likest.neighbours.flatten()])
-        )
-        names = [f"no. {i}\n{ratio:.2f}" for i, ratio in zip(likest.samples.tolist(), likest.nearness, strict=True)]
-        title = "the samples most like a training image\n(below 1: nearer to it than any other training image is)"
-        neighbour_rows(file, samples, near.reshape(*likest.neighbours.shape, *near.shape[1:]), names, title)
+    def images_of(self, found: NearestToTraining, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The samples (rows, C, H, W) and their neighbours (rows, k, C, H, W) as 8-bit images.
+
+        pixels: (N, C, H, W) uint8, the grey levels of all samples.
+        """
+        neighbours = self.data.to_8bit(self.data.train.pixels[found.neighbours.flatten()])
+        samples = self.data.to_8bit(pixels[found.samples])
+        return samples, neighbours.reshape(*found.neighbours.shape, *neighbours.shape[1:])
 
 
 def measured(numbers: Iterable[str]) -> list[str]:
-    """The names that are of a measurement, and not of an error or a yardstick."""
+    """The names of measurements: all but the standard errors and the baselines."""
     return [name for name in numbers if not name.endswith(("_mc_se", "_baseline"))]
 
 
-def _statistics(features: Tensor) -> FeatureStatistics:
-    statistics = FeatureStatistics(features.shape[1])
-    statistics.update(features)
-    return statistics
-
-
 def _rate_error(rate: float, count: int) -> float:
-    """Of the posterior after a uniform prior: not 0 where all are right."""
+    """Standard deviation of the posterior of a rate after a uniform prior: not 0 where all are right."""
     seen = (rate * count + 1) / (count + 2)
     return math.sqrt(seen * (1 - seen) / (count + 3))

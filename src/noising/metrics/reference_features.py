@@ -58,7 +58,7 @@ class ReferenceFeatures:
         """(N, C, H, W) uint8 grey levels of the set -> (N, dims) float32."""
         return extract(self.extractor, (self.data.to_8bit(part) for part in torch.split(pixels, self.batch)))
 
-    def of(self, split: str, count: int | None = None, flips: bool = False) -> Reference:
+    def reference(self, split: str, count: int | None = None, flips: bool = False) -> Reference:
         """`count` images of a split, evenly spread, default all; flips: each mirrored as well.
 
         Raises ConfigError if it has fewer.
@@ -93,8 +93,7 @@ class ReferenceFeatures:
 
         def write(file: IO[bytes]) -> None:
             features = self.features(torch.cat([pixels, pixels.flip(-1)]) if flips else pixels)
-            statistics = FeatureStatistics(features.shape[1])
-            statistics.update(features)
+            statistics = FeatureStatistics.from_features(features)
             words = np.array(json.dumps(card))
             mean, covariance = statistics.mean.numpy(), statistics.covariance.numpy()
             np.savez(file, mu=mean, sigma=covariance, count=len(features), card=words, features=features.numpy())
@@ -102,7 +101,7 @@ class ReferenceFeatures:
         def read(file: Path) -> Reference:
             with np.load(file, allow_pickle=False) as fields:
                 mean, covariance, features = (torch.from_numpy(fields[name]) for name in ("mu", "sigma", "features"))
-            return Reference(features, FeatureStatistics.of(mean, covariance, len(features)), chosen, card)
+            return Reference(features, FeatureStatistics.from_moments(mean, covariance, len(features)), chosen, card)
 
         return cached(f"reference-{key}.npz", write, read)
 
@@ -133,10 +132,10 @@ def fitted_classifier(data: ImageData) -> Classifier:
     return cached(f"classifier-{key}.pt", write, read)
 
 
-Kept = TypeVar("Kept")
+T = TypeVar("T")
 
 
-def cached(name: str, write: Callable[[IO[bytes]], None], read: Callable[[Path], Kept]) -> Kept:
+def cached(name: str, write: Callable[[IO[bytes]], None], read: Callable[[Path], T]) -> T:
     """What a file of the cache holds; where it is not there, or damaged, it is made again.
 
     Raises ConfigError if it cannot be written.

@@ -69,9 +69,9 @@ def precision_recall(generated: Tensor, real: Tensor) -> dict[str, float]:
 
     Raises ValueError if either set has no more than five.
     """
-    fewest = min(len(generated), len(real))
-    if fewest <= BALLS:
-        raise ValueError(f"precision and recall need at least {BALLS + 1} images of each kind, got {fewest}")
+    smallest = min(len(generated), len(real))
+    if smallest <= BALLS:
+        raise ValueError(f"precision and recall need at least {BALLS + 1} images of each kind, got {smallest}")
     generated, real = generated.double(), real.double()
     real_radii, generated_radii = radii(real, MANIFOLD, BALLS), radii(generated, MANIFOLD)
     precise = inside = 0
@@ -94,12 +94,12 @@ def precision_recall(generated: Tensor, real: Tensor) -> dict[str, float]:
 
 def radii(features: Tensor, *neighbours: int) -> dict[int, Tensor]:
     """k -> (N,), the distance of each feature to its k-th nearest other."""
-    most = max(neighbours)
+    largest_k = max(neighbours)
     found = []
     for rows in torch.split(torch.arange(len(features)), CHUNK):
         distance = torch.cdist(features[rows], features)
         distance[torch.arange(len(rows)), rows] = -1  # itself comes first, whatever the rounding
-        found.append(distance.topk(most + 1, largest=False).values)
+        found.append(distance.topk(largest_k + 1, largest=False).values)
     ordered = torch.cat(found)
     return {k: ordered[:, k] for k in neighbours}
 

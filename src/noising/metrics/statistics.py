@@ -75,7 +75,14 @@ class FeatureStatistics:
             self._join(other._count, other._mean, other._scatter)
 
     @classmethod
-    def of(cls, mean: Tensor, covariance: Tensor, count: int) -> FeatureStatistics:
+    def from_features(cls, features: Tensor) -> FeatureStatistics:
+        """Statistics of one set of features (N, dims)."""
+        statistics = cls(features.shape[1])
+        statistics.update(features)
+        return statistics
+
+    @classmethod
+    def from_moments(cls, mean: Tensor, covariance: Tensor, count: int) -> FeatureStatistics:
         """Of moments known from elsewhere: (dims,), (dims, dims), of `count` features, two at least."""
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or count < 2:
             raise ValueError(
@@ -117,9 +124,9 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
         ValueError: the dims differ, or one has no more features than dims, so that its covariance is singular.
     """
     _require_equal_dims(a, b)
-    fewest = min(a.count, b.count)
-    if fewest <= a.dims:
-        raise ValueError(f"a Fréchet distance of {a.dims} dims needs at least {a.dims + 1} features, got {fewest}")
+    smallest = min(a.count, b.count)
+    if smallest <= a.dims:
+        raise ValueError(f"a Fréchet distance of {a.dims} dims needs at least {a.dims + 1} features, got {smallest}")
     shift = a.mean - b.mean
     overlap = torch.linalg.svdvals(_root(a.covariance).T @ _root(b.covariance)).sum()
     return max(0.0, float(shift @ shift + a.covariance.trace() + b.covariance.trace() - 2 * overlap))
@@ -183,7 +190,7 @@ def read_statistics(path: str | Path, count: int | None = None) -> StatisticsFil
     mean, covariance = (torch.from_numpy(np.asarray(fields[name], np.float64)) for name in ("mu", "sigma"))
     card = json.loads(str(fields["card"])) if "card" in fields else {}
     try:
-        return StatisticsFile(FeatureStatistics.of(mean, covariance, given), card)
+        return StatisticsFile(FeatureStatistics.from_moments(mean, covariance, given), card)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -155,9 +155,9 @@ def _check_numbers(
     for name, number in positive.items():
         if number < 1:
             raise ValueError(f"{name} must be at least 1, got {number}")
-    for name, most in (("width", MAX_WIDTH), ("blocks", MAX_BLOCKS)):
-        if positive[name] > most:
-            raise ValueError(f"{name} must be at most {most}, got {positive[name]}")
+    for name, limit in (("width", MAX_WIDTH), ("blocks", MAX_BLOCKS)):
+        if positive[name] > limit:
+            raise ValueError(f"{name} must be at most {limit}, got {positive[name]}")
     if classes < 0:
         raise ValueError(f"classes must be at least 0 (0: no classes), got {classes}")
     if not multipliers or min(multipliers) < 1:

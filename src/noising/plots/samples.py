@@ -53,12 +53,17 @@ def _short(log_snr: float) -> str:
     return "∞" if math.isinf(log_snr) else f"{round(log_snr, 1) + 0.0:.1f}"  # no −0.0
 
 
-def neighbour_rows(file: Path, samples: Tensor, neighbours: Tensor, names: Sequence[str], title: str) -> None:
-    """Draw samples (rows, C, H, W) uint8, each beside its neighbours (rows, k, C, H, W), the nearest first."""
+def neighbour_rows(file: Path, samples: Tensor, neighbours: Tensor, indices: Tensor, nearness: Tensor) -> None:
+    """Draw samples (rows, C, H, W) uint8, each beside its nearest training images (rows, k, C, H, W), nearest first.
+
+    indices: the samples' numbers (rows,); nearness: distance to the nearest over that one's to its own nearest.
+    """
+    title = "the samples most like a training image\n(below 1: nearer to it than any other training image is)"
     figure, axes = tiled(torch.cat([samples[:, None], neighbours], dim=1), title)
     side = samples.shape[-1] + GAP
     columns = 1 + neighbours.shape[1]
     words = ["sample", "nearest", *(f"{place}." for place in range(2, columns))]
+    names = [f"no. {index}\n{ratio:.2f}" for index, ratio in zip(indices.tolist(), nearness, strict=True)]
     axes.set_xticks([side * (i + 0.5) for i in range(columns)], words, fontsize=8)
     axes.set_yticks([side * (i + 0.5) for i in range(len(samples))], names, fontsize=8)
     axes.axvline(side + GAP / 2, color="tab:orange", linewidth=2)

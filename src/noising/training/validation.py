@@ -16,7 +16,7 @@ from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.likelihood.decoders import Decoder
-from noising.diffusion.likelihood.estimators import BoundEstimator, BoundPlan, ImageSet, evaluate
+from noising.diffusion.likelihood.estimators import BoundEstimator, BoundPlan, ImageSet, evaluate_draws
 from noising.diffusion.likelihood.meter import BoundMeter
 from noising.diffusion.likelihood.terms import ModelTerms
 from noising.diffusion.transitions import Chain
@@ -75,7 +75,7 @@ class BoundEvaluation:
         self._at_once = max(self._at_once, len(x))  # the last batch, of few images, has its many draws in few batches
         with _outside_autocast():
             images = self._images
-            self.meter.update(evaluate(self.terms, self.plan, images, index.cpu(), x, class_label, self._at_once))
+            self.meter.update(evaluate_draws(self.terms, self.plan, images, index.cpu(), x, class_label, self._at_once))
 
     def card(self) -> dict[str, Any]:
         """All that the numbers depend on beside the weights."""

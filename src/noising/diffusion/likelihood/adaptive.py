@@ -27,7 +27,7 @@ from noising.diffusion.likelihood.estimators import (
     ImageSet,
     ImageSpread,
     Stratified,
-    evaluate,
+    evaluate_draws,
 )
 from noising.diffusion.likelihood.terms import BoundTerms
 from noising.randomness import Streams, generator
@@ -108,7 +108,7 @@ class Adaptive(BoundEstimator):
         apart = images._replace(purpose=f"{images.purpose}/pilot")
         plan = self._pilot.plan(terms, apart._replace(size=count))
         x, label = images.fetch(index)
-        draws = evaluate(terms, plan, apart, index, x, label, at_once=count)
+        draws = evaluate_draws(terms, plan, apart, index, x, label, at_once=count)
         values = draws.nats.reshape(count, plan.replicates, -1)  # one a stratum
         bounds = draws.prior[:, None] + values @ plan.edges.diff().double()
         raw = float(bounds.mean(1).var()) if count > 1 else 0.0
@@ -175,9 +175,9 @@ def draws_needed(pilot: Pilot, stderr: float, replicates: int, images: int) -> i
 
 def _std_about_line(values: Tensor, steps: Tensor) -> Tensor:
     """(n, K) both -> (K,): about the line through each stratum's terms, whose slope a systematic sample follows."""
-    off, prepare = values - values.mean(0), steps - steps.mean(0)
-    explained = (off * prepare).sum(0) ** 2 / (prepare**2).sum(0).clamp(min=1e-9)
-    return (((off**2).sum(0) - explained).clamp(min=0) / max(len(values) - 2, 1)).sqrt()
+    y, x = values - values.mean(0), steps - steps.mean(0)
+    explained = (y * x).sum(0) ** 2 / (x**2).sum(0).clamp(min=1e-9)
+    return (((y**2).sum(0) - explained).clamp(min=0) / max(len(values) - 2, 1)).sqrt()
 
 
 def _whole(shares: np.ndarray, draws: int) -> np.ndarray:

@@ -27,7 +27,7 @@ __all__ = [
     "ImageSpread",
     "StrataPlan",
     "Stratified",
-    "evaluate",
+    "evaluate_draws",
     "log_strata",
 ]
 
@@ -122,7 +122,7 @@ class BoundEstimator(ABC):
         """
 
 
-def evaluate(
+def evaluate_draws(
     terms: BoundTerms,
     plan: BoundPlan,
     images: ImageSet,

@@ -17,19 +17,19 @@ from noising.diffusion.likelihood.estimators import (
     BoundPlan,
     ImageSet,
     ImageSpread,
-    evaluate,
+    evaluate_draws,
     log_strata,
 )
 from noising.diffusion.likelihood.terms import BoundTerms
 
-__all__ = ["BoundCurve", "BoundMeter", "measure"]
+__all__ = ["BoundCurve", "BoundMeter", "evaluate_bound"]
 
 
 BINS = 120
 """Of the steps, for the curves."""
 MIN_DRAWS = 64
 """Draws in a bin that is shown: neighbours are joined until they have so many."""
-Watch = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 
 
 class BoundCurve(NamedTuple):
@@ -135,14 +135,14 @@ class BoundMeter:
     def _over_images(self) -> _Error:
         """Of the mean over images, had each been evaluated without error: by the draws or the pilot, the surer."""
         n, _, _, total, square, _, _, within = self._images.tolist()
-        told = [] if self.plan.image_spread is None else [self.plan.image_spread]
+        spreads = [] if self.plan.image_spread is None else [self.plan.image_spread]
         if self.plan.even and n > 1:
             raw = max(square / n - (total / n) ** 2, 0.0) * n / (n - 1)
             noise = within / n if math.isfinite(within) else 0.0
-            told.append(ImageSpread(max(raw - noise, 0.0), raw, int(n) - 1))
-        if not told or n == 1:
+            spreads.append(ImageSpread(max(raw - noise, 0.0), raw, int(n) - 1))
+        if not spreads or n == 1:
             return _Error(math.nan, 1)
-        surest = min(told, key=lambda spread: spread.uncertainty)
+        surest = min(spreads, key=lambda spread: spread.uncertainty)
         return _Error(math.sqrt(surest.variance / n), surest.freedom)
 
     def curve(self) -> BoundCurve:
@@ -166,19 +166,23 @@ class BoundMeter:
 
 
 @torch.no_grad()
-def measure(
-    terms: BoundTerms, estimator: BoundEstimator, images: ImageSet, batch_size: int = 64, watch: Watch | None = None
+def evaluate_bound(
+    terms: BoundTerms,
+    estimator: BoundEstimator,
+    images: ImageSet,
+    batch_size: int = 64,
+    progress: Progress | None = None,
 ) -> BoundMeter:
     """The bound of a whole set of images on one device, at most batch_size evaluations at once.
 
-    watch: told how many evaluations are planned, gives what is told how many more were made.
+    progress: number of evaluations -> context manager that yields advance(number of further ones).
     """
     plan = estimator.plan(terms, images)
     meter = BoundMeter(plan, terms.timesteps)
-    with nullcontext() if watch is None else watch(plan.evaluations - plan.pilot_evaluations) as advance:
+    with nullcontext() if progress is None else progress(plan.evaluations - plan.pilot_evaluations) as advance:
         for index in torch.split(torch.arange(images.size), 8 * batch_size):  # of many images few may have a draw each
             x, label = images.fetch(index)
-            meter.update(evaluate(terms, plan, images, index, x, label, batch_size, advance))
+            meter.update(evaluate_draws(terms, plan, images, index, x, label, batch_size, advance))
     return meter
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from noising.diffusion.drawing import class_labels_for, draw_images
 from noising.diffusion.samplers import Sampler
 from noising.metrics.quality import SampleQuality, measured
+from noising.plots.samples import neighbour_rows
 from noising.runs.folder import Run
 from noising.training.ema import EMA
 from noising.training.loggers import log_image
@@ -75,7 +76,7 @@ class QualityCheck(Callback):
         if every_n_epochs and quality is not None:
             data = quality.data
             self.every = max(1, round(every_n_epochs * len(data.train.pixels) / data.batch_size))
-        self.checked = quality.once(n) if quality is not None and self.every else None
+        self.checked = quality.for_validation(n) if quality is not None and self.every else None
         self.best = math.inf
         self.seconds = 0.0
         self._began = time.monotonic()
@@ -94,7 +95,7 @@ class QualityCheck(Callback):
             changing = {f"val/{name}": value for name, value in numbers.items() if not name.endswith("_baseline")}
             for logger in trainer.loggers:
                 logger.log_metrics(changing, trainer.global_step)
-        distance = self.checked.protocol.distance
+        distance = self.checked.metric.distance
         found = float(trainer.strategy.broadcast(numbers.get(distance, math.inf)))  # the first rank's
         if found < self.best:
             self.best = found
@@ -105,14 +106,16 @@ class QualityCheck(Callback):
         """All samples; the averaged weights are in place during the test."""
         if self.quality is None:
             return
-        numbers, likest = self._measure(self.quality, trainer, pl_module)
+        numbers, (features, pixels) = self._measure(self.quality, trainer, pl_module)
         if trainer.is_global_zero and numbers:
             assert isinstance(pl_module, DiffusionModule)
             card = {**self._card(pl_module), **self.quality.card}
             cards = {f"test/{name}": card for name in measured(numbers)}
             numbers |= {"quality_seconds": self.seconds, "quality_share": self._share}
             self.run.write({f"test/{name}": value for name, value in numbers.items()}, cards)
-            self.quality.draw_likest(self.run.neighbours_image, *likest)
+            nearest = self.quality.nearest_to_training(features)
+            images = self.quality.images_of(nearest, pixels)
+            neighbour_rows(self.run.neighbours_image, *images, nearest.samples, nearest.nearness)
             log_image(trainer.loggers, "neighbours", self.run.neighbours_image, pl_module.trained_steps)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
@@ -135,7 +138,7 @@ class QualityCheck(Callback):
             if lost:
                 log.warning("samples are not measured: %d of %d are not finite", lost, len(features))
             elif trainer.is_global_zero:
-                numbers = quality.measure(features, class_labels_for(range(quality.total), self.classes))
+                numbers = quality.evaluate(features, class_labels_for(range(quality.total), self.classes))
         self.seconds += time.monotonic() - began
         return numbers, (features, pixels)
 
