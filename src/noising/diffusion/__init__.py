@@ -1,1 +1,1 @@
-"""The mathematics of denoising diffusion models: torch only, one file per noun of the theory."""
+"""The mathematics of denoising diffusion models, one file per noun of the theory: numerical libraries only."""

@@ -1,6 +1,6 @@
-"""The denoiser: a network, a schedule and a parameterization, which together say (x̂, ε̂) for any x_t.
+"""The denoiser: a network, a schedule and a parameterization, which together estimate (x̂, ε̂) from any x_t.
 
-Samplers, objectives and the bound see nothing else of the network.
+Samplers, objectives and the bound use the network through it alone.
 """
 
 from __future__ import annotations
@@ -22,19 +22,23 @@ from noising.diffusion.variances import ReverseVariance
 __all__ = ["DenoiseFn", "Denoiser", "Prediction"]
 
 DenoiseFn = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
-"""The number of a level, from 0, and x_t (B, C, H, W) -> x̂, a tensor of its own, and the raw variance."""
+"""(index of a level, x_t (B, C, H, W)) -> (x̂ in a new tensor, the network's variance channels or None)."""
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says of x_t, each (B, C, H, W)."""
+    """A denoiser's estimates from x_t, each (B, C, H, W)."""
 
     x: Tensor
+    """x̂."""
     noise: Tensor
+    """ε̂."""
     output: Tensor
+    """The network's output, which the parameterization solves for x̂ and ε̂."""
     raw_variance: Tensor | None
+    """The network's variance channels, if it has them."""
 
     def rows(self, rows: Tensor) -> Prediction:
-        """What it says of some images: rows (b,), on the images' device."""
+        """The estimates for the images of these rows, (b,) int64 on the images' device."""
         raw = None if self.raw_variance is None else self.raw_variance[rows]
         return Prediction(self.x[rows], self.noise[rows], self.output[rows], raw)
 
@@ -67,7 +71,7 @@ class Denoiser(nn.Module):
     def at(
         self, x_t: Tensor, level: NoiseLevel, clip: float | None = None, class_label: Tensor | None = None
     ) -> Prediction:
-        """The same at a level made before. With clip, x̂ is kept in [−clip, clip] and ε̂ derived from it again."""
+        """(x̂, ε̂) at a given level. With clip, x̂ is clamped to [−clip, clip] and ε̂ recomputed from it."""
         prediction = self.predict(x_t, level, class_label)
         if clip is None:
             return prediction
@@ -76,10 +80,10 @@ class Denoiser(nn.Module):
         return prediction._replace(x=x, noise=noise)
 
     def predict(self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None) -> Prediction:
-        """What the network says, as it says it."""
+        """(x̂, ε̂) without clipping."""
         label = self.noise_label(level).to(x_t.device, x_t.dtype, non_blocking=True)
         scaled = cast_to(self.parameterization.input_scale(level), x_t) * x_t
-        # under autocast the network answers in half precision: what is solved from it is not
+        # under autocast the network returns half precision; x̂ and ε̂ are solved from it in x_t's type
         raw = self.model(scaled, label.flatten().expand(len(x_t)), class_label=class_label).to(x_t.dtype)
         output, raw_variance = raw, None
         if self.variance.outputs > 1:
@@ -88,16 +92,16 @@ class Denoiser(nn.Module):
         return Prediction(x, noise, output, raw_variance)
 
     def prepare(self, levels: NoiseLevel, x: Tensor, class_label: Tensor | None = None) -> DenoiseFn:
-        """x̂ at levels known beforehand, in fields of (S,), for images of x's shape (B, C, H, W), type and device.
+        """A function that estimates x̂ at levels given in fields of (S,), for images like x (B, C, H, W).
 
-        Labels and coefficients are made here, once: a look is the network and two or three operations.
+        Noise labels and coefficients are computed here, once: each call is the network and two or three operations.
         """
         one, zero = torch.ones_like(levels.alpha), torch.zeros_like(levels.alpha)
         by_output: list[float] = self.parameterization.solve(one, zero, levels)[0].tolist()
         by_x_t = as_scalars(self.parameterization.solve(zero, one, levels)[0], x)
         scales: list[float] = self.parameterization.input_scale(levels).tolist()
         labels = self.noise_label(levels).to(x.device, x.dtype)[:, None].expand(-1, len(x)).unbind()
-        model, outputs = self.model, self.variance.outputs  # a module's members take longer to find than to use
+        model, outputs = self.model, self.variance.outputs  # attribute look-up in a module takes longer than their use
 
         def denoise(number: int, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
             scaled = x_t if scales[number] == 1 else scales[number] * x_t
@@ -111,10 +115,10 @@ class Denoiser(nn.Module):
         return denoise
 
     def evaluations(self, levels: NoiseLevel) -> Tensor:
-        """How many network evaluations a look at each level takes: int64, of the levels' shape."""
+        """Number of network evaluations of one estimate at each level: int64, of the levels' shape."""
         return torch.ones_like(levels.t, dtype=torch.long)
 
     def reverse(self, step: Transition, x_t: Tensor, prediction: Prediction) -> Gaussian:
-        """p(x_s | x_t): the posterior's mean with x̂ for x, and the reverse variance (Ho et al., eq. 11)."""
+        """p(x_s | x_t): the posterior mean with x̂ for x, and the reverse variance. Ho et al. (2020), equation 11."""
         log_variance = self.variance.log_variance(step, prediction.raw_variance)
         return Gaussian(step.mean(x_t, prediction.x), log_variance)

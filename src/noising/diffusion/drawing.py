@@ -1,4 +1,4 @@
-"""Drawing images from a denoiser: which image is drawn depends on (seed, index) alone."""
+"""Drawing images from a denoiser: image i depends on (seed, i) alone, not on its batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["PathFrames", "class_labels_for", "draw_images", "frames", "in_evalua
 
 
 class in_evaluation:  # noqa: N801 - a context manager reads as a phrase
-    """The modules in evaluation mode, without gradients and outside autocast; as they were afterwards."""
+    """Context in which a module is in evaluation mode, without gradients and autocast; restores its mode afterwards."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -38,7 +38,7 @@ class in_evaluation:  # noqa: N801 - a context manager reads as a phrase
 def class_labels_for(
     indices: Sequence[int], classes: int, only: int | None = None, device: torch.device | str = "cpu"
 ) -> Tensor | None:
-    """What is asked for image i: `only`, or class i mod `classes`; (B,) int64, or None where there are no classes."""
+    """Class labels to sample image i with: `only`, or class i mod `classes`; (B,) int64, None without classes."""
     if not classes:
         return None
     return torch.tensor([index % classes if only is None else only for index in indices], device=device)
@@ -53,9 +53,9 @@ def draw_images(
     class_label: Tensor | None = None,
     on_step: Callable[[int, PathPoint], None] | None = None,
 ) -> Tensor:
-    """The images of these indices: (B, *shape) on the denoiser's device, kept in [−1, 1].
+    """The images of these indices: (B, *shape) on the denoiser's device, clamped to [−1, 1].
 
-    watch: is shown where the images stand after each step, counted from 0.
+    on_step: called with the number of each step, from 0, and the state after it.
     """
     device = next(denoiser.parameters()).device
     streams = Streams(seed, "sample", indices, device)
@@ -67,24 +67,24 @@ def draw_images(
 
 
 def frames(steps: int, count: int) -> list[int]:
-    """At most `count` of the steps 0..steps − 1, evenly spread, the last always among them."""
+    """At most `count` of the steps 0..steps − 1, evenly spaced, including the last."""
     count = min(steps, count)
     return [(i + 1) * steps // count - 1 for i in range(count)]
 
 
 class PathFrames:
-    """Keeps how the first images of a batch come out of noise: x_t and x̂ after some of the steps."""
+    """Records x_t and x̂ of a batch's first images after some of the steps."""
 
     def __init__(self, steps: int, images: int, count: int = 40) -> None:
         self.steps = frames(steps, count)
         self.images = images
-        self._kept: list[Tensor] = []
+        self._frames: list[Tensor] = []
 
     def __call__(self, step: int, point: PathPoint) -> None:
         if step in self.steps:
-            self._kept.append(torch.stack([x[: self.images].clamp(-1, 1) for x in point]))
+            self._frames.append(torch.stack([x[: self.images].clamp(-1, 1) for x in point]))
 
     @property
     def tensor(self) -> Tensor:
-        """(frames, 2, B, C, H, W) in [−1, 1]: x_t, and x̂ as the step before it saw it."""
-        return torch.stack(self._kept)
+        """(frames, 2, B, C, H, W) in [−1, 1]: x_t after a step, and the x̂ that led to it."""
+        return torch.stack(self._frames)

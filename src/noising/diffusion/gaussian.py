@@ -1,6 +1,6 @@
-"""Diagonal Gaussians: the one distribution that every step of the forward and the reverse chain is.
+"""Diagonal Gaussians: the distribution of every step of the forward and the reverse chain.
 
-Sums run over an image's pixels, so each log-density and divergence is (B,), in nats.
+Log-densities and divergences are summed over an image's pixels: (B,), in nats.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Gaussian(NamedTuple):
         return cast_to((self.log_variance / 2).exp(), self.mean)
 
     def sample(self, noise: Tensor) -> Tensor:
-        """The draw that standard normal noise of the mean's shape makes."""
+        """mean + std · noise, for standard normal noise of the mean's shape."""
         return self.mean + self.std * noise
 
     def log_prob(self, x: Tensor) -> Tensor:

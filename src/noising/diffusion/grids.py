@@ -1,6 +1,7 @@
-"""Where a sampler steps: functions (steps, schedule) -> times (steps,), rising to 1; the step from the first ends at 0.
+"""Sampling grids: functions (steps, schedule) -> times (steps,) float64, rising to 1.
 
-What a grid needs to know of the chain that was trained, its T, is bound to it beforehand.
+A sampler walks the times from the last down; its final step leads from the first to t = 0. `timesteps`, where a grid
+has it, is the T of the chain that was trained; the config binds it.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ def uniform(steps: int, schedule: Schedule) -> Tensor:
 
 
 def quadratic(steps: int, schedule: Schedule) -> Tensor:
-    """t_i = (i/S)²: finer near clean. Song et al., "Denoising Diffusion Implicit Models" (2020), appendix D.2."""
+    """t_i = (i/S)²: denser near clean. Song et al., "Denoising Diffusion Implicit Models" (2020), appendix D.2."""
     return uniform(steps, schedule) ** 2
 
 
 def trailing(steps: int, schedule: Schedule, timesteps: int) -> Tensor:
-    """Whole steps of the chain of T, every T/S from the last down; `uniform` where S divides T.
+    """Every (T/S)-th step of the chain, rounded, from the last down; equal to `uniform` where S divides T.
 
     Lin et al., "Common Diffusion Noise Schedules and Sample Steps are Flawed" (2023), table 2.
     https://arxiv.org/abs/2305.08891
@@ -36,16 +37,16 @@ def trailing(steps: int, schedule: Schedule, timesteps: int) -> Tensor:
 
 
 def leading(steps: int, schedule: Schedule, timesteps: int) -> Tensor:
-    """Whole steps of the chain of T, every ⌊T/S⌋ from the first up: the last is short of 1, where x_T is drawn.
+    """Every ⌊T/S⌋-th step of the chain from the first up. The last is below 1, though x_T is drawn for t = 1.
 
-    As DDIM's code has it, and diffusers by default with an offset of 0; Lin et al. (2023) say why not to.
+    The grid of DDIM's code, and of diffusers with its default offset of 0. Lin et al. (2023) show why not to use it.
     """
     _require_fewer(steps, timesteps)
     return (1 + torch.arange(steps, dtype=torch.float64) * (timesteps // steps)) / timesteps
 
 
 def respaced(steps: int, schedule: Schedule, timesteps: int) -> Tensor:
-    """Whole steps of the chain of T, evenly from the first to the last, both included.
+    """Steps of the chain, evenly spaced from the first to the last inclusive, rounded.
 
     Nichol & Dhariwal, "Improved Denoising Diffusion Probabilistic Models" (2021), section 4.
     https://arxiv.org/abs/2102.09672
@@ -55,7 +56,7 @@ def respaced(steps: int, schedule: Schedule, timesteps: int) -> Tensor:
 
 
 def uniform_log_snr(steps: int, schedule: Schedule, timesteps: int) -> Tensor:
-    """Even in λ, from that of the chain's first step to that of its last. Lu et al., "DPM-Solver" (2022), section 3.2.
+    """Uniform in λ from the chain's first step to its last. Lu et al., "DPM-Solver" (2022), section 3.2.
 
     https://arxiv.org/abs/2206.00927
     """
@@ -64,25 +65,28 @@ def uniform_log_snr(steps: int, schedule: Schedule, timesteps: int) -> Tensor:
 
 
 def karras(steps: int, schedule: Schedule, timesteps: int, rho: float = 7.0) -> Tensor:
-    """Even in (σ/α)^(1/ρ), between the same ends: Karras et al. (2022), equation 5. https://arxiv.org/abs/2206.00364"""
-    if not 0.1 <= rho <= 1000:  # beyond, the powers leave the floating-point numbers
+    """Uniform in (σ/α)^(1/ρ) from the chain's first step to its last. Karras et al. (2022), equation 5.
+
+    https://arxiv.org/abs/2206.00364
+    """
+    if not 0.1 <= rho <= 1000:  # beyond, the powers overflow
         raise ValueError(f"rho must lie between 0.1 and 1000, got {rho}")
     clean, noisy = (math.exp(-end / 2) ** (1 / rho) for end in _ends(schedule, timesteps))
     return _times(-2 * rho * torch.linspace(clean, noisy, steps, dtype=torch.float64).log(), schedule)
 
 
 _NOISIEST = -2 * math.log(80)
-"""λ that stands for −∞ among the ends: σ/α is 80 there, as where Karras et al. begin."""
+"""λ that replaces −∞ as a grid's noisy end: σ/α = 80, where Karras et al. begin."""
 
 
 def _ends(schedule: Schedule, timesteps: int) -> tuple[float, float]:
-    """λ at the first step of the chain and at the last."""
+    """λ at the chain's first and last step."""
     clean, noisy = schedule.log_snr(torch.tensor([1 / timesteps, 1.0], dtype=torch.float64)).tolist()
     return clean, noisy if math.isfinite(noisy) else _NOISIEST
 
 
 def _times(log_snr: Tensor, schedule: Schedule) -> Tensor:
-    """Their times, the last of which is 1 itself."""
+    """The times of λ (S,), the last set to exactly 1."""
     times: Tensor = schedule.time(log_snr).double().cpu()
     times[-1] = 1.0
     return times

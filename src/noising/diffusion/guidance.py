@@ -1,10 +1,9 @@
-"""Guidance: a denoiser driven further in the direction in which it differs from a weaker one.
+"""Guidance: a denoiser extrapolated away from a weaker one, the guide:
 
-    x̂ = x̂_weak + scale (x̂_strong − x̂_weak)
+    x̂ = x̂_weak + scale (x̂_strong − x̂_weak),    ε̂ likewise
 
-and ε̂, being the same line's other coordinate, likewise. The weaker one is the same network without the class
-(classifier-free guidance), or another network, smaller or less trained (autoguidance). What comes of it is a denoiser,
-for every sampler.
+The guide is the same network without the class (classifier-free guidance), or another network, smaller or less trained
+(autoguidance). The result is a denoiser, which works with every sampler.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ __all__ = ["Guided", "Unconditional", "autoguidance", "classifier_free", "uncond
 
 
 class Unconditional(nn.Module):
-    """A network that is never told the class."""
+    """A network whose class label is always None."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -31,7 +30,7 @@ class Unconditional(nn.Module):
 
 
 def unconditional(denoiser: Denoiser) -> Denoiser:
-    """The same denoiser, deaf to the class."""
+    """A denoiser that ignores class labels, from one that uses them."""
     return Denoiser(
         Unconditional(denoiser.model),
         denoiser.schedule,
@@ -42,15 +41,17 @@ def unconditional(denoiser: Denoiser) -> Denoiser:
 
 
 class Guided(Denoiser):
-    """A denoiser, and the weaker one that it is driven away from; the reverse variance is the first's.
+    """A denoiser extrapolated away from its guide; the reverse variance is the denoiser's own.
 
-    Outside the interval, and everywhere at scale 1, it is the first alone, and costs no second evaluation.
+    Outside the interval, and everywhere at scale 1, the guide is not evaluated.
     """
 
     def __init__(
         self, denoiser: Denoiser, guide: Denoiser, scale: float, interval: tuple[float, float] | None = None
     ) -> None:
-        """guide: the weaker denoiser, of the same schedule; interval: the lowest and the highest λ at which it guides.
+        """guide: the weaker denoiser; interval: the lowest and the highest λ at which it guides, None for all.
+
+        Raises ValueError for a negative scale, an interval that does not rise, or a guide of another schedule.
 
         Kynkäänniemi et al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in
         Diffusion Models" (2024). https://arxiv.org/abs/2404.07724
@@ -74,8 +75,8 @@ class Guided(Denoiser):
         if bool((scale == 1).all()):
             return strong
         weak = self.guide.predict(x_t, level, class_label)
-        beyond = cast_to(scale - 1, x_t)
-        x, noise = strong.x + beyond * (strong.x - weak.x), strong.noise + beyond * (strong.noise - weak.noise)
+        excess = cast_to(scale - 1, x_t)
+        x, noise = strong.x + excess * (strong.x - weak.x), strong.noise + excess * (strong.noise - weak.noise)
         return Prediction(x, noise, self.parameterization.target(x, noise, level), strong.raw_variance)
 
     def prepare(self, levels: NoiseLevel, x: Tensor, class_label: Tensor | None = None) -> DenoiseFn:
@@ -104,14 +105,14 @@ class Guided(Denoiser):
 
 
 def _same(denoiser: Denoiser, guide: Denoiser) -> bool:
-    """Whether the two schedules go through the same (α, σ) at the same times."""
+    """Whether the two schedules have the same (α, σ) at the same times."""
     times = torch.linspace(0.001, 1, 64, dtype=torch.float64)
     a, b = (schedule(times) for schedule in (denoiser.schedule, guide.schedule))
     return torch.allclose(a.alpha, b.alpha) and torch.allclose(a.sigma, b.sigma)
 
 
 def classifier_free(denoiser: Denoiser, scale: float, interval: tuple[float, float] | None = None) -> Guided:
-    """Away from what the network says without the class. The scale is 1 + w of Ho & Salimans, 0 the class unheard.
+    """Guide by the same network without the class. The scale is 1 + w of Ho & Salimans: 1 no guidance, 0 no class.
 
     "Classifier-Free Diffusion Guidance" (2022), equation 6. https://arxiv.org/abs/2207.12598
     """
@@ -121,7 +122,7 @@ def classifier_free(denoiser: Denoiser, scale: float, interval: tuple[float, flo
 def autoguidance(
     denoiser: Denoiser, guide: Denoiser, scale: float, interval: tuple[float, float] | None = None
 ) -> Guided:
-    """Away from what a lesser version of the network says, smaller or less trained, told the same class.
+    """Guide by a weaker version of the network, smaller or less trained, with the same class label.
 
     Karras et al., "Guiding a Diffusion Model with a Bad Version of Itself" (2024). https://arxiv.org/abs/2406.02507
     """

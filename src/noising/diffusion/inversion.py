@@ -1,7 +1,7 @@
-"""Latents: the noise that a deterministic sampler turns into an image, what lies between two, and an image's own.
+"""Latents: the noise x_T that a deterministic sampler maps to an image, its inversion, and interpolation.
 
-DDIM's steps (η = 0) are Euler's method in x/α against σ/α, so they can be walked either way. From s to the noisier t,
-with ε̂ = (x_s − α_s x̂)/σ_s as seen at s,
+A DDIM step (η = 0) is Euler's method in x/α against σ/α, so it can be taken in either direction. From s to the noisier
+t, with ε̂ = (x_s − α_s x̂)/σ_s estimated at s,
 
     x_t = α_t x̂ + σ_t ε̂ = (σ_t/σ_s) x_s + (α_t − α_s σ_t/σ_s) x̂(x_s, s)
 """
@@ -19,21 +19,21 @@ __all__ = ["interpolate", "invert"]
 
 
 _STRAIGHT = 1e-3
-"""Sine of the angle below which an arc is drawn as its chord: in float32 sin((1 − f) θ)/sin θ has few digits there."""
+"""Sine of the angle below which the chord replaces the arc: in float32 sin((1 − f) θ)/sin θ has few digits there."""
 
 
 def interpolate(a: Tensor, b: Tensor, fraction: float) -> Tensor:
-    """The latents at a fraction of the way from a (0) to b (1) along great circles: (B, C, H, W), as a and b.
+    """Spherical interpolation between latents a (fraction 0) and b (fraction 1): (B, C, H, W), as a and b.
 
         (sin((1 − f) θ) a + sin(f θ) b)/sin θ,    θ the angle between a and b, over all pixels of an image
 
-    A straight line would pass through latents too short to be Gaussian noise: half-way, shorter by √2. Where a and b
-    are parallel the arc is the line. Opposite latents, which noise never is, have no arc of their own, and get the line
-    through 0. Song et al., "Denoising Diffusion Implicit Models" (2020), appendix D.5, after Shoemake, "Animating
-    Rotation with Quaternion Curves" (1985). https://arxiv.org/abs/2010.02502
+    A straight line would pass through latents too short for Gaussian noise: half-way, by a factor √2. Parallel and
+    opposite latents, whose great circle is not defined, are interpolated on the line. Song et al., "Denoising Diffusion
+    Implicit Models" (2020), appendix D.5, after Shoemake, "Animating Rotation with Quaternion Curves" (1985).
+    https://arxiv.org/abs/2010.02502
     """
     u, v = (x / x.norm(dim=1, keepdim=True) for x in (a.flatten(1), b.flatten(1)))
-    # of the two diagonals, not the cosine, which says nothing of small angles
+    # from the two diagonals: the cosine is inaccurate for small angles
     angle = 2 * torch.atan2((u - v).norm(dim=1), (u + v).norm(dim=1)).reshape(-1, 1, 1, 1)
     sine = torch.sin(angle)
     of_a = torch.where(sine > _STRAIGHT, torch.sin((1 - fraction) * angle) / sine, 1 - fraction)
@@ -43,20 +43,20 @@ def interpolate(a: Tensor, b: Tensor, fraction: float) -> Tensor:
 
 @torch.no_grad()
 def invert(denoiser: Denoiser, chain: Chain, x: Tensor, class_label: Tensor | None = None) -> Tensor:
-    """The x_T of images x (B, C, H, W) from which `DDIM(eta=0, clip=None)` leads back to them, to first order.
+    """The x_T that `DDIM(eta=0, clip=None)` maps to the images x (B, C, H, W), to first order in the step.
 
-    chain: the sampler's own, `sampler.chain(denoiser.schedule)`; x_T belongs to its last level, and over
-    `schedule.prior_std` it is the noise that the sampler begins with. The network is asked at every level but the last,
-    so α may be 0 there. Song et al., "Denoising Diffusion Implicit Models" (2020), sections 4.3 and 5.4.
+    chain: the sampler's, `sampler.chain(denoiser.schedule)`. x_T is at its last level; divided by `schedule.prior_std`
+    it is the noise that the sampler begins with. The network is evaluated at every level but the last, so α may be 0
+    there. Song et al., "Denoising Diffusion Implicit Models" (2020), sections 4.3 and 5.4.
     https://arxiv.org/abs/2010.02502
 
-    Raises ValueError for a chain of one step that ends at α = 0: nothing of the image would be left to look at.
+    Raises ValueError for a chain of a single step that ends at α = 0, which keeps no signal.
     """
     s, t = chain.steps.earlier, chain.steps.later
     if t.alpha[0] == 0:
         raise ValueError("a chain of one step that leaves no signal cannot be inverted: take more steps")
-    # No network knows ε̂ of a clean image. The first step is Euler's as well, from x/α at σ/α = 0, but with the slope
-    # ε̂ of its end t_1, seen from z = α_1 x, where a step without noise would lead:
+    # No network estimates ε̂ of a clean image. The first step is Euler's too, from x/α at σ/α = 0, but with the slope
+    # ε̂ at its end t_1, estimated from z = α_1 x, where a step without noise would lead:
     #   x_1 = z + σ_1 ε̂(z, t_1) = 2 z − α_1 x̂(z, t_1)
     seen = NoiseLevel(*(torch.cat([later[:1], earlier[1:]]) for later, earlier in zip(t, s, strict=True)))
     coef_x_t = t.sigma / seen.sigma

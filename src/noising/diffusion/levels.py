@@ -1,11 +1,11 @@
-"""Noise levels: how much of x_t = α x + σ ε is image and how much is noise, and the lines that levels walk along.
+"""Noise levels of x_t = α x + σ ε, and the geometries, the lines in the (α, σ) plane on which they lie.
 
-The one coordinate is the log signal-to-noise ratio λ = log α²/σ². A geometry turns λ into (α, σ); a schedule says at
-what time which λ is reached.
+The coordinate of a level is the log signal-to-noise ratio λ = log α²/σ². A geometry maps λ to (α, σ); a schedule maps
+time to λ.
 
-Levels are float64, and on the host: a batch of them is tiny, their differences are delicate, and some devices have no
-float64. They are cast to the image's type and device where they meet it (`like`). Only a learned schedule's levels lie
-on the device of its weights.
+Levels are float64 and on the host: a batch of them is small, their differences cancel, and some devices have no
+float64. `cast_to` converts them where they meet an image. Only a learned schedule's levels are on the device of its
+weights.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ __all__ = ["Geometry", "NoiseLevel", "Straight", "VarianceExploding", "VarianceP
 
 
 def cast_to(coefficient: Tensor, x: Tensor) -> Tensor:
-    """A host coefficient in x's type and on x's device. One of no dimension is a number and needs no cast."""
+    """The coefficient in x's type and on x's device; a scalar is returned as it is, since it needs no cast."""
     return coefficient if coefficient.dim() == 0 else coefficient.to(x.device, x.dtype, non_blocking=True)
 
 
 def as_scalars(coefficients: Tensor, x: Tensor) -> tuple[Tensor, ...]:
-    """Host coefficients (S,), each by itself and in x's type: a float takes twice as long to multiply a small image."""
+    """Coefficients (S,) as S host scalars of x's type: a Python float takes twice as long to multiply a small image."""
     return coefficients.to("cpu", x.dtype).unbind()
 
 
 class NoiseLevel(NamedTuple):
-    """Where an image stands between clean and noise: x_t = alpha x + sigma ε.
+    """A noise level of x_t = alpha x + sigma ε.
 
-    Each field is float64 on the host: of shape (B, 1, 1, 1), one level an image, or of no dimension, one for all.
+    Each field is float64 on the host: (B, 1, 1, 1), one level per image, or a scalar, one for all.
     """
 
     t: Tensor
@@ -41,12 +41,12 @@ class NoiseLevel(NamedTuple):
     sigma: Tensor
 
     def perturb(self, x: Tensor, noise: Tensor) -> Tensor:
-        """x_t = α x + σ ε, in x's type. x and noise: (B, C, H, W)."""
+        """x_t = α x + σ ε in x's type, for x and noise (B, C, H, W)."""
         return cast_to(self.alpha, x) * x + cast_to(self.sigma, x) * noise
 
 
 class Geometry(ABC):
-    """The line in the (α, σ) plane that a schedule's λ walks along; always α²/σ² = e^λ."""
+    """A line in the (α, σ) plane, parameterized by λ with α²/σ² = e^λ."""
 
     @abstractmethod
     def scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +54,7 @@ class Geometry(ABC):
 
     @abstractmethod
     def measure(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """What is 1 at every (α, σ) of the line, and nowhere else: the line's own equation."""
+        """The left side of the line's equation f(α, σ) = 1."""
 
     def prior_std(self, log_snr_end: Tensor) -> float:
         """Standard deviation of p(x_T), given λ at t = 1."""
@@ -62,7 +62,7 @@ class Geometry(ABC):
 
 
 class VariancePreserving(Geometry):
-    """α² = sigmoid(λ), σ² = 1 − α²: unit-variance data keep unit variance. Ho et al., 2020."""
+    """α² = sigmoid(λ), σ² = 1 − α²: data of unit variance keep it. Ho et al. (2020)."""
 
     def scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
         return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()

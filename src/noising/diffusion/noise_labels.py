@@ -1,4 +1,4 @@
-"""What the network is told of the noise level."""
+"""Noise labels: the number that tells the network the noise level."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["DiscreteStep", "LogSNR", "NoiseLabel", "QuarterLogSigma", "ScaledLog
 
 
 class NoiseLabel(ABC):
-    """A number per image that names its level to the network."""
+    """A function from noise levels to the network's conditioning number."""
 
     @abstractmethod
     def __call__(self, level: NoiseLevel) -> Tensor:
@@ -20,14 +20,14 @@ class NoiseLabel(ABC):
 
 
 class ScaledTime(NoiseLabel):
-    """1000 t: the range sinusoidal embeddings are made for, whatever the number of steps."""
+    """1000 t: the range that sinusoidal embeddings are made for, for any number of steps."""
 
     def __call__(self, level: NoiseLevel) -> Tensor:
         return 1000 * level.t
 
 
 class DiscreteStep(NoiseLabel):
-    """(T t − 1) 1000/T: the step counted from 0, as DDPM's and improved DDPM's networks are told it."""
+    """(T t − 1) 1000/T: the step counted from 0, as in DDPM and improved DDPM."""
 
     def __init__(self, timesteps: int) -> None:
         self.timesteps = timesteps
@@ -37,17 +37,17 @@ class DiscreteStep(NoiseLabel):
 
 
 class LogSNR(NoiseLabel):
-    """λ itself: what an oracle wants to know. Infinite at zero terminal SNR."""
+    """λ itself, for oracles; infinite at zero terminal SNR."""
 
     def __call__(self, level: NoiseLevel) -> Tensor:
         return level.log_snr
 
 
 class ScaledLogSNR(NoiseLabel):
-    """λ from log_snr_max down to log_snr_min, as 0 to 1000 and held there beyond: a label that outlives its schedule.
+    """λ mapped linearly from [log_snr_max, log_snr_min] to [0, 1000], and clamped: independent of the schedule.
 
-    A learned schedule moves under the network, which must go by λ and not by t. Kingma et al., "Variational Diffusion
-    Models" (2021), appendix B.
+    With a learned schedule the λ of a time changes, so the network must be conditioned on λ and not on t. Kingma et
+    al., "Variational Diffusion Models" (2021), appendix B.
     """
 
     def __init__(self, log_snr_max: float = 20.0, log_snr_min: float = -20.0) -> None:

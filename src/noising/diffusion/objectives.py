@@ -1,7 +1,14 @@
-"""What training descends: pure functions of (x, t, ε) and a denoiser, one value per image.
+"""Training objectives: functions of a denoiser and (x, t, ε), with one loss per image.
 
-The times and the noise are drawn outside, so that a loss can be compared number by number with another implementation.
-Here are the objectives that hold at every time; `bound_objectives` has those of the chain of T steps.
+All but the last two are weighted squared errors of the network's output, averaged over times t:
+
+    Regression        w(λ) ‖a x + b ε − output‖²/D
+    WeightedBound     −½ dλ/dt w(λ) ‖a x + b ε − output‖²/D, an integral over λ
+    ContinuousBound   −½ dλ/dt ‖ε − ε̂‖²/D in bits/dim, the variational bound in the limit T -> ∞
+    VariationalBound  T L_t, the variational bound of the chain of T steps
+    Hybrid            the regression, plus a small multiple of T L_t that trains a learned variance
+
+Times and noise are drawn outside, so that a loss can be compared with another implementation number by number.
 """
 
 from __future__ import annotations
@@ -34,8 +41,9 @@ __all__ = [
 
 
 LAST_TIME = 1 - 2.0**-40
-"""Where a schedule ends without signal, dλ/dt is infinite at t = 1 itself, and a gradient there no number."""
+"""Latest time of objectives with dλ/dt, which at t = 1 is infinite where a schedule ends without signal."""
 Weighting = Callable[[NoiseLevel, Tensor], Tensor]
+"""(level, gain of the parameterization) -> weight of the output's squared error, as in weightings.py."""
 
 
 class Objective(nn.Module, ABC):
@@ -44,25 +52,25 @@ class Objective(nn.Module, ABC):
     trains_variance: bool = False
     """Whether a learned reverse variance gets a gradient."""
     trains_only_variance: bool = False
-    """Whether a term of it does nothing else, and is idle where the variance is not learned."""
+    """Whether one of its terms trains the variance alone, and so has no effect on a fixed one."""
     trains_schedule: bool = False
-    """Whether a learned schedule gets the gradient that it should follow."""
+    """Whether it trains a learned schedule."""
     over_uniform_times: bool = False
-    """Whether it is what it says only where the times are uniform, or weighted so as to be."""
+    """Whether it requires times that are uniform, by their draws or by their weights."""
 
     @abstractmethod
     def forward(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
     ) -> dict[str, Tensor]:
-        """Named terms, each (B,); "loss" is the one that is descended.
+        """Named terms, each (B,); "loss" is the one to minimize.
 
-        x, noise: (B, C, H, W); t: (B,) float64 on the host, in (0, 1]; condition: passed on to the denoiser.
+        x, noise: (B, C, H, W); t: (B,) float64 on the host, in (0, 1]; condition: passed to the denoiser.
         """
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
-        """What the output's squared error is multiplied by at a level, of the level's shape; gain: as in weightings.
+        """The weight of the output's squared error at a level, of the level's shape; gain: the parameterization's.
 
-        For pictures of w(λ); nan where the objective is not such an error.
+        nan where the objective is not a weighted squared error.
         """
         return torch.full_like(gain, torch.nan)
 
@@ -74,62 +82,61 @@ def output_error(denoiser: Denoiser, x: Tensor, level: NoiseLevel, noise: Tensor
     return (prediction.output - target).square().flatten(1).mean(1)
 
 
-class Regression(Objective):
+class WeightedLoss(Objective, ABC):
+    """`weight` times the mean squared error of the network's output, with a weighting to choose."""
+
+    last_time: float = 1.0
+    """Upper limit that t is clamped to."""
+
+    def __init__(self, weighting: Weighting) -> None:
+        super().__init__()
+        self.weighting = weighting
+
+    def forward(
+        self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
+    ) -> dict[str, Tensor]:
+        level = denoiser.schedule(t.clamp(max=self.last_time))
+        error = output_error(denoiser, x, level, noise, **condition)
+        weight = self.weight(denoiser.schedule, level, denoiser.parameterization.gain(level))
+        return {"loss": cast_to(weight.flatten(), x) * error, "mse": error}
+
+    @abstractmethod
+    def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor: ...
+
+
+class Regression(WeightedLoss):
     """w ‖a x + b ε − output‖²/D, averaged over the times.
 
     With the uniform weighting this is the loss of DDPM (ε), of v-prediction, of EDM and of rectified flow, each with
     its parameterization. Ho et al. (2020), equation 14.
     """
 
-    def __init__(self, weighting: Weighting) -> None:
-        super().__init__()
-        self.weighting = weighting
-
-    def forward(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
-    ) -> dict[str, Tensor]:
-        level = denoiser.schedule(t)
-        error = output_error(denoiser, x, level, noise, **condition)
-        weight = self.weighting(level, denoiser.parameterization.gain(level))
-        return {"loss": cast_to(weight.flatten(), x) * error, "mse": error}
-
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
         return self.weighting(level, gain)
 
 
-class WeightedBound(Objective):
-    """½ ∫ w(λ) ‖ε − ε̂‖²/D dλ, the weighting a function of λ alone: the schedule sets the noise of the estimate only.
+class WeightedBound(WeightedLoss):
+    """½ ∫ w(λ) ‖ε − ε̂‖²/D dλ with w a function of λ alone: the schedule affects the variance of the estimate only.
 
-    That is −½ dλ/dt w ‖ε − ε̂‖²/D averaged over uniform t. With the SNR weighting (1 on ε̂) it is the continuous bound;
-    with one that falls with λ, the bound of noised data. Kingma & Gao, "Understanding Diffusion Objectives as the
+    It is −½ dλ/dt w ‖ε − ε̂‖²/D averaged over uniform t. With the SNR weighting (1 on ε̂) it is the continuous bound;
+    with one that falls with λ, the bound for noised data. Kingma & Gao, "Understanding Diffusion Objectives as the
     ELBO with Simple Data Augmentation" (2023), equation 8. https://arxiv.org/abs/2303.00848
     """
 
     over_uniform_times = True
-
-    def __init__(self, weighting: Weighting) -> None:
-        super().__init__()
-        self.weighting = weighting
-
-    def forward(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
-    ) -> dict[str, Tensor]:
-        level = denoiser.schedule(t.clamp(max=LAST_TIME))
-        error = output_error(denoiser, x, level, noise, **condition)
-        weight = self.weight(denoiser.schedule, level, denoiser.parameterization.gain(level))
-        return {"loss": cast_to(weight.flatten(), x) * error, "mse": error}
+    last_time = LAST_TIME
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
         return -0.5 * schedule.log_snr_rate(level.t.clamp(max=LAST_TIME)) * self.weighting(level, gain)
 
 
 class ContinuousBound(Objective):
-    """−½ dλ/dt ‖ε − ε̂‖²/D in bits/dim: what the bound's sum over steps becomes at infinitely many.
+    """−½ dλ/dt ‖ε − ε̂‖²/D in bits/dim: the limit of the bound's sum over steps for T -> ∞.
 
-    Its average over uniform t does not depend on the schedule between its ends; so a learned schedule is trained to
-    make the estimate steady instead. It gets the gradient of the squared loss: twice the loss times the loss's own
-    gradient, image by image, in the one backward pass. Kingma et al., "Variational Diffusion Models" (2021), equation
-    17 and appendix I.2. https://arxiv.org/abs/2107.00630
+    Its average over uniform t does not depend on the schedule between its ends, so a learned schedule is trained to
+    minimize the variance of the estimate instead: it gets the gradient of the squared loss, which is twice the loss
+    times the loss's gradient, image by image, in the same backward pass. Kingma et al., "Variational Diffusion Models"
+    (2021), equation 17 and appendix I.2. https://arxiv.org/abs/2107.00630
     """
 
     trains_schedule = True
@@ -157,7 +164,7 @@ class ContinuousBound(Objective):
 
 
 class ChainObjective(Objective, ABC):
-    """An objective at the steps of a chain: a time t counts for the step i that it lies in, (i − 1)/T < t ≤ i/T."""
+    """An objective on the steps of a chain: a time t stands for its step i, (i − 1)/T < t ≤ i/T."""
 
     trains_variance = True
     over_uniform_times = True
@@ -181,24 +188,24 @@ class ChainObjective(Objective, ABC):
     def _predict(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
     ) -> tuple[Tensor, NoiseLevel, Tensor, Prediction]:
-        """The steps of times t, (B,), their level, x_t and what the denoiser says of it."""
+        """The steps of times t, (B,), their level, x_t and the denoiser's prediction from it."""
         steps = self._steps(t)
         level = self._chain(denoiser.schedule).level(steps)
         x_t = level.perturb(x, noise)
         return steps, level, x_t, denoiser.at(x_t, level, **condition)  # type: ignore[arg-type]
 
     def _bound(self, denoiser: Denoiser, x: Tensor, x_t: Tensor, steps: Tensor, prediction: Prediction) -> Tensor:
-        """T L_t in bits/dim, (B,): over steps drawn evenly, on average the bound but for the prior's term."""
+        """T L_t in bits/dim, (B,): averaged over uniform steps, the bound without the prior term."""
         chain = self._chain(denoiser.schedule)
         terms = step_terms(denoiser, chain, x, x_t, steps, prediction, self.decoder)
         return terms * (self.timesteps / (x[0].numel() * math.log(2)))
 
 
 class VariationalBound(ChainObjective):
-    """T L_t in bits/dim, L_0 at the first step: an unbiased estimate of the bound, without the prior's constant.
+    """T L_t in bits/dim, L_0 at the first step: an unbiased estimate of the bound without the constant prior term.
 
-    Ho et al., "Denoising Diffusion Probabilistic Models" (2020), equation 5; Nichol & Dhariwal, "Improved DDPM" (2021),
-    section 3.3, draw the times by their losses (`LossAware`) to make it steady enough to train.
+    Ho et al., "Denoising Diffusion Probabilistic Models" (2020), equation 5. Nichol & Dhariwal, "Improved DDPM" (2021),
+    section 3.3, importance-sample the times (`LossAware`), since uniform times make it too noisy to train.
     """
 
     def forward(
@@ -208,7 +215,7 @@ class VariationalBound(ChainObjective):
         return {"loss": self._bound(denoiser, x, x_t, steps, prediction)}
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
-        """That of the fixed small variance, T (α_s²/σ_s² − α_t²/σ_t²)/2 on x̂ in bits/dim; at step 1 as at step 2.
+        """The weight with the fixed small variance, T (α_s²/σ_s² − α_t²/σ_t²)/2 on x̂ in bits/dim; step 1 as step 2.
 
         Kingma et al., "Variational Diffusion Models" (2021), equation 13.
         """
@@ -220,10 +227,10 @@ class VariationalBound(ChainObjective):
 
 
 class Hybrid(ChainObjective):
-    """The weighted regression, plus bound_weight times T L_t in bits/dim, which trains the variance alone.
+    """The weighted regression plus bound_weight · T L_t in bits/dim, which trains the variance alone.
 
-    The mean is held fixed in the second term. At 0.001 it weighs the same for every T; improved DDPM's code without
-    its rescaling is 1/T. Nichol & Dhariwal, "Improved DDPM" (2021), equation 16. https://arxiv.org/abs/2102.09672
+    The second term has no gradient in the mean. The default 0.001 is independent of T; improved DDPM's code without
+    its rescaling uses 1/T. Nichol & Dhariwal, "Improved DDPM" (2021), equation 16. https://arxiv.org/abs/2102.09672
     """
 
     trains_only_variance = True
@@ -246,5 +253,5 @@ class Hybrid(ChainObjective):
         return {"loss": weight * error + self.bound_weight * bound, "mse": error, "bound": bound}
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
-        """The regression's: the bound's term does not train the mean."""
+        """The regression's weight: the bound does not train the mean."""
         return self.weighting(level, gain)

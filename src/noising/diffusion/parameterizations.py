@@ -1,6 +1,6 @@
-"""What the network predicts: a mix a x + b ε of the clean image and the noise, one line (a, b) each.
+"""Parameterizations: the mix a x + b ε of clean image and noise that the network predicts.
 
-Together with x_t = α x + σ ε the prediction fixes both: with the determinant d = a σ − b α,
+Together with x_t = α x + σ ε the output determines both: with the determinant d = a σ − b α,
 
     x̂ = (σ output − b x_t)/d        ε̂ = (a x_t − α output)/d
 """
@@ -18,18 +18,18 @@ __all__ = ["CleanImage", "Epsilon", "Flow", "Karras", "Parameterization", "Score
 
 
 class Parameterization(ABC):
-    """The mix (a, b); target, solution and gain follow from it. Coefficients are float64, images (B, C, H, W)."""
+    """A mix (a, b), from which target, solution and gain follow. Coefficients are float64, images (B, C, H, W)."""
 
     @abstractmethod
     def mix(self, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """(a, b) at a level, of the level's shape."""
 
     def input_scale(self, level: NoiseLevel) -> Tensor:
-        """What x_t is multiplied by before the network sees it."""
+        """The factor of x_t in the network's input."""
         return torch.ones_like(level.alpha)
 
     def target(self, x: Tensor, noise: Tensor, level: NoiseLevel) -> Tensor:
-        """What the network should have said: a x + b ε."""
+        """a x + b ε, the target of the network's output."""
         a, b = self.mix(level)
         return cast_to(a, x) * x + cast_to(b, x) * noise
 
@@ -42,7 +42,7 @@ class Parameterization(ABC):
         return x, noise
 
     def gain(self, level: NoiseLevel) -> Tensor:
-        """How far the output moves when x̂ does, at fixed x_t: ‖error of the output‖ = gain ‖x − x̂‖."""
+        """The ratio of errors at fixed x_t: ‖target − output‖ = gain ‖x − x̂‖."""
         return self._determinant(level).abs() / level.sigma
 
     def _determinant(self, level: NoiseLevel) -> Tensor:
@@ -51,7 +51,7 @@ class Parameterization(ABC):
 
 
 class Epsilon(Parameterization):
-    """ε, the noise: even work at every level, but says nothing of x where α = 0.
+    """ε, the noise: a target of unit variance at every level, which does not determine x where α = 0.
 
     Ho et al., "Denoising Diffusion Probabilistic Models" (2020), equation 14. https://arxiv.org/abs/2006.11239
     """
@@ -61,7 +61,7 @@ class Epsilon(Parameterization):
 
 
 class CleanImage(Parameterization):
-    """x, the clean image: well defined at pure noise, but says little of ε near clean.
+    """x, the clean image: well defined at pure noise, but inaccurate for ε near clean.
 
     Ho et al. (2020), section 3.2.
     """
@@ -81,7 +81,7 @@ class Velocity(Parameterization):
 
 
 class Score(Parameterization):
-    """−ε/σ, the gradient of log q(x_t): its size grows without end towards clean.
+    """−ε/σ, the gradient of log q(x_t | x): unbounded towards clean.
 
     Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2020), section 3.3.
     https://arxiv.org/abs/2011.13456
@@ -92,7 +92,7 @@ class Score(Parameterization):
 
 
 class Flow(Parameterization):
-    """ε − x: the speed of the straight line from image to noise.
+    """ε − x, the velocity of the straight line from image to noise.
 
     Liu et al., "Flow Straight and Fast" (2022), equation 1; Lipman et al., "Flow Matching for Generative Modeling"
     (2022). https://arxiv.org/abs/2209.03003 https://arxiv.org/abs/2210.02747

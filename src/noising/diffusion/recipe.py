@@ -1,6 +1,6 @@
-"""The theory of a config: the parts that say what is learned and how, without data, network or trainer.
+"""A recipe: the parts of the theory that a config chooses, and the combinations that cannot work.
 
-What cannot work together is found here, before anything costly is built.
+Conflicts are found before anything costly, such as data or a network, is built.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Recipe(NamedTuple):
-    """One row of the table of families."""
+    """The choices that define a diffusion model, but for its network and data."""
 
     schedule: Schedule
     parameterization: Parameterization
@@ -39,12 +39,12 @@ class Recipe(NamedTuple):
     decoder: Decoder
 
     def denoiser(self, model: nn.Module) -> Denoiser:
-        """The denoiser that a network makes with this recipe."""
+        """The denoiser of a network with this recipe."""
         return Denoiser(model, self.schedule, self.parameterization, self.variance, self.noise_label)
 
 
 def conflicts(recipe: Recipe) -> Iterator[str]:
-    """What cannot work, a line each that names the options and the way out."""
+    """Messages, one per conflict, that name the options and a way out."""
     schedule, objective, variance = recipe.schedule, recipe.objective, recipe.variance
     wrong = list(_malformed(recipe))
     if wrong:
@@ -108,11 +108,11 @@ def conflicts(recipe: Recipe) -> Iterator[str]:
 
 
 _MAX_LOG_SNR = 200.0
-"""α² and σ² of a level beyond would be 0 in float32, many times over."""
+"""Upper limit of |λ|, far beyond those at which α² or σ² is 0 in float32."""
 
 
 def _malformed(recipe: Recipe) -> Iterator[str]:
-    """What a curve or a mix of the user's own may lack, without which nothing else can be asked."""
+    """Messages on faults of a user's own schedule or parameterization that make the other checks impossible."""
     schedule, parameterization = recipe.schedule, recipe.parameterization
     t = torch.linspace(0.001, 0.999, 997, dtype=torch.float64)
     how = "compute it from t with torch's own functions, in t's float64"

@@ -1,8 +1,12 @@
-"""Noise schedules: which noise level an image stands at, at time t in [0, 1].
+"""Noise schedules: the noise level as a function of time t in [0, 1].
 
-A schedule is a curve λ(t), falling from clean (t = 0) to noise (t = 1), and a geometry, the line that turns λ into
-(α, σ). Here are the interface and the curves with a formula; `tabulated_schedules` has those that are chains of β,
-`learned_schedules` the one that is a network, `schedule_wrappers` what changes another schedule.
+A schedule is a curve λ(t) = log α²/σ², falling from clean (t = 0) to noise (t = 1), and a geometry that turns λ into
+(α, σ). Four kinds follow the interface:
+
+    formulas     λ(t) in closed form
+    tables       T variances β_i, with ᾱ_i = ∏_{j≤i} (1 − β_j), λ = log ᾱ/(1 − ᾱ), and log ᾱ linear between t = i/T
+    wrappers     another schedule, moved or stretched
+    learned      a monotone network between two fixed ends
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ __all__ = [
 
 
 class Schedule(nn.Module, ABC):
-    """A curve λ(t), t in [0, 1], and the geometry that turns λ into (α, σ)."""
+    """A curve λ(t), t in [0, 1], and the geometry that turns λ into (α, σ); variance-preserving by default."""
 
     def __init__(self, geometry: Geometry | None = None) -> None:
         super().__init__()
@@ -42,7 +46,7 @@ class Schedule(nn.Module, ABC):
 
     @abstractmethod
     def log_snr(self, t: Tensor) -> Tensor:
-        """λ(t), strictly falling; +∞ where σ = 0, −∞ where α = 0. t: float64, any shape."""
+        """λ(t), strictly falling; +∞ where σ = 0, −∞ where α = 0. t: float64, of any shape."""
 
     def scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
         """(α, σ) of λ in the declared geometry."""
@@ -55,7 +59,7 @@ class Schedule(nn.Module, ABC):
 
     @torch.no_grad()
     def time(self, log_snr: Tensor) -> Tensor:
-        """The t in [0, 1] whose λ(t) this is, by bisection to float64's last bits; the inverse of `log_snr`."""
+        """The inverse of `log_snr`: t in [0, 1] with λ(t) = log_snr, by bisection to float64's last bits."""
         low, high = torch.zeros_like(log_snr), torch.ones_like(log_snr)
         for _ in range(64):
             middle = (low + high) / 2
@@ -64,7 +68,7 @@ class Schedule(nn.Module, ABC):
         return (low + high) / 2
 
     def log_snr_rate(self, t: Tensor) -> Tensor:
-        """dλ/dt, by automatic differentiation; itself differentiable where the schedule is learned. t: any shape."""
+        """dλ/dt by automatic differentiation, differentiable where the schedule is learned. t: of any shape."""
         learned = torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters())
         with torch.enable_grad():
             t = t.detach().requires_grad_()
@@ -72,7 +76,7 @@ class Schedule(nn.Module, ABC):
         return rate
 
     def forward(self, t: Tensor) -> NoiseLevel:
-        """The level at times t: (B,) gives fields of (B, 1, 1, 1); a time of no dimension gives numbers."""
+        """The level at times t: fields of (B, 1, 1, 1) for t (B,), scalars for a scalar."""
         t = t.double().reshape(-1, 1, 1, 1) if t.dim() else t.double()
         log_snr = self.log_snr(t)
         return NoiseLevel(t, log_snr, *self.scales(log_snr))
@@ -87,7 +91,7 @@ class LinearLogSNR(Schedule):
 
     def __init__(self, log_snr_max: float = 13.3, log_snr_min: float = -5.0, geometry: Geometry | None = None) -> None:
         super().__init__(geometry)
-        require_falling(log_snr_max, log_snr_min)
+        _require_falling(log_snr_max, log_snr_min)
         self.log_snr_max = log_snr_max
         self.log_snr_min = log_snr_min
 
@@ -101,8 +105,8 @@ class LinearLogSNR(Schedule):
 class LogLinearSigma(Schedule):
     """log σ rises on a straight line from log sigma_min to log sigma_max, variance-exploding: σ = e^(−λ/2).
 
-    The levels of Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), with the
-    spacing of Song et al.'s variance-exploding path; where to train and step is said elsewhere.
+    The levels of Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), spaced as
+    Song et al.'s variance-exploding path; training times and sampling grid are chosen apart from them.
     https://arxiv.org/abs/2206.00364
     """
 
@@ -121,7 +125,7 @@ class LogLinearSigma(Schedule):
 
 
 class RectifiedFlow(Schedule):
-    """σ = t, α = 1 − t: the straight line at even speed, from the image itself to nothing but noise.
+    """σ = t, α = 1 − t: the straight line at constant speed from the image to pure noise.
 
     Liu et al., "Flow Straight and Fast" (2022). https://arxiv.org/abs/2209.03003
     """
@@ -137,10 +141,10 @@ class RectifiedFlow(Schedule):
 
 
 class SigmoidAlphaBar(Schedule):
-    """α² falls as a sigmoid, cut out between start and end and stretched to [0, 1]; smallest is what is left at t = 1.
+    """α² falls as a sigmoid between start and end, rescaled to run from 1 to 0 and kept at or above `smallest`.
 
-    Not `SigmoidBeta`, whose β, not whose α², is a sigmoid. Jabri et al., "Scalable Adaptive Computation for Iterative
-    Generation" (2022). https://arxiv.org/abs/2212.11972
+    In `SigmoidBeta` β is a sigmoid instead. Jabri et al., "Scalable Adaptive Computation for Iterative Generation"
+    (2022). https://arxiv.org/abs/2212.11972
     """
 
     def __init__(
@@ -167,23 +171,16 @@ class SigmoidAlphaBar(Schedule):
 
     def log_snr(self, t: Tensor) -> Tensor:
         # differences of sigmoids through sinh, which keep their digits at both ends
-        left, gone = (self.end - self.start) * (1 - t) / 2, (self.end - self.start) * t / 2
-        left = left.clamp(min=1e-300)  # below `smallest` anyway; log 0 would have no derivative
+        before, after = (self.end - self.start) * (1 - t) / 2, (self.end - self.start) * t / 2
+        before = before.clamp(min=1e-300)  # below `smallest` anyway; log 0 would have no derivative
         ends = math.log(math.cosh(self.start / 2)) - math.log(math.cosh(self.end / 2))
-        return (torch.sinh(left).log() - torch.sinh(gone).log() + ends).clamp(min=self.log_snr_min)
-
-
-def require_falling(log_snr_max: float, log_snr_min: float) -> None:
-    """Raise ValueError unless the first is above the second."""
-    if not log_snr_max > log_snr_min:
-        raise ValueError(f"log_snr_max must be above log_snr_min, got {log_snr_max} and {log_snr_min}")
+        return (torch.sinh(before).log() - torch.sinh(after).log() + ends).clamp(min=self.log_snr_min)
 
 
 class TabulatedBeta(Schedule, ABC):
-    """A chain of T variances β_1..β_T, made continuous: log ᾱ is linear between the steps and exact at t = i/T.
+    """A chain of T variances β_1..β_T, made continuous: log ᾱ is exact at t = i/T and linear between the steps.
 
-    ᾱ_i = ∏_{j≤i} (1 − β_j) and λ = log ᾱ/(1 − ᾱ). Ho et al., "Denoising Diffusion Probabilistic Models" (2020),
-    section 2. https://arxiv.org/abs/2006.11239
+    Ho et al., "Denoising Diffusion Probabilistic Models" (2020), section 2. https://arxiv.org/abs/2006.11239
     """
 
     def __init__(self, beta: Tensor, geometry: Geometry | None = None) -> None:
@@ -194,10 +191,11 @@ class TabulatedBeta(Schedule, ABC):
 
     @property
     def timesteps(self) -> int:
-        """T, the length of the table."""
+        """Number of steps T."""
         return len(self._log_alpha_bar) - 1
 
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The step that t lies in, from 0, and the fraction of it that has passed."""
         index = (t * self.timesteps).floor().long().clamp(0, self.timesteps - 1)
         return index, t * self.timesteps - index
 
@@ -220,29 +218,9 @@ class TabulatedBeta(Schedule, ABC):
         return (end - start) * self.timesteps / -torch.expm1(torch.lerp(start, end, fraction))
 
 
-def _require_timesteps(timesteps: int) -> None:
-    if timesteps < 1:
-        raise ValueError(f"timesteps must be at least 1, got {timesteps}")
+class RisingBeta(TabulatedBeta, ABC):
+    """β rises from β_start to β_end, the ends for T = 1000, scaled by 1000/T so that the noise at T is the same.
 
-
-def _scaled_ends(timesteps: int, beta_start: float, beta_end: float) -> tuple[float, float]:
-    """The ends of β for T steps, from those for 1000. Nichol & Dhariwal, "Improved DDPM" (2021)."""
-    _require_timesteps(timesteps)
-    scale = 1000 / timesteps
-    if not 0 < beta_start <= beta_end:
-        raise ValueError(f"beta_start must be in (0, beta_end], got {beta_start} and beta_end {beta_end}")
-    if scale * beta_end >= 1:
-        raise ValueError(
-            f"beta_end times 1000/timesteps must be below 1, got {scale * beta_end:g}: "
-            f"lower beta_end or raise timesteps above {1000 * beta_end:g}"
-        )
-    return scale * beta_start, scale * beta_end
-
-
-class LinearBeta(TabulatedBeta):
-    """β rises linearly from β_start to β_end, both scaled by 1000/T so that the noise at T does not depend on T.
-
-    Ho et al., "Denoising Diffusion Probabilistic Models" (2020), section 4. https://arxiv.org/abs/2006.11239
     The scaling is that of Nichol & Dhariwal, "Improved DDPM" (2021).
     """
 
@@ -253,12 +231,36 @@ class LinearBeta(TabulatedBeta):
         beta_end: float = 0.02,
         geometry: Geometry | None = None,
     ) -> None:
-        start, end = _scaled_ends(timesteps, beta_start, beta_end)
-        super().__init__(torch.linspace(start, end, timesteps, dtype=torch.float64), geometry)
+        _require_timesteps(timesteps)
+        scale = 1000 / timesteps
+        if not 0 < beta_start <= beta_end:
+            raise ValueError(f"beta_start must be in (0, beta_end], got {beta_start} and beta_end {beta_end}")
+        if scale * beta_end >= 1:
+            raise ValueError(
+                f"beta_end times 1000/timesteps must be below 1, got {scale * beta_end:g}: "
+                f"lower beta_end or raise timesteps above {1000 * beta_end:g}"
+            )
+        super().__init__(self.rise(scale * beta_start, scale * beta_end, timesteps), geometry)
+
+    @staticmethod
+    @abstractmethod
+    def rise(start: float, end: float, timesteps: int) -> Tensor:
+        """β from start to end: (timesteps,) float64."""
 
 
-class ScaledLinearBeta(TabulatedBeta):
-    """√β rises linearly: gentler near clean. β_start and β_end are scaled by 1000/T, as in `LinearBeta`.
+class LinearBeta(RisingBeta):
+    """β rises linearly.
+
+    Ho et al., "Denoising Diffusion Probabilistic Models" (2020), section 4. https://arxiv.org/abs/2006.11239
+    """
+
+    @staticmethod
+    def rise(start: float, end: float, timesteps: int) -> Tensor:
+        return torch.linspace(start, end, timesteps, dtype=torch.float64)
+
+
+class ScaledLinearBeta(RisingBeta):
+    """√β rises linearly: more slowly near clean.
 
     Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2021).
     https://arxiv.org/abs/2112.10752
@@ -271,32 +273,26 @@ class ScaledLinearBeta(TabulatedBeta):
         beta_end: float = 0.012,
         geometry: Geometry | None = None,
     ) -> None:
-        start, end = _scaled_ends(timesteps, beta_start, beta_end)
-        roots = torch.linspace(math.sqrt(start), math.sqrt(end), timesteps, dtype=torch.float64)
-        super().__init__(roots**2, geometry)
+        super().__init__(timesteps, beta_start, beta_end, geometry)
+
+    @staticmethod
+    def rise(start: float, end: float, timesteps: int) -> Tensor:
+        return torch.linspace(math.sqrt(start), math.sqrt(end), timesteps, dtype=torch.float64) ** 2
 
 
-class SigmoidBeta(TabulatedBeta):
-    """β rises as a sigmoid over (−6, 6) from β_start to β_end, both scaled by 1000/T, as in `LinearBeta`.
+class SigmoidBeta(RisingBeta):
+    """β rises as a sigmoid over (−6, 6).
 
-    Not `SigmoidAlphaBar`, whose α², not whose β, is a sigmoid. Xu et al., "GeoDiff" (2022).
-    https://arxiv.org/abs/2203.02923
+    In `SigmoidAlphaBar` α² is a sigmoid instead. Xu et al., "GeoDiff" (2022). https://arxiv.org/abs/2203.02923
     """
 
-    def __init__(
-        self,
-        timesteps: int = 1000,
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
-        geometry: Geometry | None = None,
-    ) -> None:
-        start, end = _scaled_ends(timesteps, beta_start, beta_end)
-        rise = torch.sigmoid(torch.linspace(-6, 6, timesteps, dtype=torch.float64))
-        super().__init__(start + (end - start) * rise, geometry)
+    @staticmethod
+    def rise(start: float, end: float, timesteps: int) -> Tensor:
+        return start + (end - start) * torch.sigmoid(torch.linspace(-6, 6, timesteps, dtype=torch.float64))
 
 
 class Cosine(TabulatedBeta):
-    """ᾱ(t) ∝ cos²((t + s)/(1 + s) π/2), each β kept at or below max_beta: less wasted on near-pure noise.
+    """ᾱ(t) ∝ cos²((t + s)/(1 + s) π/2), each β clamped to max_beta: fewer steps of almost pure noise.
 
     Nichol & Dhariwal, "Improved DDPM" (2021), equation 17. https://arxiv.org/abs/2102.09672
     """
@@ -319,13 +315,13 @@ class Cosine(TabulatedBeta):
 
 
 class ZeroTerminalSNR(Schedule):
-    """Moves and stretches a schedule's √ᾱ so that nothing of the image is left at t = 1: λ(1) = −∞.
+    """A schedule whose √ᾱ is shifted and rescaled so that no signal is left at t = 1: λ(1) = −∞.
 
         √ᾱ'(t) = (√ᾱ(t) − √ᾱ(1))/(1 − √ᾱ(1)),    √ᾱ = √sigmoid(λ)
 
-    Clean stays clean; the paper holds √ᾱ at the first step instead, which for T = 1000 differs by 3e-7. The network
-    must not predict ε then, which says nothing of x at t = 1. Lin et al., "Common Diffusion Noise Schedules and Sample
-    Steps Are Flawed" (2023), algorithm 1. https://arxiv.org/abs/2305.08891
+    The clean end is unchanged; the paper keeps √ᾱ of the first step instead, which for T = 1000 differs by 3e-7. The
+    network must not predict ε, which does not determine x at t = 1. Lin et al., "Common Diffusion Noise Schedules and
+    Sample Steps Are Flawed" (2023), algorithm 1. https://arxiv.org/abs/2305.08891
     """
 
     def __init__(self, schedule: Schedule) -> None:
@@ -336,19 +332,19 @@ class ZeroTerminalSNR(Schedule):
         self.schedule = schedule
 
     def log_snr(self, t: Tensor) -> Tensor:
-        root, lost = self._root(t)
-        end, end_lost = self._root(torch.ones_like(t))
-        kept, gone = (root - end) / end_lost, lost / end_lost
-        return 2 * kept.clamp(min=0).log() - (gone * (1 + kept)).log()
+        root, complement = self._root(t)
+        end_root, end_complement = self._root(torch.ones_like(t))
+        new_root, new_complement = (root - end_root) / end_complement, complement / end_complement
+        return 2 * new_root.clamp(min=0).log() - (new_complement * (1 + new_root)).log()
 
     def _root(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """√ᾱ and 1 − √ᾱ, each to its last digits."""
+        """√ᾱ and 1 − √ᾱ, each to full precision."""
         alpha, sigma = VariancePreserving().scales(self.schedule.log_snr(t))
         return alpha, sigma**2 / (1 + alpha)
 
 
 class ResolutionShift(Schedule):
-    """Moves λ by 2 log(base_resolution/resolution): an image of more pixels needs more noise to hide what it shows.
+    """A schedule shifted by 2 log(base_resolution/resolution) in λ: larger images need more noise to be hidden.
 
     Hoogeboom et al., "simple diffusion: End-to-end diffusion for high resolution images" (2023), section 3.
     https://arxiv.org/abs/2301.11093
@@ -369,18 +365,19 @@ class ResolutionShift(Schedule):
 
 
 MAX_WIDTH = 2**16
+"""Upper limit of the width of `LearnedLogSNR`."""
 
 
 class LearnedLogSNR(Schedule):
-    """λ(t) by a monotone network, stretched so that its ends are log_snr_max and log_snr_min whatever its weights.
+    """λ(t) by a monotone network, rescaled so that its ends are log_snr_max and log_snr_min for any weights.
 
         f(t) = w₁ t + w₃ · sigmoid(w₂ t + b),  all w > 0
         λ(t) = λ_max − (λ_max − λ_min) (f(t) − f(0))/(f(1) − f(0))
 
-    At infinitely many steps the bound depends on the ends alone; what lies between them sets how noisy its estimate
-    is, and is trained to make that least (`ContinuousBound`). It starts as a straight line. Computed in float64 on the
-    weights' device (on the host, where that device has none). Kingma et al., "Variational Diffusion Models" (2021),
-    appendix H. https://arxiv.org/abs/2107.00630
+    In the limit of infinitely many steps the bound depends on the ends alone. The curve between them sets the variance
+    of its estimate and is trained to minimize that (`ContinuousBound`), beginning as a straight line. It is computed in
+    float64 on the weights' device, or on the host where the device has no float64. Kingma et al., "Variational
+    Diffusion Models" (2021), appendix H. https://arxiv.org/abs/2107.00630
     """
 
     def __init__(
@@ -391,18 +388,20 @@ class LearnedLogSNR(Schedule):
         geometry: Geometry | None = None,
     ) -> None:
         super().__init__(geometry)
-        require_falling(log_snr_max, log_snr_min)
+        _require_falling(log_snr_max, log_snr_min)
         if not 1 <= width <= MAX_WIDTH:
             raise ValueError(f"width must be at least 1 and at most {MAX_WIDTH}, got {width}")
         self.log_snr_max = log_snr_max
         self.log_snr_min = log_snr_min
-        # positive through softplus; the steps of the sum lie evenly over [0, 1] and begin small beside the line
+        # softplus keeps them positive; the sigmoids are centred evenly over [0, 1], and small beside the line at first
         self.line = nn.Parameter(torch.zeros(()))
         self.heights = nn.Parameter(torch.full((width,), -6.0))
         self.slopes = nn.Parameter(torch.full((width,), 10.0))
         self.offsets = nn.Parameter(-10 * torch.linspace(0, 1, width))
 
     def _rise(self, t: Tensor) -> Tensor:
+        """f(t), in float64."""
+
         def precise(weight: Tensor) -> Tensor:
             return weight.to(t.device).double()
 
@@ -415,3 +414,13 @@ class LearnedLogSNR(Schedule):
         start, end = self._rise(t.new_zeros(())), self._rise(t.new_ones(()))
         risen = (self._rise(t) - start) / (end - start)
         return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * risen
+
+
+def _require_falling(log_snr_max: float, log_snr_min: float) -> None:
+    if not log_snr_max > log_snr_min:
+        raise ValueError(f"log_snr_max must be above log_snr_min, got {log_snr_max} and {log_snr_min}")
+
+
+def _require_timesteps(timesteps: int) -> None:
+    if timesteps < 1:
+        raise ValueError(f"timesteps must be at least 1, got {timesteps}")

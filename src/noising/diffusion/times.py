@@ -1,7 +1,11 @@
-"""At which noise levels to train: how t is drawn in (0, 1] for a batch.
+"""Training times: distributions of t in (0, 1], drawn for a batch, with importance weights where they need some.
 
-The times of one optimizer step are drawn for its whole global batch, from a generator that all ranks and micro-batches
-share, and each takes its own slice: strata span the batch, and t does not depend on the number of devices.
+The times of one optimizer step are drawn for its whole global batch from a generator shared by all ranks and
+micro-batches, each of which takes its own slice. So strata span the whole batch, and t does not depend on the number of
+devices.
+
+A sampler either has the density p(t) = 1, by its draws or by their weights, so that averages are over uniform t; or
+another one that reweights the noise levels, as part of the objective (`LogNormal`, `LogitNormal`).
 """
 
 from __future__ import annotations
@@ -21,20 +25,23 @@ __all__ = ["BatchSlot", "Grid", "LogNormal", "LogitNormal", "LossAware", "LowDis
 
 
 SMALLEST = 1e-9
-"""The earliest time that is drawn: at t = 0 there is no noise to find."""
+"""The earliest time that is drawn: at t = 0 there is no noise to predict."""
 
 
 class BatchSlot(NamedTuple):
-    """Where a micro-batch stands in the global batch of its optimizer step."""
+    """The place of a micro-batch in the global batch of its optimizer step."""
 
     generator: np.random.Generator
-    """Keyed by the step alone."""
+    """Generator of the step, equal on every rank."""
     start: int
+    """Index of the micro-batch's first image in the global batch."""
     size: int
+    """Images of the micro-batch."""
     total: int
+    """Images of the global batch."""
 
     def own(self, values: NDArray[np.float64]) -> Tensor:
-        """This micro-batch's slice of one value per image of the global batch: (size,) float64."""
+        """The micro-batch's slice (size,) of values (total,), float64."""
         return torch.from_numpy(values[self.start : self.start + self.size])
 
 
@@ -42,25 +49,25 @@ class TimeSampler(ABC):
     """A distribution of training times."""
 
     learns: bool = False
-    """Whether it wants to `observe` the losses, those of all ranks."""
+    """Whether it needs `observe` to be called with the losses of all ranks."""
 
     @abstractmethod
     def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
         """(t in (0, 1], importance weight), each (draw.size,) float64 on the host."""
 
     def density(self, t: Tensor, schedule: Schedule) -> Tensor:
-        """The density of t that weighted averages are over, that is of the draws times their weights: t's shape."""
+        """The density of the draws times their weights, over which weighted averages are taken: of t's shape."""
         return torch.ones_like(t)
 
     def observe(self, t: Tensor, loss: Tensor) -> None:  # noqa: B027
-        """Learn from the unweighted losses (B,) that times t (B,) gave. Most samplers do not."""
+        """Adapt to the unweighted losses (B,) at times t (B,); does nothing by default."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What was learned, for the checkpoint."""
+        """The adapted state, for checkpoints."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:  # noqa: B027
-        """Go on from what was learned."""
+        """Restore the adapted state."""
 
 
 class Uniform(TimeSampler):
@@ -84,7 +91,7 @@ class Grid(TimeSampler):
 
 
 class LowDiscrepancy(TimeSampler):
-    """One t in each of the batch's equal strata, shuffled: uniform, and far steadier from batch to batch.
+    """One t in each of the batch's equal strata, shuffled: uniform, with far less variance from batch to batch.
 
     Kingma et al., "Variational Diffusion Models" (2021), appendix I.1. https://arxiv.org/abs/2107.00630
     """
@@ -96,14 +103,14 @@ class LowDiscrepancy(TimeSampler):
 
 
 class LogNormal(TimeSampler):
-    """log(σ/α) ~ N(mean, std²), cut off where the schedule ends: most work at the middle levels, whatever the schedule.
+    """log(σ/α) ~ N(mean, std²), truncated at the schedule's ends: most times at medium levels of any schedule.
 
-    The losses are averaged over these times as they are, unweighted. Karras et al., "Elucidating the Design Space of
+    Losses are averaged over these times without weights. Karras et al., "Elucidating the Design Space of
     Diffusion-Based Generative Models" (2022), table 1. https://arxiv.org/abs/2206.00364
     """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
-        self._normal = _Normal.of(mean, std)
+        self._normal = _Normal(mean, std)
 
     def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
         low, high = self._ends(schedule)
@@ -118,19 +125,19 @@ class LogNormal(TimeSampler):
         return torch.where(log_snr.isinf(), 0, density)
 
     def _ends(self, schedule: Schedule) -> Tensor:
-        """The distribution function of log(σ/α) at the schedule's two ends, (2,)."""
+        """The untruncated distribution function of log(σ/α) at the schedule's two ends, (2,)."""
         ends = schedule.log_snr(torch.tensor([SMALLEST, 1.0], dtype=torch.float64)).detach().cpu()
         return self._normal.cumulative(-ends / 2)
 
 
 class LogitNormal(TimeSampler):
-    """log t/(1 − t) ~ N(mean, std²): fewer times near both ends; the losses are averaged over it unweighted.
+    """log t/(1 − t) ~ N(mean, std²): fewer times near both ends. Losses are averaged over these times without weights.
 
     Esser et al., "Scaling Rectified Flow Transformers" (2024), section 3.1. https://arxiv.org/abs/2403.03206
     """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0) -> None:
-        self._normal = _Normal.of(mean, std)
+        self._normal = _Normal(mean, std)
 
     def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
         u = draw.own(draw.generator.random(draw.total))
@@ -142,15 +149,14 @@ class LogitNormal(TimeSampler):
         return torch.where((t > 0) & (t < 1), density, 0)
 
 
-class _Normal(NamedTuple):
-    mean: float
-    std: float
+class _Normal:
+    """The normal distribution, in float64."""
 
-    @classmethod
-    def of(cls, mean: float, std: float) -> _Normal:
+    def __init__(self, mean: float, std: float) -> None:
         if std <= 0:
             raise ValueError(f"std must be positive, got {std}")
-        return cls(mean, std)
+        self.mean = mean
+        self.std = std
 
     def density(self, x: Tensor) -> Tensor:
         z = (x - self.mean) / self.std
@@ -166,9 +172,9 @@ class _Normal(NamedTuple):
 
 
 class LossAware(TimeSampler):
-    """Steps of the chain in proportion to √E[L_t²], from the last losses seen at each; uniform until all were seen.
+    """Steps of the chain with p_t ∝ √E[L_t²], from the latest losses of each; uniform until every history is full.
 
-    The importance weights 1/(T p_t) keep averages those over uniform steps. The losses are read on the host: each
+    The importance weights 1/(T p_t) leave averages those over uniform steps. The losses are read on the host, so each
     training step waits for its own. Nichol & Dhariwal, "Improved DDPM" (2021), section 3.3.
     https://arxiv.org/abs/2102.09672
     """
@@ -176,14 +182,14 @@ class LossAware(TimeSampler):
     learns = True
 
     def __init__(self, timesteps: int, history: int = 10, uniform_share: float = 0.001) -> None:
-        """history: losses kept of each step; uniform_share: of the draws, so that no step is forgotten."""
+        """history: latest losses stored for each step; uniform_share: share of the draws that stays uniform."""
         if history < 1:
             raise ValueError(f"history must be at least 1, got {history}")
         if not 0 < uniform_share <= 1:
             raise ValueError(f"uniform_share must be in (0, 1], got {uniform_share}")
         self.timesteps = timesteps
         self.uniform_share = uniform_share
-        self._losses = np.zeros((timesteps, history))  # of each step the newest, in a ring
+        self._losses = np.zeros((timesteps, history))  # a ring buffer for each step
         self._seen = np.zeros(timesteps, dtype=np.int64)
 
     @property

@@ -1,10 +1,10 @@
-"""Whole trajectories x_0, x_1, …, x_T and their joint densities: the bound as it is first written down.
+"""Whole trajectories x_0, x_1, …, x_T and their joint densities: the bound before it is split into terms.
 
     q(x_{1:T} | x_0) = ∏ q(x_t | x_(t−1))            Ho et al. (2020), equation 2
     p(x_{0:T})       = p(x_T) ∏ p(x_(t−1) | x_t)     equation 1
     L_VLB            = E_q[log q(x_{1:T} | x_0) − log p(x_{0:T})]   equation 3
 
-The average of `trajectory_bound` over draws is the sum that `bound` adds up term by term.
+The average of `trajectory_bound` over trajectories is the total of `variational_bound`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def forward_log_prob(chain: Chain, path: Tensor) -> Tensor:
 def reverse_log_prob(
     denoiser: Denoiser, chain: Chain, path: Tensor, decoder: Decoder, clip: float | None = None
 ) -> Tensor:
-    """log p(x_{0:T}) of a trajectory (T + 1, B, C, H, W), x_0 given by the decoder: (B,) nats."""
+    """log p(x_{0:T}) of a trajectory (T + 1, B, C, H, W), with the decoder's p(x_0 | x_1): (B,) nats."""
     log_prior_variance = torch.tensor(2 * math.log(chain.schedule.prior_std), dtype=torch.float64)
     total = Gaussian(torch.zeros_like(path[-1]), log_prior_variance).log_prob(path[-1])
     for step in range(len(chain), 0, -1):
@@ -54,5 +54,5 @@ def reverse_log_prob(
 def trajectory_bound(
     denoiser: Denoiser, chain: Chain, path: Tensor, decoder: Decoder, clip: float | None = None
 ) -> Tensor:
-    """log q(x_{1:T} | x_0) − log p(x_{0:T}) of one drawn trajectory: (B,) nats, L_VLB on average."""
+    """log q(x_{1:T} | x_0) − log p(x_{0:T}) of a trajectory drawn from q: (B,) nats, with expectation L_VLB."""
     return forward_log_prob(chain, path) - reverse_log_prob(denoiser, chain, path, decoder, clip)

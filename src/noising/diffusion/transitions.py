@@ -1,6 +1,6 @@
-"""One step of the diffusion, t -> s with s < t, and the chain that such steps make.
+"""A step of the diffusion between times s < t, and the chain of such steps.
 
-Everything follows from the two levels and c = 1 − e^(λ_t − λ_s):
+All distributions follow from the two levels and c = 1 − e^(λ_t − λ_s):
 
     forward    q(x_t | x_s)       = N(α_t/α_s x_s,                           c σ_t²)
     posterior  q(x_s | x_t, x)    = N((α_t σ_s²)/(α_s σ_t²) x_t + α_s c x,   c σ_s²)
@@ -26,15 +26,15 @@ __all__ = ["Chain", "Transition"]
 
 
 class Transition(NamedTuple):
-    """The step between a level t and a cleaner level s; coefficients are float64, of the levels' shape.
-
-    first_log_variance is what stands for log c σ_s² where s is clean (σ_s = 0, so the posterior is a point and its
-    logarithm −∞): the second step's value, as in the reference implementations of DDPM. It changes bits/dim.
-    """
+    """The step between a level t and a cleaner level s; coefficients are float64, of the levels' shape."""
 
     later: NoiseLevel
+    """The level t."""
     earlier: NoiseLevel
+    """The level s."""
     first_log_variance: Tensor
+    """Replacement of log c σ_s² where s is clean, so that σ_s = 0 and the posterior a point: the second step's value,
+    as in the reference implementations of DDPM. It affects bits/dim."""
 
     @property
     def c(self) -> Tensor:
@@ -42,43 +42,43 @@ class Transition(NamedTuple):
         return -torch.expm1(self.later.log_snr - self.earlier.log_snr)
 
     def forward(self, x_s: Tensor) -> Gaussian:
-        """q(x_t | x_s), one forward step (eq. 2)."""
+        """q(x_t | x_s), a forward step. Ho et al. (2020), equation 2."""
         mean = cast_to(self.later.alpha / self.earlier.alpha, x_s) * x_s
         return Gaussian(mean, self.large_log_variance)
 
     @property
     def mean_weights(self) -> tuple[Tensor, Tensor]:
-        """What x_t and x weigh in the posterior's mean (eq. 7)."""
+        """Coefficients of x_t and x in the posterior mean. Ho et al. (2020), equation 7."""
         t, s = self.later, self.earlier
         return t.alpha / s.alpha * (s.sigma / t.sigma) ** 2, s.alpha * self.c
 
     def mean(self, x_t: Tensor, x: Tensor) -> Tensor:
-        """The posterior's mean given x_t and the clean image or its estimate (eq. 7). All (B, C, H, W)."""
+        """The posterior mean from x_t and the clean image or its estimate, all (B, C, H, W)."""
         coef_x_t, coef_x0 = self.mean_weights
         return cast_to(coef_x_t, x_t) * x_t + cast_to(coef_x0, x_t) * x
 
     @property
     def posterior_variance(self) -> Tensor:
-        """c σ_s², the posterior's own variance; 0 where s is clean (eq. 7)."""
+        """c σ_s², the variance of the posterior; 0 where s is clean. Ho et al. (2020), equation 7."""
         return self.c * self.earlier.sigma**2
 
     @property
     def small_log_variance(self) -> Tensor:
-        """log c σ_s², or the second step's where s is clean."""
+        """log c σ_s²; first_log_variance where s is clean."""
         return torch.where(self.earlier.sigma > 0, self.posterior_variance.log(), self.first_log_variance)
 
     @property
     def large_log_variance(self) -> Tensor:
-        """log c σ_t², the forward step's variance."""
+        """log c σ_t², of the forward step's variance."""
         return (self.c * self.later.sigma**2).log()
 
     def posterior(self, x_t: Tensor, x: Tensor) -> Gaussian:
-        """q(x_s | x_t, x) (eq. 6)."""
+        """q(x_s | x_t, x). Ho et al. (2020), equation 6."""
         return Gaussian(self.mean(x_t, x), self.small_log_variance)
 
 
 def _with_clean(schedule: Schedule, times: Tensor) -> NoiseLevel:
-    """The levels at the times, (T + 1,), after the clean image's, which a schedule may not reach by itself."""
+    """The clean level, which a schedule need not reach, and those at the times: fields of (T + 1,)."""
     clean = torch.full((1,), torch.inf, dtype=torch.float64)
     levels = NoiseLevel(*(field.detach().flatten().cpu() for field in schedule(times)))
     clean_level = NoiseLevel(torch.zeros_like(clean), clean, *schedule.scales(clean))
@@ -86,15 +86,15 @@ def _with_clean(schedule: Schedule, times: Tensor) -> NoiseLevel:
 
 
 class Chain:
-    """A schedule seen on a grid of times 0 < t_1 < … < t_T: chain[i] is the step t_i -> t_(i−1), with t_0 = 0 clean.
+    """A schedule on a grid of times 0 < t_1 < … < t_T: chain[i] is the step t_i -> t_(i−1), with t_0 = 0 clean.
 
-    i counts 1..T as in the literature. An integer gives coefficients of no dimension, a (B,) tensor of integers one
-    step an image. The paper's arrays are there by name, read-only, (T,) float64, index 0 for step 1; for geometries
-    that do not preserve variance they are those of the variance-preserving chain with the same λ.
+    i counts 1..T as in the literature; an integer gives scalar coefficients, a (B,) tensor of integers one step per
+    image. The paper's arrays beta, alpha, alpha_bar and posterior_variance are (T,) float64, index 0 for step 1; for
+    geometries that do not preserve variance they are those of the variance-preserving chain with the same λ.
     """
 
     def __init__(self, schedule: Schedule, times: Tensor) -> None:
-        """times: (T,) rising, in (0, 1]."""
+        """times: (T,) rising, in (0, 1], or ValueError is raised."""
         times = times.double().cpu()
         if not len(times) or times[0] <= 0 or times[-1] > 1 or not bool((times.diff() > 0).all()):
             raise ValueError("times of a chain must rise within (0, 1]")
@@ -118,7 +118,7 @@ class Chain:
         return len(self.times) - 1
 
     def level(self, step: int | Tensor) -> NoiseLevel:
-        """The level after `step` forward steps, 0 the clean image."""
+        """The level after `step` forward steps; 0 is the clean image."""
         if isinstance(step, int):
             return NoiseLevel(*(field[step] for field in self._levels))
         step = step.cpu()
@@ -126,7 +126,7 @@ class Chain:
 
     @property
     def steps(self) -> Transition:
-        """All the steps at once, in fields of (T,)."""
+        """All steps at once, in fields of (T,)."""
         earlier, later = (NoiseLevel(*(field[i] for field in self._levels)) for i in (slice(0, -1), slice(1, None)))
         return Transition(later, earlier, self._first_log_variance)
 

@@ -1,7 +1,12 @@
-"""The variance of a reverse step p(x_s | x_t): by the posterior's own c σ_s², by the forward step's c σ_t², or learned.
+"""Variances Σ of the reverse step p(x_s | x_t).
 
-Ho et al. (2020), section 3.2: the first is best when the data is one point, the second when it is white noise. The one
-that is best for a given denoiser is `Optimal`.
+    FixedSmall     c σ_s², the posterior's: optimal if the data is a single point
+    FixedLarge     c σ_t², the forward step's: optimal if the data is white noise
+    Learned        the network's variance channels are log Σ
+    LearnedRange   they interpolate between the two in log Σ
+    Optimal        c σ_s² + (α_s c)² E‖x − x̂‖²/D, optimal for the bound with any denoiser; measured after training
+
+c = 1 − e^(λ_t − λ_s) as in transitions.py. Ho et al. (2020), section 3.2, for the fixed ones.
 """
 
 from __future__ import annotations
@@ -23,26 +28,26 @@ __all__ = ["DenoisingError", "FixedLarge", "FixedSmall", "Learned", "LearnedRang
 
 
 class ReverseVariance(ABC):
-    """The log-variance of a reverse step: a line in what the network says of it, level where that says nothing."""
+    """The log-variance of a reverse step, linear in the network's variance channels, if it has any."""
 
     outputs: int = 1
     """Network outputs per image channel: 1, or 2 where the variance is learned."""
 
     fitted: bool = False
-    """Whether it is fitted to a trained denoiser, and so is not there yet while that trains."""
+    """Whether it is fitted to a trained denoiser, and so not known during training."""
 
     @abstractmethod
     def line(self, step: Transition) -> tuple[Tensor, Tensor]:
-        """(intercept, slope) of log Σ in the network's variance channels, float64, of the step's shape."""
+        """Intercept and slope of log Σ in the network's variance channels: float64, of the step's shape."""
 
     def log_variance(self, step: Transition, raw: Tensor | None) -> Tensor:
-        """log Σ of p(x_s | x_t); raw: the network's variance channels (B, C, H, W), None where it has none."""
+        """log Σ of p(x_s | x_t); raw: the network's variance channels (B, C, H, W), None if it has none."""
         intercept, slope = self.line(step)
         return intercept if raw is None else cast_to(intercept, raw) + cast_to(slope, raw) * raw
 
 
 class FixedSmall(ReverseVariance):
-    """c σ_s², the posterior's own variance (β̃_t); the second step's where s is clean."""
+    """c σ_s², the posterior's variance (β̃_t); the second step's where s is clean."""
 
     def line(self, step: Transition) -> tuple[Tensor, Tensor]:
         return step.small_log_variance, torch.zeros_like(step.c)
@@ -57,7 +62,7 @@ class FixedLarge(ReverseVariance):
 
 
 class Learned(ReverseVariance):
-    """The network's second output is log Σ itself."""
+    """The network's variance channels are log Σ itself."""
 
     outputs = 2
 
@@ -66,11 +71,10 @@ class Learned(ReverseVariance):
 
 
 class LearnedRange(ReverseVariance):
-    """log Σ = f log c σ_t² + (1 − f) log c σ_s² with f = (v + 1)/2, v the network's second output, not held to [−1, 1].
+    """log Σ = f log c σ_t² + (1 − f) log c σ_s² with f = (v + 1)/2, v the network's variance channels.
 
-    The ends are where f is 0 and 1, no limits: the best variance may lie outside. Where s is clean the second step's
-    posterior variance stands at f = 0, the forward variance itself at f = 1. Nichol & Dhariwal, "Improved DDPM" (2021),
-    equation 15. https://arxiv.org/abs/2102.09672
+    v is not clamped to [−1, 1]: the optimal variance may lie outside the range. Where s is clean, c σ_s² is replaced
+    by the second step's. Nichol & Dhariwal, "Improved DDPM" (2021), equation 15. https://arxiv.org/abs/2102.09672
     """
 
     outputs = 2
@@ -81,9 +85,9 @@ class LearnedRange(ReverseVariance):
 
 
 class DenoisingError(nn.Module):
-    """E‖x − x̂‖²/D as a function of λ: measured at some levels, its logarithm a straight line between them.
+    """E‖x − x̂‖²/D as a function of λ: measured at some levels, with its logarithm linear between them.
 
-    It is part of a state_dict, so of every checkpoint, as float64 on the host.
+    Its table, float64 on the host, is part of the state_dict and so of every checkpoint.
     """
 
     def __init__(self) -> None:
@@ -92,15 +96,15 @@ class DenoisingError(nn.Module):
         self.log_error = torch.zeros(0, dtype=torch.float64)
 
     def __bool__(self) -> bool:
-        """Whether it was measured."""
+        """Whether the error has been measured."""
         return len(self.log_snr) > 0
 
     def set(self, log_snr: Tensor, error: Tensor) -> None:
-        """Take measured errors (K,), positive, at rising λ (K,)."""
+        """Set positive errors (K,) measured at rising λ (K,)."""
         self.log_snr, self.log_error = log_snr.double().cpu(), error.double().cpu().log()
 
     def forward(self, level: NoiseLevel) -> Tensor:
-        """E‖x − x̂‖²/D at a level; beyond the noisiest that was measured, as there; float64, of the level's shape."""
+        """E‖x − x̂‖²/D at a level, constant beyond the noisiest measured one: float64, of the level's shape."""
         log_snr = level.log_snr.clamp(min=float(self.log_snr[0]))
         right = torch.searchsorted(self.log_snr, log_snr.contiguous()).clamp(1, len(self.log_snr) - 1)
         (x0, x1), (y0, y1) = ((table[right - 1], table[right]) for table in (self.log_snr, self.log_error))
@@ -114,19 +118,20 @@ class DenoisingError(nn.Module):
 
 
 class Optimal(nn.Module, ReverseVariance):
-    """c σ_s² + (α_s c)² E‖x − x̂‖²/D: the best for the bound, whatever the denoiser; it needs no training.
+    """c σ_s² + (α_s c)² E‖x − x̂‖²/D: optimal for the bound with any denoiser, and needs no training.
 
-    For the perfect denoiser the optimal variance of Bao et al., "Analytic-DPM" (2022), theorem 1; with the error
-    measured, not derived from ‖ε̂‖², it is best for an imperfect one too (Bao et al., "Estimating the Optimal Covariance
-    with Imperfect Mean", 2022). https://arxiv.org/abs/2201.06503 https://arxiv.org/abs/2206.07309
+    For a perfect denoiser it is the optimal variance of Bao et al., "Analytic-DPM" (2022), theorem 1. Since the error
+    is measured and not derived from ‖ε̂‖², it is optimal for an imperfect one too: Bao et al., "Estimating the Optimal
+    Covariance with Imperfect Mean" (2022). https://arxiv.org/abs/2201.06503 https://arxiv.org/abs/2206.07309
     """
 
     fitted = True
 
     def __init__(self, knots: int = 32, images: int = 128, error: Callable[[NoiseLevel], Tensor] | None = None) -> None:
-        """knots, images: at how many noise levels and on how many images `fit` measures the error.
+        """knots, images: numbers of noise levels and of images on which `fit` measures the error.
 
-        error: E‖x − x̂‖²/D where it is known in closed form. Until one is known this is the posterior's variance.
+        error: E‖x − x̂‖²/D of a level, where it is known in closed form; None to measure it. Until then the variance
+        is the posterior's.
         """
         super().__init__()
         if knots < 2:
@@ -153,16 +158,16 @@ def fit(
     clip: float | None,
     class_label: Tensor | None = None,
 ) -> None:
-    """Measure the error of a denoiser whose variance is `Optimal`, and give it to that variance.
+    """Measure the error of a denoiser whose variance is `Optimal`, at levels uniform in λ over the chain of T steps.
 
-    x: (B, C, H, W), images of the training set; noises: standard normal, of x's shape, a new one for each level; the
-    levels lie evenly in λ over the chain of that many steps; clip: as where the variance will be used.
+    x: training images (B, C, H, W); noises: standard normal noise of x's shape, one for each level; clip: limit of x̂,
+    the same as where the variance will be used.
     """
     variance = denoiser.variance
     assert isinstance(variance, Optimal)
     assert isinstance(variance.error, DenoisingError)
     ends = denoiser.schedule.log_snr(torch.tensor([1.0, 1 / timesteps], dtype=torch.float64)).cpu()
-    lowest = max(float(ends[0]), -20.0)  # nothing changes below, and the last level may be −∞
+    lowest = max(float(ends[0]), -20.0)  # the error is constant below, and the last level may be −∞
     log_snr = torch.linspace(lowest, float(ends[1]), variance.knots, dtype=torch.float64)
     errors = []
     for t, noise in zip(denoiser.schedule.time(log_snr), noises, strict=False):

@@ -1,7 +1,8 @@
-"""How much each noise level counts in the regression: functions (level, gain) -> weight on the output's squared error.
+"""Weightings: functions (level, gain) -> weight of the squared error of the network's output at a noise level.
 
-gain is the parameterization's: gain² turns the squared error of x̂ into that of the output, so a weight w on the
-error of x̂ is w/gain² here. Weights are float64, of the level's shape.
+gain is the parameterization's: ‖target − output‖² = gain² ‖x − x̂‖², so a weight w on the error of x̂ is w/gain² here.
+Since ‖ε − ε̂‖² = α²/σ² ‖x − x̂‖², a weight w on the error of ε̂ is w α²/(σ² gain²). Weights are float64, of the level's
+shape.
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ __all__ = ["edm", "min_snr", "p2", "sigmoid", "snr", "uniform"]
 
 
 def uniform(level: NoiseLevel, gain: Tensor) -> Tensor:
-    """1 on the network's own output: the simplified loss of DDPM for ε. Ho et al. (2020), equation 14."""
+    """1 on the network's output: the simplified loss of DDPM for ε. Ho et al. (2020), equation 14."""
     return torch.ones_like(gain)
 
 
 def snr(level: NoiseLevel, gain: Tensor) -> Tensor:
-    """α²/σ² on x̂, that is 1 on ε̂, whatever the network predicts. Salimans & Ho (2022), section 4."""
+    """α²/σ² on x̂, which is 1 on ε̂, for any parameterization. Salimans & Ho (2022), section 4."""
     return level.log_snr.exp() / gain**2
 
 
 def min_snr(level: NoiseLevel, gain: Tensor, limit: float = 5.0) -> Tensor:
-    """min(α²/σ², limit) on x̂: no level near clean crowds out the others.
+    """min(α²/σ², limit) on x̂: levels near clean do not dominate the others.
 
     Hang et al., "Efficient Diffusion Training via Min-SNR Weighting" (2023). https://arxiv.org/abs/2303.09556
     """
@@ -39,7 +40,7 @@ def min_snr(level: NoiseLevel, gain: Tensor, limit: float = 5.0) -> Tensor:
 
 
 def p2(level: NoiseLevel, gain: Tensor, k: float = 1.0, gamma: float = 1.0) -> Tensor:
-    """1/(k + α²/σ²)^γ on ε̂: less on the last, imperceptible details.
+    """1/(k + α²/σ²)^γ on ε̂: less weight on imperceptible details.
 
     Choi et al., "Perception Prioritized Training of Diffusion Models" (2022), equation 8.
     https://arxiv.org/abs/2204.00227
@@ -60,7 +61,7 @@ def edm(level: NoiseLevel, gain: Tensor, sigma_data: float = 0.5) -> Tensor:
 
 
 def sigmoid(level: NoiseLevel, gain: Tensor, bias: float = 2.0) -> Tensor:
-    """sigmoid(bias − λ) on ε̂: falls with λ, so that `WeightedBound` with it bounds the likelihood of noised data.
+    """sigmoid(bias − λ) on ε̂: it falls with λ, so `WeightedBound` with it is a bound for noised data.
 
     Kingma & Gao, "Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation" (2023), section 4.
     https://arxiv.org/abs/2303.00848
@@ -69,20 +70,18 @@ def sigmoid(level: NoiseLevel, gain: Tensor, bias: float = 2.0) -> Tensor:
 
 
 class LossWeights(NamedTuple):
-    """Curves over t, each (K,)."""
+    """Density p(λ) of the training times and effective weight w(λ) on ½ ‖ε − ε̂‖², each (K,)."""
 
     log_snr: Tensor
     density: Tensor
-    """p(λ)."""
     weight: Tensor
-    """w(λ)."""
 
 
 @torch.no_grad()
 def loss_weights(
     schedule: Schedule, parameterization: Parameterization, times: TimeSampler, objective: Objective, t: Tensor
 ) -> LossWeights:
-    """w(λ) and p(λ) at times t (K,), inside (0, 1) where the schedule's ends are infinite."""
+    """p(λ) and w(λ) at times t (K,), which must lie inside (0, 1) where the schedule's ends are infinite."""
     level = schedule(t)
     gain = parameterization.gain(level)
     density = times.density(t, schedule) / schedule.log_snr_rate(t).abs()
