@@ -1,4 +1,4 @@
-"""How far generated images are from real ones, by the features that a network sees in them; no Lightning, no Hydra."""
+"""Distances between generated and real images in the features of a network; without Lightning and Hydra."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A small classifier of the data set's own images, whose penultimate features stand in for Inception's.
+"""A small classifier of the data set's own images, whose penultimate features take the place of Inception's.
 
-Inception's features are of 299x299 photographs; on digits they are far from what tells good from bad, and its weights
-are a download. A network that learned to tell the set's own classes apart sees what matters in them.
+Inception's features are made for photographs of 299x299 pixels; they hardly tell good digits from bad, and its weights
+must be downloaded. A network trained on the set's own classes has features that matter for them.
 
 Legend: B images, C channels, K classes, h and w a layer's sides.
 """
@@ -19,21 +19,22 @@ from noising.metrics.extractors import FeatureExtractor
 __all__ = ["Classifier", "fit_classifier"]
 
 STEPS = 600
+"""Optimizer steps of a fit: a fixed number, so that the time does not grow with the data set."""
 BATCH = 128
-"""Images a step. So the time does not grow with the set."""
+"""Images of a step."""
 
 
 class Classifier(FeatureExtractor):
     """Convolutions that halve the image until it is at most 4 wide, then two linear layers.
 
     Args:
-        channels: of the image.
+        channels: channels of the image.
         resolution: side of the image, at least 4.
         classes: K, at least 2.
         width: channels of the first convolution; the others have twice as many.
 
     Raises:
-        ValueError: one of the numbers cannot make a network; the message names it.
+        ValueError: a number is too small; the message names it.
     """
 
     name = "classifier"
@@ -56,7 +57,7 @@ class Classifier(FeatureExtractor):
         self.classify = nn.Linear(self.dims, classes)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, C, H, W) uint8 -> (B, 64)."""
+        """Features (B, 64) of images (B, C, H, W) uint8."""
         x = pixels.to(torch.float32) / 127.5 - 1  # (B, C, H, W) in [-1, 1]
         x = self.convolutions(x)  # (B, 2 width, h, w)
         features: Tensor = self.project(x)  # (B, 64)
@@ -73,25 +74,25 @@ def _convolution(inputs: int, outputs: int, stride: int) -> nn.Module:
 
 
 def fit_classifier(pixels: Tensor, labels: Tensor | None, classes: int, seed: int = 0) -> Classifier:
-    """A classifier that learned the images, in evaluation mode and without gradients.
+    """Fit a classifier to the images; it is returned in evaluation mode and without gradients.
 
-    A fixed number of AdamW steps (https://arxiv.org/abs/1711.05101) on images shifted at random, with one cycle of the
-    learning rate (https://arxiv.org/abs/1708.07120). On the host, in one thread, from generators of its own: equal
-    arguments give equal weights, bit by bit, on one kind of machine, and torch's own generators stay as they are.
+    A fixed number of AdamW steps (https://arxiv.org/abs/1711.05101) on randomly shifted images, with one cycle of the
+    learning rate (https://arxiv.org/abs/1708.07120). It runs on the host in one thread with a generator of its own:
+    equal arguments give bitwise equal weights on one kind of machine, and torch's generators are left unchanged.
 
     Args:
         pixels: (N, C, H, W) uint8 of 8 bits, square.
-        labels: (N,) int64, 0..classes-1; None is refused.
+        labels: (N,) int64, 0..classes-1.
 
     Raises:
-        ValueError: no labels, or not one an image, or one out of range; fewer than 2 classes; images not square.
+        ValueError: labels are missing or out of range, there are fewer than 2 classes, or images are not square.
     """
     labels = _checked(pixels, labels, classes)
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # sums over several are taken in another order, and rounded otherwise
+    torch.set_num_threads(1)  # several threads add in another order, with other rounding
     try:
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would set the devices' as well
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the devices' as well
             classifier = Classifier(pixels.shape[1], pixels.shape[-1], classes)
             _fit(classifier, pixels.cpu(), labels.cpu(), torch.default_generator)
     finally:
@@ -128,7 +129,7 @@ def _fit(classifier: Classifier, pixels: Tensor, labels: Tensor, generator: torc
 
 
 def _shifted(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """(B, C, H, W), each image moved by up to an eighth of its side; its edge is repeated."""
+    """Shift each image (B, C, H, W) by up to an eighth of its side, repeating its edge."""
     side = pixels.shape[-1]
     max_shift = side // 8
     shift = torch.randint(-max_shift, max_shift + 1, (2, len(pixels), 1), generator=generator)

@@ -1,4 +1,4 @@
-"""Networks that turn images into features, and the statistics of a whole set's."""
+"""Feature extractors: networks that map 8-bit images to feature vectors, and features and statistics of whole sets."""
 
 from __future__ import annotations
 
@@ -21,24 +21,23 @@ __all__ = ["LAYERS", "DINOv2", "FeatureExtractor", "Inception", "extract", "feat
 
 
 class FeatureExtractor(nn.Module, ABC):
-    """8-bit images (B, C, H, W) uint8 to features (B, dims) float32, a function of each image alone."""
+    """A network from 8-bit images (B, C, H, W) uint8 to features (B, dims) float32, each image by itself."""
 
     dims: int
+    """Number of features."""
     name: str
+    """Name in cards and messages."""
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor: ...
 
     def class_logits(self, features: Tensor) -> Tensor | None:
-        """(B, dims) -> (B, K), of the classes that it was trained to tell apart; None if it was not."""
+        """Logits (B, K) of features (B, dims), for the classes of the network's training; None without classes."""
         return None
 
     @property
     def digest(self) -> str:
-        """SHA-256 in hex of the name, and of every weight's name, kind, shape and bytes.
-
-        Two distances compare only if it is equal.
-        """
+        """SHA-256, in hex, of the name and of every weight; distances compare only where it is equal."""
         sha = hashlib.sha256(f"{self.name} {self.dims}\n".encode())
         for name, weight in sorted(self.state_dict().items()):
             sha.update(f"{name} {weight.dtype} {tuple(weight.shape)}\n".encode())
@@ -48,9 +47,9 @@ class FeatureExtractor(nn.Module, ABC):
 
 @torch.no_grad()
 def extract(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> Tensor:
-    """(N, dims) float32 on the host, extracted in evaluation mode where the extractor's weights are.
+    """Features (N, dims) float32 on the host of batches (B, C, H, W) uint8, in evaluation mode.
 
-    batches: (B, C, H, W) uint8 each. Raises ValueError if a feature is not finite.
+    They are extracted on the device of the extractor's weights. Raises ValueError if a feature is not finite.
     """
     extractor.eval()
     device = next((weight.device for weight in extractor.state_dict().values()), torch.device("cpu"))
@@ -63,7 +62,7 @@ def extract(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> Tensor:
 
 
 def feature_statistics(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> FeatureStatistics:
-    """Mean and covariance of all batches' features; as `extract`, but without keeping them."""
+    """Mean and covariance of the features of all batches, as `extract` gives them, without storing the features."""
     statistics = FeatureStatistics(extractor.dims)
     for pixels in batches:
         statistics.update(extract(extractor, [pixels]))
@@ -71,20 +70,20 @@ def feature_statistics(extractor: FeatureExtractor, batches: Iterable[Tensor]) -
 
 
 def three_channels(pixels: Tensor) -> Tensor:
-    """(B, 1 or 3, H, W) -> (B, 3, H, W): grey is repeated. Raises ValueError for any other number."""
+    """Images (B, 3, H, W) from grey or colour ones (B, 1 or 3, H, W). Raises ValueError for other channels."""
     if pixels.shape[1] not in (1, 3):
         raise ValueError(f"the extractor sees images of one channel or three, not of {pixels.shape[1]}")
     return pixels.expand(-1, 3, -1, -1)
 
 
 LAYERS = (64, 192, 768, 2048)
-"""Widths of the layers that can be seen; the literature's is the last."""
+"""Widths of the layers of `Inception` that can be chosen; the literature uses the last."""
 
 
 class Inception(FeatureExtractor):
-    """Pooled features, 2048 unless another layer is asked for, and from those the logits of the Inception score.
+    """Pooled features of Inception v3 of 2015, from its last layer by default, and logits of the Inception score.
 
-    Grey images are repeated to three channels; all are resized to 299x299 as TensorFlow 1 did, without antialiasing.
+    Grey images are repeated to three channels; all are resized to 299x299 as in TensorFlow 1, without antialiasing.
 
     Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (2017). https://arxiv.org/abs/1706.08500
     """
@@ -94,7 +93,7 @@ class Inception(FeatureExtractor):
     def __init__(self, weights: str | None = None, layer: int = 2048) -> None:
         """weights: a local copy of torch-fidelity's weights-inception-2015-12-05-6726825d.pth; None downloads it.
 
-        Raises ValueError if they cannot be had, or are not Inception's. No code in the file is run.
+        No code in the file is run. Raises ValueError if the weights cannot be had or are not Inception's.
         """
         super().__init__()
         if layer not in LAYERS:
@@ -103,7 +102,7 @@ class Inception(FeatureExtractor):
 
         self.dims = layer
         state = _downloaded() if weights is None else _read(weights)
-        plain = io.BytesIO()  # torch-fidelity would unpickle the file: what it gets holds tensors and nothing else
+        plain = io.BytesIO()  # torch-fidelity unpickles without restrictions: this copy holds nothing but tensors
         torch.save(state, plain)
         plain.seek(0)
         try:
@@ -118,7 +117,7 @@ class Inception(FeatureExtractor):
         return features
 
     def class_logits(self, features: Tensor) -> Tensor | None:
-        """Of the Inception score: without the bias, as Salimans et al. (2016) had it. None but from the last layer."""
+        """Logits of the Inception score, without the bias as in Salimans et al. (2016); None for an earlier layer."""
         weight: Tensor = self.network.fc.weight
         return features.to(weight.device) @ weight.T if self.dims == LAYERS[-1] else None
 
@@ -127,7 +126,7 @@ def _downloaded() -> Any:
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     try:
-        with redirect_stderr(io.StringIO()):  # torch announces what it then cannot do
+        with redirect_stderr(io.StringIO()):  # torch announces the download even where it then fails
             return torch.hub.load_state_dict_from_url(
                 URL_INCEPTION_V3, map_location="cpu", check_hash=True, progress=False
             )
@@ -144,16 +143,18 @@ def _read(path: str) -> Any:
         raise ValueError(f"inception_weights={path}: there is no such file")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever the damage makes it stumble over
+    except Exception as error:  # the type depends on the damage
         raise ValueError(f"inception_weights={path}: damaged, or not a file of weights alone") from error
 
 
 SIDE = 224
+"""Side of the images that DINOv2 is given."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""ImageNet's moments by channel, by which they are normalized."""
 
 
 class DINOv2(FeatureExtractor):
-    """The class token of ViT-L/14; images resized to 224x224, bicubic with antialiasing, as EDM2's evaluation does."""
+    """The class token of DINOv2 ViT-L/14, of images resized to 224x224, bicubic and antialiased, as in EDM2's code."""
 
     name = "DINOv2 ViT-L/14"
     dims = 1024
@@ -162,7 +163,7 @@ class DINOv2(FeatureExtractor):
 
     def __init__(self, weights: str | None = None, repo: str | None = None) -> None:
         """repo: a local clone of facebookresearch/dinov2, whose code builds the network; weights: a local copy of
-        dinov2_vitl14_pretrain.pth. None downloads either, by torch.hub.
+        dinov2_vitl14_pretrain.pth. None downloads them by torch.hub.
 
         Raises ValueError if they cannot be had.
         """
@@ -187,7 +188,7 @@ def _network(weights: str | None, repo: str | None) -> Any:
         network: Any = torch.hub.load(  # type: ignore[no-untyped-call]
             place, "dinov2_vitl14", source=source, pretrained=weights is None, trust_repo=True
         )
-    except Exception as error:  # of urllib, of torch.hub, of the repository's own code
+    except Exception as error:  # urllib, torch.hub and the repository's code raise errors of any type
         raise ValueError(
             f"DINOv2 cannot be had ({' '.join(str(error).split())}): give metrics.dinov2_repo=PATH, a clone of "
             "facebookresearch/dinov2, and metrics.dinov2_weights=PATH, its dinov2_vitl14_pretrain.pth"

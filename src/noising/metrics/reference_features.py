@@ -1,6 +1,7 @@
-"""What drawn images are held against: the features that an extractor sees in real images, and their statistics.
+"""Features and statistics of real images, to which samples are compared, and the classifier fitted to them.
 
-They depend on the data set and the extractor alone; they are made once and kept (noising.training.cache).
+They depend on the data set and the extractor alone, so they are computed once and cached: in NOISING_CACHE, or else the
+user's cache folder.
 """
 
 from __future__ import annotations
@@ -31,16 +32,17 @@ __all__ = ["Reference", "ReferenceFeatures", "cached", "digest", "fitted_classif
 
 
 class Reference(NamedTuple):
-    """Real images as an extractor sees them."""
+    """Features of n real images of a split."""
 
-    features: Tensor  # (N, dims) float32
+    features: Tensor  # (N, dims) float32; N = 2 n with flips
     statistics: FeatureStatistics
-    images: Tensor  # (n,) int64: which of the split; with flips, N = 2 n
+    images: Tensor  # (n,) int64, indices in the split
     card: dict[str, Any]
+    """All that the features depend on."""
 
 
 class ReferenceFeatures:
-    """Real images of one data set, as one extractor sees them."""
+    """Features of one data set's real images by one extractor."""
 
     def __init__(self, data: ImageData, extractor: FeatureExtractor, batch: int) -> None:
         """batch: images whose features are extracted at once."""
@@ -51,17 +53,17 @@ class ReferenceFeatures:
 
     @cached_property
     def digest(self) -> str:
-        """The extractor's."""
+        """The extractor's digest."""
         return self.extractor.digest
 
     def features(self, pixels: Tensor) -> Tensor:
-        """(N, C, H, W) uint8 grey levels of the set -> (N, dims) float32."""
+        """Features (N, dims) float32 of images (N, C, H, W) uint8 in the data set's grey levels."""
         return extract(self.extractor, (self.data.to_8bit(part) for part in torch.split(pixels, self.batch)))
 
     def reference(self, split: str, count: int | None = None, flips: bool = False) -> Reference:
-        """`count` images of a split, evenly spread, default all; flips: each mirrored as well.
+        """The features of `count` evenly spaced images of a split, None for all; flips adds each mirrored.
 
-        Raises ConfigError if it has fewer.
+        Raises ConfigError if the split has fewer.
         """
         key = (split, count, flips)
         if key not in self._read:
@@ -107,7 +109,7 @@ class ReferenceFeatures:
 
 
 def fitted_classifier(data: ImageData) -> Classifier:
-    """Of the training images, on the host: fitted, in seconds, when it is first asked for.
+    """The classifier of the data set's training images, on the host; its first fit takes seconds, then it is cached.
 
     Raises ConfigError if the data set has no labels.
     """
@@ -136,7 +138,7 @@ T = TypeVar("T")
 
 
 def cached(name: str, write: Callable[[IO[bytes]], None], read: Callable[[Path], T]) -> T:
-    """What a file of the cache holds; where it is not there, or damaged, it is made again.
+    """Read a file of the cache; write it first where it is missing or damaged.
 
     Raises ConfigError if it cannot be written.
     """
@@ -156,7 +158,7 @@ def cached(name: str, write: Callable[[IO[bytes]], None], read: Callable[[Path],
 
 
 def digest(*parts: bytes | Tensor) -> str:
-    """32 hexadecimal digits that tell the bytes and the tensors' shapes and contents."""
+    """A hash of bytes and of tensors' shapes and contents: 32 hexadecimal digits."""
     sha = hashlib.sha256()
     for part in parts:
         sha.update(part if isinstance(part, bytes) else f"{tuple(part.shape)}".encode() + part.numpy().tobytes())

@@ -1,4 +1,19 @@
-"""Kernel distance and Inception score, by torch-fidelity's own code."""
+"""Scores of features: kernel distance, Inception score, precision and recall, density and coverage, memorization.
+
+The kernel distance and the Inception score are computed by torch-fidelity. The others are from nearest neighbours:
+"real" are features of real images, a ball is centred at a feature and its radius is the distance to the k-th nearest
+other feature of the same set.
+
+    precision    share of the generated features in any real ball, k = 3
+    recall       share of the real features in any generated ball, k = 3
+    density      number of real balls around a generated feature over its expectation k, k = 5; may exceed 1
+    coverage     share of the real balls that contain a generated feature, k = 5
+    memorized    share of the generated features nearer to a real one than that is to any other real one
+
+Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Generative Models" (2019); Naeem et al.,
+"Reliable Fidelity and Diversity Metrics for Generative Models" (2020); Alaa et al., "How Faithful is your Synthetic
+Data?" (2021). https://arxiv.org/abs/1904.06991 https://arxiv.org/abs/2002.09797 https://arxiv.org/abs/2102.08921
+"""
 
 from __future__ import annotations
 
@@ -19,11 +34,11 @@ __all__ = [
 
 
 SUBSET = 1000
-"""Images of each of the 100 subsets of a kernel distance, if there are as many."""
+"""Images of each of the 100 subsets of a kernel distance, at most."""
 
 
 def kernel_distance(generated: Tensor, real: Tensor) -> float:
-    """The squared maximum mean discrepancy with a cubic kernel, unbiased: the mean of 100 subsets of features (N, D).
+    """The squared maximum mean discrepancy with a cubic kernel, unbiased: the mean over 100 subsets of features (N, D).
 
     Bińkowski et al., "Demystifying MMD GANs" (2018). https://arxiv.org/abs/1801.01401
     """
@@ -35,7 +50,7 @@ def kernel_distance(generated: Tensor, real: Tensor) -> float:
 
 
 def inception_score(logits: Tensor, splits: int = 10) -> float:
-    """exp E KL(p(class | image) ‖ p(class)), the mean of ten splits of logits (N, K).
+    """exp E KL(p(class | image) ‖ p(class)), the mean over `splits` parts of the logits (N, K).
 
     Salimans et al., "Improved Techniques for Training GANs" (2016). https://arxiv.org/abs/1606.03498
     """
@@ -49,23 +64,18 @@ MANIFOLD = 3
 BALLS = 5
 """k of density and coverage."""
 CHUNK = 500
-"""Rows of a matrix of distances that are held at once."""
+"""Rows of a matrix of distances that are computed at once."""
 
 
 class Neighbours(NamedTuple):
-    """The nearest of a reference set to each of N features."""
+    """The k nearest members of a reference set to each of N features."""
 
     distance: Tensor  # (N, k), the nearest first
     indices: Tensor  # (N, k) int64, in the reference set
 
 
 def precision_recall(generated: Tensor, real: Tensor) -> dict[str, float]:
-    """precision, recall, density and coverage of features (N, D) against (M, D).
-
-    precision: the part of the generated within some real image's ball, whose radius reaches the third-nearest other
-    real one; recall: the same with the roles exchanged. density: in how many real balls a generated one lies, over
-    how many would be expected; may pass 1. coverage: the part of the real balls in which a generated one lies; both
-    with the fifth-nearest.
+    """precision, recall, density and coverage of generated features (N, D) and real ones (M, D).
 
     Raises ValueError if either set has no more than five.
     """
@@ -93,19 +103,19 @@ def precision_recall(generated: Tensor, real: Tensor) -> dict[str, float]:
 
 
 def radii(features: Tensor, *neighbours: int) -> dict[int, Tensor]:
-    """k -> (N,), the distance of each feature to its k-th nearest other."""
+    """Distance (N,) of each feature to its k-th nearest other, for each k in neighbours."""
     largest_k = max(neighbours)
     found = []
     for rows in torch.split(torch.arange(len(features)), CHUNK):
         distance = torch.cdist(features[rows], features)
-        distance[torch.arange(len(rows)), rows] = -1  # itself comes first, whatever the rounding
+        distance[torch.arange(len(rows)), rows] = -1  # itself comes first, for any rounding
         found.append(distance.topk(largest_k + 1, largest=False).values)
     ordered = torch.cat(found)
     return {k: ordered[:, k] for k in neighbours}
 
 
 def nearest(features: Tensor, reference: Tensor, count: int) -> Neighbours:
-    """The `count` nearest of the reference (M, D) to each of (N, D), or all M if they are fewer."""
+    """The `count` nearest of the reference (M, D) to each feature (N, D), or all M if there are fewer."""
     reference = reference.double()
     found = [
         torch.cdist(part.double(), reference).topk(min(count, len(reference)), largest=False)
@@ -115,10 +125,9 @@ def nearest(features: Tensor, reference: Tensor, count: int) -> Neighbours:
 
 
 def same_as_nearest(found: Neighbours, reference_radii: Tensor) -> float:
-    """The part of the features that are nearer to a reference image than that one is to any other of its kind.
+    """The share of features nearer to a reference image than that is to any other: near 0 for new images, 1 for copies.
 
-    reference_radii: (M,), of each reference image to its nearest other. Near 0 for images that are new, 1 for copies.
-    Alaa et al., "How Faithful is your Synthetic Data?" (2021), whose authenticity is 1 less this.
-    https://arxiv.org/abs/2102.08921
+    reference_radii: (M,), distance of each reference image to its nearest other. Alaa et al., "How Faithful is your
+    Synthetic Data?" (2021), call 1 minus this authenticity. https://arxiv.org/abs/2102.08921
     """
     return float((found.distance[:, 0] < reference_radii[found.indices[:, 0]]).double().mean())

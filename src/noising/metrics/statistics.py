@@ -1,7 +1,8 @@
-"""Mean and covariance of features, gathered batch by batch, and the distance between the two Gaussians that have them.
+"""Mean and covariance of features, accumulated by batch, their Fréchet distance, and their files.
 
-What is kept is the scatter S = Σ (f − μ)(f − μ)ᵀ about the running mean, never Σ f fᵀ, whose difference from n μ μᵀ
-loses every digit once the mean is large against the spread. Two parts a and b are joined exactly, with δ = μ_b − μ_a:
+The accumulated sum is the scatter S = Σ (f − μ)(f − μ)ᵀ about the running mean. The difference of Σ f fᵀ and n μ μᵀ
+would lose all its digits if the mean is large against the spread. Two parts a and b are merged exactly, with
+δ = μ_b − μ_a:
 
     n = n_a + n_b,   μ = μ_a + δ n_b/n,   S = S_a + S_b + δ δᵀ n_a n_b/n.
 
@@ -24,11 +25,11 @@ __all__ = ["FeatureStatistics", "StatisticsFile", "frechet_distance", "read_stat
 
 
 _ROUNDING = 1e-5
-"""Of the largest entry: how far the covariance of a file may be from one, where it was rounded to single precision."""
+"""Tolerance of a file's covariance, which may be in single precision, relative to its largest entry."""
 
 
 class FeatureStatistics:
-    """Count, mean and unbiased covariance of (B, dims) features; float64, on the host."""
+    """Count, mean and unbiased covariance of (N, dims) features: float64, on the host."""
 
     def __init__(self, dims: int) -> None:
         if dims < 1:
@@ -40,23 +41,23 @@ class FeatureStatistics:
 
     @property
     def count(self) -> int:
-        """How many features there have been."""
+        """Number of features so far."""
         return self._count
 
     @property
     def mean(self) -> Tensor:
-        """(dims,). Raises ValueError before the first feature."""
+        """Mean (dims,). Raises ValueError before the first feature."""
         self._require(1, "mean")
         return self._mean
 
     @property
     def covariance(self) -> Tensor:
-        """(dims, dims), divided by count − 1. Raises ValueError before the second feature."""
+        """Covariance (dims, dims), S/(n − 1). Raises ValueError before the second feature."""
         self._require(2, "covariance")
         return self._scatter / (self._count - 1)
 
     def update(self, features: Tensor) -> None:
-        """Add (B, dims) features of any kind and device. Raises ValueError, and adds none, if one is not finite."""
+        """Add features (B, dims) of any type and device. Raises ValueError, and adds none, if one is not finite."""
         if features.ndim != 2 or features.shape[1] != self.dims:
             raise ValueError(f"features must be (B, {self.dims}), got {tuple(features.shape)}")
         if len(features) == 0:
@@ -69,7 +70,7 @@ class FeatureStatistics:
         self._join(len(features), mean, centred.T @ centred)
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Add all that the other has seen, as if it had been seen here. Raises ValueError if their dims differ."""
+        """Add all features of the other. Raises ValueError if the dims differ."""
         _require_equal_dims(self, other)
         if other._count > 0:
             self._join(other._count, other._mean, other._scatter)
@@ -83,7 +84,10 @@ class FeatureStatistics:
 
     @classmethod
     def from_moments(cls, mean: Tensor, covariance: Tensor, count: int) -> FeatureStatistics:
-        """Of moments known from elsewhere: (dims,), (dims, dims), of `count` features, two at least."""
+        """Statistics of given moments (dims,) and (dims, dims) of `count` features.
+
+        Raises ValueError if they cannot be a mean and a covariance of at least two features.
+        """
         if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or count < 2:
             raise ValueError(
                 f"not statistics: mean {tuple(mean.shape)}, covariance {tuple(covariance.shape)}, {count=}"
@@ -115,13 +119,13 @@ class FeatureStatistics:
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """‖μ_a − μ_b‖² + tr(Σ_a + Σ_b − 2 (Σ_a Σ_b)^½), never negative, in squared units of the features.
 
-    With any roots Σ = R Rᵀ, the trace of (Σ_a Σ_b)^½ is the sum of the singular values of R_aᵀ R_b: real whatever the
-    rounding, and as accurate for near-singular covariances as the covariances themselves.
+    With any roots Σ = R Rᵀ, the trace of (Σ_a Σ_b)^½ is the sum of the singular values of R_aᵀ R_b: real for any
+    rounding, and for near-singular covariances as accurate as the covariances themselves.
 
     Heusel et al., "GANs Trained by a Two Time-Scale Update Rule" (2017), equation 6. https://arxiv.org/abs/1706.08500
 
     Raises:
-        ValueError: the dims differ, or one has no more features than dims, so that its covariance is singular.
+        ValueError: the dims differ, or one has at most as many features as dims, so that its covariance is singular.
     """
     _require_equal_dims(a, b)
     smallest = min(a.count, b.count)
@@ -133,7 +137,7 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 
 
 def _root(covariance: Tensor) -> Tensor:
-    """R with R Rᵀ = Σ; rounding's negative eigenvalues are 0."""
+    """R with R Rᵀ = Σ; eigenvalues that rounding made negative count as 0."""
     values, vectors = torch.linalg.eigh(covariance)
     root: Tensor = vectors * values.clamp(min=0).sqrt()
     return root
@@ -145,7 +149,8 @@ def _require_equal_dims(a: FeatureStatistics, b: FeatureStatistics) -> None:
 
 
 SUFFIXES = (".npz", ".pt")
-_ARRAYS = [  # what a pickled array is made of
+"""Endings of the files that can be read and written."""
+_ARRAYS = [  # the types in a pickled array
     np.ndarray,
     np.dtype,
     np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
@@ -155,18 +160,17 @@ _ARRAYS = [  # what a pickled array is made of
 
 
 class StatisticsFile(NamedTuple):
-    """What a file says."""
+    """The content of a file of statistics."""
 
     statistics: FeatureStatistics
     card: dict[str, Any]
-    """Of which images and features; empty for other tools' files."""
+    """Description of the images and the extractor; empty for files of other tools."""
 
 
 def read_statistics(path: str | Path, count: int | None = None) -> StatisticsFile:
-    """Statistics from a file. count: of how many images, where the file does not say.
+    """Read statistics from a file. count: number of images, for a file without it.
 
-    Raises ValueError if the file is missing, damaged, of another kind, or the count is said by nobody, or otherwise by
-    the file.
+    Raises ValueError if the file is missing, damaged or of another kind, or count is missing or contradicts the file.
     """
     path = Path(path)
     if not path.is_file():
@@ -175,7 +179,7 @@ def read_statistics(path: str | Path, count: int | None = None) -> StatisticsFil
         raise ValueError(f"{path}: statistics are in .npz files (clean-fid, EDM) or .pt files (torch-fidelity)")
     try:
         fields = _npz(path) if path.suffix == ".npz" else _pt(path)
-    except Exception as error:  # numpy and torch raise whatever the damage makes them stumble over
+    except Exception as error:  # the type depends on the damage
         raise ValueError(f"{path} is damaged, or holds more than arrays") from error
     missing = {"mu", "sigma"} - set(fields)
     if missing:
@@ -196,13 +200,16 @@ def read_statistics(path: str | Path, count: int | None = None) -> StatisticsFil
 
 
 def write_statistics(file: IO[bytes], suffix: str, statistics: FeatureStatistics, card: Mapping[str, Any]) -> None:
-    """suffix: .npz, as clean-fid, EDM and we read it, or .pt, as torch-fidelity does; ValueError for others."""
+    """Write statistics to a file; suffix: .npz, as read by clean-fid and EDM, or .pt, as read by torch-fidelity.
+
+    Raises ValueError for another suffix.
+    """
     mean, covariance = statistics.mean.numpy(), statistics.covariance.numpy()
     if suffix == ".npz":
         words = json.dumps(dict(card))
         np.savez(file, mu=mean, sigma=covariance, count=np.int64(statistics.count), card=np.array(words))
     elif suffix == ".pt":
-        torch.save({"mu": mean.astype(np.float32), "sigma": covariance}, file)  # its own means are single precision
+        torch.save({"mu": mean.astype(np.float32), "sigma": covariance}, file)  # torch-fidelity's means are float32
     else:
         raise ValueError(f"statistics are written to .npz or .pt files, not to {suffix or 'one without an ending'}")
 

@@ -1,4 +1,4 @@
-"""Networks, knowing nothing of diffusion: ``model(x, noise_label, class_label=None)``."""
+"""Networks: ``model(x, noise_label, class_label=None)``, independent of the diffusion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The blocks a U-Net is made of: the noise label's embedding, residual block, self-attention, resampling.
+"""Building blocks of a U-Net: embedding of the noise label, residual block, self-attention, resampling.
 
 Legend: B images, C channels, H and W pixels, E embedding width, N attention heads, P = H * W pixels.
 """
@@ -18,7 +18,7 @@ Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 
 def zeroed(layer: Layer) -> Layer:
-    """The layer with weight and bias at zero: a block that ends in it starts as the identity."""
+    """The layer with weight and bias set to zero, so that a residual block that ends in it starts as the identity."""
     nn.init.zeros_(layer.weight)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
@@ -93,14 +93,14 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Conv2d):
-    """Half the resolution by a convolution of stride 2: (B, C, H, W) to (B, C, H / 2, W / 2)."""
+    """A convolution of stride 2, which halves the resolution: (B, C, H, W) to (B, C, H / 2, W / 2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels, 3, stride=2, padding=1)
 
 
 class Upsample(nn.Sequential):
-    """Twice the resolution by repeating pixels and a convolution: (B, C, H, W) to (B, C, 2H, 2W)."""
+    """Pixel repetition and a convolution, which double the resolution: (B, C, H, W) to (B, C, 2H, 2W)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(nn.Upsample(scale_factor=2.0), nn.Conv2d(channels, channels, 3, padding=1))

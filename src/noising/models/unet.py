@@ -17,11 +17,11 @@ __all__ = ["UNet"]
 
 
 MAX_WIDTH, MAX_BLOCKS = 2**16, 1000
-"""Beyond, a network would fill any memory, or be in the making for hours."""
+"""Upper limits, beyond which a network would exceed any memory or take hours to build."""
 
 
 class Stage(nn.Module):
-    """A residual block and, where the level has it, self-attention after it."""
+    """A residual block, followed by self-attention where the level has it."""
 
     def __init__(self, residual: Residual, attention: Attention | None) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Stage(nn.Module):
 
 
 class UNet(nn.Module):
-    """Residual blocks down to a small image and back up, each level's features handed across.
+    """Residual blocks down to a small image and back up, with skip connections at each level.
 
     Ho et al., "Denoising Diffusion Probabilistic Models" (2020), appendix B, https://arxiv.org/abs/2006.11239,
     with the noise label as scale and shift (https://arxiv.org/abs/2102.09672).
@@ -49,15 +49,15 @@ class UNet(nn.Module):
         resolution: side of the image; a multiple of 2^(levels - 1).
         classes: number of image classes; 0 for a model without classes.
         width: channels of the first level; a multiple of ``groups`` and ``heads``.
-        multipliers: one level each, of width * multiplier channels, at half the resolution of the one before.
-        blocks: residual blocks a level.
-        attention: resolutions with self-attention; the middle always has it, and no level need have them.
+        multipliers: one per level, which has width * multiplier channels and half the resolution of the one before.
+        blocks: residual blocks per level.
+        attention: resolutions with self-attention, besides the middle, which always has it; others are ignored.
         heads: attention heads.
         groups: groups of each group normalization.
         dropout: probability in [0, 1) that a residual block drops a feature in training.
 
     Raises:
-        ValueError: one of the numbers cannot make a network; the message names it.
+        ValueError: a number is out of range or does not divide another; the message names it.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ def _check_numbers(
     groups: int,
     dropout: float,
 ) -> None:
-    """One line a mistake, in the arguments' own names."""
+    """Raise ValueError for the first number that cannot be, by its argument's name."""
     positive = {"width": width, "blocks": blocks, "heads": heads, "groups": groups}
     for name, number in positive.items():
         if number < 1:

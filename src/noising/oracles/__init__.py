@@ -1,1 +1,1 @@
-"""Data with a known answer: distributions whose optimal denoiser and entropy are known in closed form."""
+"""Oracles: distributions of images whose optimal denoiser and entropy are known in closed form."""

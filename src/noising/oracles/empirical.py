@@ -1,4 +1,4 @@
-"""The distribution of N given images, each as likely as the others: what a model that memorized them would know."""
+"""The uniform distribution over N given images: a model that memorized them would have its optimal denoiser."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["Empirical"]
 
 
 class Empirical(Oracle):
-    """N distinct images: E[x | x_t] is their mean, weighed by exp(−‖x_t − α x_n‖²/2σ²).
+    """The uniform distribution over N distinct images: E[x | x_t] is their mean, weighted by exp(−‖x_t − α x_n‖²/2σ²).
 
-    The bound of its denoiser falls to log(N)/D nats a dimension as the steps grow finer, whatever the images are.
+    The bound of its denoiser falls to log(N)/D nats per dimension as the steps become finer, for any images.
     """
 
     def __init__(self, images: Tensor) -> None:
-        """images: (N, C, H, W). Raises ValueError if two are the same."""
+        """images: (N, C, H, W). Raises ValueError if two are equal."""
         super().__init__()
         if len(torch.unique(images.flatten(1), dim=0)) < len(images):
             raise ValueError("the images of an empirical distribution must be distinct")
@@ -31,7 +31,7 @@ class Empirical(Oracle):
         return math.log(len(self.images)) / self.images[0].numel()
 
     def clean(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        # in float64: at little noise the exponents are large and their differences small
+        # in float64: with little noise the exponents are large and their differences small
         rows, seen = self.images.to(x_t.device).double().flatten(1), x_t.double()
         alpha, sigma = cast_to(level.alpha, seen), cast_to(level.sigma, seen)
         # ‖x_t − α x_n‖² without ‖x_t‖², which all n share
@@ -40,5 +40,5 @@ class Empirical(Oracle):
         return (torch.softmax(fit - size, 1) @ rows).reshape(x_t.shape).to(x_t)
 
     def error(self, level: NoiseLevel) -> Tensor:
-        """Not known in closed form: refused. Measure it with `noising.diffusion.variances.fit`."""
+        """Raise NotImplementedError: the error has no closed form; `noising.diffusion.variances.fit` measures it."""
         raise NotImplementedError("the error of an empirical distribution's denoiser is to be measured")

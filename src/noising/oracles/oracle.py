@@ -1,6 +1,6 @@
-"""What an oracle knows, and the network that it can stand in for.
+"""Oracles, and the optimal denoiser of an oracle in place of a trained one.
 
-With it a bound, a loss or a sampler has a truth to be held to, on any schedule and with any parameterization.
+With it a bound, a loss or a sampler can be compared with the truth, on any schedule and with any parameterization.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ class Oracle(nn.Module, ABC):
     @property
     @abstractmethod
     def entropy(self) -> float:
-        """Nats per dimension: differential where pixels are real numbers, of the values where they are discrete."""
+        """Entropy in nats per dimension: differential for real-valued pixels, discrete for discrete ones."""
 
     @abstractmethod
     def clean(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        """E[x | x_t], what no denoiser can better in the mean square. x_t: (B, C, H, W); level.t may be nan."""
+        """E[x | x_t], of the least mean squared error. x_t: (B, C, H, W); level.t may be nan."""
 
     @abstractmethod
     def error(self, level: NoiseLevel) -> Tensor:
-        """E‖x − E[x | x_t]‖²/D at a level, float64, of the level's shape: what `Optimal` wants to know."""
+        """E‖x − E[x | x_t]‖²/D at a level, as `Optimal` needs it: float64, of the level's shape."""
 
 
 class OracleModel(nn.Module):
-    """The network that predicts what the oracle knows, in a parameterization's terms; its label must be λ itself."""
+    """A network whose output is the oracle's optimal one in a parameterization; its noise label must be λ."""
 
     def __init__(self, oracle: Oracle, schedule: Schedule, parameterization: Parameterization) -> None:
         super().__init__()
@@ -48,10 +48,10 @@ class OracleModel(nn.Module):
         self.parameterization = parameterization
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """The optimal output for x, the input scale times x_t: (B, C, H, W) both; noise_label: λ (B,)."""
+        """The optimal output (B, C, H, W) for x, the input scale times x_t; noise_label: λ (B,)."""
         log_snr = noise_label.double().cpu().reshape(-1, 1, 1, 1)
-        untold = torch.full_like(log_snr, math.nan)  # to find the time would cost more than all the rest
-        level = NoiseLevel(untold, log_snr, *self.schedule.scales(log_snr))
+        no_time = torch.full_like(log_snr, math.nan)  # inverting the schedule would cost more than all the rest
+        level = NoiseLevel(no_time, log_snr, *self.schedule.scales(log_snr))
         x_t = x / cast_to(self.parameterization.input_scale(level), x)
         clean = self.oracle.clean(x_t, level)
         noise = (x_t - cast_to(level.alpha, x) * clean) / cast_to(level.sigma, x)
@@ -61,7 +61,7 @@ class OracleModel(nn.Module):
 def oracle_denoiser(
     oracle: Oracle, schedule: Schedule, parameterization: Parameterization, variance: ReverseVariance
 ) -> Denoiser:
-    """The optimal denoiser with this schedule and parameterization; the variance must have one output."""
+    """The optimal denoiser with this schedule and parameterization. Raises ValueError for a learned variance."""
     if variance.outputs != 1:
         raise ValueError("an oracle says the clean image, and no learned variance: give it a fixed or the optimal one")
     model = OracleModel(oracle, schedule, parameterization)

@@ -1,11 +1,10 @@
 """Independent pixels: Gaussian, mixtures of Gaussians, and grey levels of given probabilities.
 
-One formula covers them. A pixel is component k with probability w_k and then N(m_k, s_k²); so x_t is N(α m_k,
-α² s_k² + σ²), and
+All are mixtures. A pixel is N(m_k, s_k²) with probability w_k; so x_t given k is N(α m_k, α² s_k² + σ²), and
 
     E[x | x_t, k] = m_k + α s_k²/(α² s_k² + σ²) (x_t − α m_k)
 
-A grey level is a component of no width.
+A grey level is a component of zero width.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ __all__ = ["PixelMixture", "gaussian", "grey_levels"]
 
 
 class PixelMixture(Oracle):
-    """Pixels that are independent, each a mixture of K Gaussians."""
+    """Independent pixels, each a mixture of K Gaussians."""
 
     def __init__(self, weights: Tensor, means: Tensor, stds: Tensor) -> None:
-        """weights, means, stds: (K,), or (C, H, W, K) for pixels that differ; weights sum to 1 over K.
+        """weights, means, stds: (K,), or (C, H, W, K) for pixels that differ.
 
-        Raises ValueError unless they do, and the widths are all zero (discrete) or all positive.
+        Raises ValueError unless weights are non-negative and sum to 1 and stds are all zero (discrete) or all positive.
         """
         super().__init__()
         if not torch.allclose(weights.sum(-1), torch.ones_like(weights.sum(-1))) or bool((weights < 0).any()):
@@ -41,7 +40,7 @@ class PixelMixture(Oracle):
 
     @property
     def discrete(self) -> bool:
-        """Whether the components have no width: the pixels take K values."""
+        """Whether the components have zero width, so that pixels take K values."""
         return not bool(self.stds.any())
 
     @property
@@ -66,7 +65,7 @@ class PixelMixture(Oracle):
         return clean.to(x_t)
 
     def error(self, level: NoiseLevel) -> Tensor:
-        """For one component in closed form; for more by the trapezoidal rule over x_t, one level at a time."""
+        """E‖x − E[x | x_t]‖²/D: in closed form for one component, otherwise by the trapezoidal rule over x_t."""
         if self.weights.shape[-1] == 1:
             variance, alpha, sigma = self.stds.flatten().square(), level.alpha[..., None], level.sigma[..., None]
             error: Tensor = variance * sigma**2 / (alpha**2 * variance + sigma**2)
@@ -75,12 +74,12 @@ class PixelMixture(Oracle):
         return torch.stack([self._error(NoiseLevel(*fields)) for fields in one_each]).reshape(level.alpha.shape)
 
     def _error(self, level: NoiseLevel) -> Tensor:
-        """E[x²] − E[E[x | x_t]²], the mean over pixels, of no dimension."""
+        """E[x²] − E[E[x | x_t]²] at one level, the mean over pixels: a scalar."""
         alpha, sigma = level.alpha.flatten(), level.sigma.flatten()
         variance = alpha * alpha * self.stds * self.stds + sigma * sigma
         margin = 12 * float(variance.max().sqrt())
         low, high = float((alpha * self.means).min()) - margin, float((alpha * self.means).max()) + margin
-        # a step of an eighth of the narrowest width: the rule's error is far below rounding
+        # steps of an eighth of the narrowest width: the rule's error is far below rounding
         points = torch.linspace(
             low, high, int(8 * (high - low) / float(variance.min().sqrt())) + 2, dtype=torch.float64
         )
@@ -106,7 +105,7 @@ def grey_levels(probabilities: Tensor) -> PixelMixture:
 
 
 def _differential_entropy(weights: Tensor, means: Tensor, stds: Tensor) -> float:
-    """−∫ p log p of one pixel, nats, by adaptive quadrature to about 1e-10."""
+    """−∫ p log p of one pixel in nats, by adaptive quadrature to about 1e-10."""
 
     def integrand(x: float) -> float:
         log_parts = weights.log() - 0.5 * ((x - means) / stds) ** 2 - stds.log() - 0.5 * math.log(2 * math.pi)

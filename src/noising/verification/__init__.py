@@ -1,1 +1,1 @@
-"""The identities of the theory, held against a user's own parts with oracles where the network would be."""
+"""Identities of the theory, checked numerically for any recipe, with oracles in place of networks."""

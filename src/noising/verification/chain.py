@@ -1,4 +1,4 @@
-"""Identities of the chain's steps, and of the variance of its reverse steps."""
+"""Identities of a chain's steps and of its reverse variance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["chain_identities", "variance_identities"]
 
 @torch.no_grad()
 def chain_identities(chain: Chain) -> Iterator[Identity]:
-    """Forward steps compose to the closed form; the posterior is Bayes' rule."""
+    """Check that forward steps compose to the closed form, and the posterior against Bayes' rule."""
     steps = torch.arange(1, len(chain) + 1)
     transition = chain[steps]
     one = torch.ones(len(chain), 1, 1, 1, dtype=torch.float64)
@@ -43,7 +43,7 @@ def chain_identities(chain: Chain) -> Iterator[Identity]:
 
 @torch.no_grad()
 def variance_identities(variance: ReverseVariance, chain: Chain) -> Iterator[Identity]:
-    """c σ_s² ≤ c σ_t²; a fixed variance lies there; a learned one grows with what the network says."""
+    """Check c σ_s² ≤ c σ_t², that a fixed variance lies between them, and that a learned one rises with its output."""
     later = chain[torch.arange(2, len(chain) + 1)]
     small, large = later.small_log_variance, later.large_log_variance
     yield Identity("variance", "steps at which c σ_s² > c σ_t²", 0, count(small > large + 1e-12), 0)

@@ -1,7 +1,7 @@
-"""Gaussian data without Monte Carlo: four pixels whose second moments are exactly those of x and ε.
+"""The bound of Gaussian data without Monte Carlo error, from four pixels with the exact second moments of x and ε.
 
-Every term of the bound and every loss is a quadratic in (x, ε) when the denoiser is linear. Its mean over
-x = ±s, ε = ±1 is then its expectation, to the last digit.
+For a linear denoiser every term of the bound and every loss is a quadratic in (x, ε), so its mean over x = ±s, ε = ±1
+is exactly its expectation.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ STD = 0.5
 
 
 def exact_images(std: float = STD) -> Tensor:
-    """(1, 1, 2, 2) float64."""
+    """x = ±std in four pixels: (1, 1, 2, 2) float64."""
     return std * torch.tensor([[[[1.0, 1.0], [-1.0, -1.0]]]], dtype=torch.float64)
 
 
 def exact_noise() -> Tensor:
-    """(1, 1, 2, 2) float64."""
+    """ε = ±1 in four pixels, uncorrelated with `exact_images`: (1, 1, 2, 2) float64."""
     return torch.tensor([[[[1.0, -1.0], [1.0, -1.0]]]], dtype=torch.float64)
 
 
 class ExpectedBound(NamedTuple):
-    """The expectation of every term, bits/dim."""
+    """The expectation of every term in bits/dim."""
 
     prior: float
     steps: Tensor
@@ -49,7 +49,7 @@ class ExpectedBound(NamedTuple):
 
     @property
     def total(self) -> float:
-        """The bound."""
+        """The whole bound, bits/dim."""
         return self.prior + float(self.steps.sum()) + self.decoder
 
 
@@ -67,7 +67,7 @@ def expected_bound(denoiser: Denoiser, chain: Chain, std: float = STD) -> Expect
 
 
 def bound_identities(recipe: Recipe, chain: Chain) -> Iterator[Identity]:
-    """bound = entropy + KL(q(x_T) ‖ p(x_T)) with the best variance; with another, as much more as its KLs say."""
+    """Check that the bound is entropy + KL(q(x_T) ‖ p(x_T)) with the optimal variance, and its excess with another."""
     oracle, end = gaussian(STD), chain.level(len(chain))
     best = oracle_denoiser(oracle, recipe.schedule, recipe.parameterization, Optimal(error=oracle.error))
     ratio = float(end.alpha**2 * STD**2 + end.sigma**2) / chain.schedule.prior_std**2
@@ -85,10 +85,10 @@ def bound_identities(recipe: Recipe, chain: Chain) -> Iterator[Identity]:
 
 
 def _gap(recipe: Recipe, chain: Chain) -> float:
-    """Σ KL(N(·, v*) ‖ N(·, v)), v* the variance of x_s given x_t and v that of the reverse step."""
+    """Σ KL(N(·, v*) ‖ N(·, v)) in bits/dim, v* the variance of x_s given x_t and v that of the reverse step."""
     step = chain[torch.arange(1, len(chain) + 1)]
     t, s = step.later, step.earlier
-    # of two jointly Gaussian variables, from their covariance: nothing of the code under test
+    # from the covariance of two jointly Gaussian variables, without the code under test
     covariance = t.alpha / s.alpha * (s.alpha**2 * STD**2 + s.sigma**2)
     best = s.alpha**2 * STD**2 + s.sigma**2 - covariance**2 / (t.alpha**2 * STD**2 + t.sigma**2)
     ratio = best / recipe.variance.log_variance(step, None).exp()
@@ -96,7 +96,7 @@ def _gap(recipe: Recipe, chain: Chain) -> float:
 
 
 def _limit(recipe: Recipe, chain: Chain) -> Identity:
-    """The sum of the posteriors' KLs lies above ½ ∫ mmse d(α²/σ²) by a part that halves as steps double."""
+    """Check that the excess of Σ KL over ½ ∫ mmse d(α²/σ²) halves as the steps double."""
     first, doublings = float(chain.times[1]), max(0, math.ceil(math.log2(1000 / len(chain))))
     best = oracle_denoiser(gaussian(STD), recipe.schedule, recipe.parameterization, FixedSmall())
     excess = []

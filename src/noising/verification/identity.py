@@ -1,4 +1,4 @@
-"""One thing that must be true, and how far it is from it."""
+"""An identity: a number known from theory, beside the measured one."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["Identity", "count", "largest"]
 
 
 class Identity(NamedTuple):
-    """A number that theory gives and that was measured."""
+    """A number known from theory, as it was measured."""
 
     part: str
-    """The group of the config that breaks it, most likely."""
+    """The config group that most likely causes a deviation."""
     name: str
     expected: float
     measured: float
@@ -23,7 +23,7 @@ class Identity(NamedTuple):
 
     @property
     def holds(self) -> bool:
-        """Whether the measured number is within the tolerance; nan is not."""
+        """Whether the deviation is within the tolerance; nan is not."""
         return abs(self.measured - self.expected) <= self.tolerance
 
 
@@ -35,5 +35,5 @@ def largest(deviation: Tensor) -> float:
 
 
 def count(violated: Tensor) -> float:
-    """How many are true."""
+    """Number of true elements."""
     return float(torch.count_nonzero(violated))

@@ -1,4 +1,4 @@
-"""Identities of what is learned: the parameterization, the noise label, the objective and its times."""
+"""Identities of the parts of training: parameterization, noise label, objective and times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["learning_identities"]
 
 @torch.no_grad()
 def learning_identities(recipe: Recipe, timesteps: int) -> Iterator[Identity]:
-    """The denoiser returns what the oracle knows; the loss is least there; the times have their density."""
+    """Check that denoiser and oracle agree, that the loss is least at the oracle, and the density of the times."""
     yield from _parameterization(recipe)
     yield _label(recipe.noise_label, recipe.schedule)
     yield _objective(recipe, timesteps)
@@ -56,7 +56,7 @@ def _label(label: NoiseLabel, schedule: Schedule) -> Identity:
 
 
 class _Perturbed(nn.Module):
-    """An oracle's output, off by a part of its input; where a variance is learned, with one fixed word on it."""
+    """An oracle's output plus a multiple of its input, and a constant for a learned variance."""
 
     def __init__(self, model: OracleModel, outputs: int, off: float) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class _Perturbed(nn.Module):
 
 
 def _objective(recipe: Recipe, timesteps: int) -> Identity:
-    # not the first step: its term is not quadratic in the error
+    # without the first step, whose term is not quadratic in the error
     t = torch.linspace(0.1, 0.9, 17, dtype=torch.float64).mul(timesteps).ceil().clamp(min=2).div(timesteps)
     x, noise = (v.expand(len(t), -1, -1, -1) for v in (exact_images(), exact_noise()))
     model = OracleModel(gaussian(STD), recipe.schedule, recipe.parameterization)

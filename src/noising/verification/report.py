@@ -1,4 +1,4 @@
-"""All identities of a recipe, as a table and as a picture."""
+"""All identities of a recipe, and their table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["identities", "table"]
 
 
 def identities(recipe: Recipe, sampler: Sampler, timesteps: int) -> Iterator[Identity]:
-    """What must hold of a recipe on a chain of T steps, and of a sampler with it."""
+    """Check all identities of a recipe on a chain of T steps, and of a sampler with it."""
     chain = Chain.uniform(recipe.schedule, timesteps)
     yield from schedule_identities(recipe.schedule)
     yield from chain_identities(chain)
@@ -33,7 +33,7 @@ def identities(recipe: Recipe, sampler: Sampler, timesteps: int) -> Iterator[Ide
 
 
 def table(rows: Sequence[Identity]) -> Table:
-    """Identity, expected, measured, tolerance, holds or not."""
+    """The table of identities: part, name, expected, measured, tolerance, whether it holds."""
     shown = Table(title="identities", title_justify="left")
     for column, justify in (("part", "left"), ("identity", "left"), ("expected", "right"), ("measured", "right")):
         shown.add_column(column, justify=justify, overflow="fold")  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ __all__ = ["decoder_identities", "sampler_identities"]
 
 @torch.no_grad()
 def decoder_identities(decoder: Decoder, chain: Chain) -> Iterator[Identity]:
-    """The probabilities of a pixel's grey levels sum to one; a decoder without grey levels is a density."""
+    """Check that the probabilities of grey levels sum to one; nothing for a decoder that is a density."""
     levels = getattr(decoder, "levels", None)
     if levels is None:
         return
@@ -40,21 +40,21 @@ def decoder_identities(decoder: Decoder, chain: Chain) -> Iterator[Identity]:
 
 @torch.no_grad()
 def sampler_identities(sampler: Sampler, recipe: Recipe) -> Iterator[Identity]:
-    """Samples of Gaussian data have its standard deviation, the better the more steps."""
+    """Check that the standard deviation of samples of Gaussian data approaches the data's with more steps."""
     # below a hundred steps a sampler need not be near its limit yet
     fewer, more = max(sampler.steps, 100), 4 * max(sampler.steps, 100)
     off = abs(spread(sampler, recipe, fewer) - STD)
     measured = spread(sampler, recipe, more)
-    # first order: a quarter of the error is left; halving is asked for, and that the error was not the data's own size
+    # a first-order sampler keeps a quarter of the error; half is tolerated, if the error is small beside the data
     tolerance = max(min(0.5 * off, 0.1 * STD), 1e-4)
     yield Identity("sampler", f"std of samples of N(0, {STD}²), {more} steps", STD, measured, tolerance)
 
 
 def spread(sampler: Sampler, recipe: Recipe, steps: int) -> float:
-    """The standard deviation of a sampler's images of N(0, STD²), exactly.
+    """The exact standard deviation of a sampler's images of N(0, STD²).
 
-    Each step is linear, so an image is a sum of its noises; with noises that are orthonormal vectors of pixels, its
-    mean square over the pixels is the sum of the squared coefficients, its variance.
+    Each step is linear, so an image is a linear combination of its noises. If these are orthogonal vectors of pixels
+    with unit mean square, the image's mean square over the pixels is the sum of the squared coefficients: its variance.
     """
     oracle = gaussian(STD)
     own = recipe.variance.outputs == 1 and not recipe.variance.fitted
@@ -64,7 +64,7 @@ def spread(sampler: Sampler, recipe: Recipe, steps: int) -> float:
     finer.steps, finer.clip = steps, None
     try:
         finer.chain(recipe.schedule)
-    except ValueError:  # whole steps of the chain, of which there are no more
+    except ValueError:  # a grid of whole steps of the chain, which has too few
         finer.grid = uniform
     rows = 2 ** math.ceil(math.log2(steps + 2))
     noises = iter(torch.from_numpy(hadamard(rows)).double().reshape(rows, 1, 1, 1, rows))

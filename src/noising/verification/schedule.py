@@ -15,8 +15,8 @@ __all__ = ["schedule_identities"]
 
 @torch.no_grad()
 def schedule_identities(schedule: Schedule) -> Iterator[Identity]:
-    """λ falls; α²/σ² = e^λ, on the declared line; time and rate are those of the curve; t = 1 hides the data."""
-    # off the steps of any table, where a tabulated curve has kinks
+    """Check that λ falls, (α, σ) on the geometry's line, the curve's inverse and rate, and the noise at t = 1."""
+    # between the steps of any table, where a tabulated curve has kinks
     t = (torch.arange(2000, dtype=torch.float64) + 0.4142) / 2000
     level = schedule(t)
     log_snr, alpha, sigma = level.log_snr.flatten(), level.alpha.flatten(), level.sigma.flatten()

@@ -1,13 +1,13 @@
-"""The bound where it matters: steps drawn in proportion to how much their terms vary, as often as an error asks for.
+"""Adaptive estimation of the bound: steps drawn in proportion to the spread of their terms, for a given standard error.
 
-A pilot of a few images tells how widely L_t varies; its losses are then forgotten, so that whatever it says the
-estimate is unbiased, and only its variance is the pilot's. The number of draws is planned from it and then made: to
-stop when the error looks small enough would favour the draws that look so.
+A pilot on a few images measures the standard deviation of L_t by stratum. Its losses are then discarded, so that the
+estimate is unbiased for any pilot, which affects its variance only. The number of draws is fixed from the pilot
+beforehand: to stop as soon as the estimated error is small enough would be biased.
 
-Each of R replicates is a systematic sample of its own random shift, u_i = (i + U)/m through the inverse of the steps'
-distribution, over images in an order of its own. One such sample admits no unbiased estimate of its variance; R
-independent ones do, and Student's t gives the interval. Owen, "Monte Carlo theory, methods and examples" (2013),
-chapters 8 to 10. https://artowen.su.domains/mc/
+Each of R replicates is a systematic sample with its own random shift U, u_i = (i + U)/m through the inverse
+distribution function of the steps, over its own random order of the images. A single systematic sample has no unbiased
+estimate of its variance; R independent ones do, and Student's t gives the interval. Owen, "Monte Carlo theory, methods
+and examples" (2013), chapters 8 to 10. https://artowen.su.domains/mc/
 """
 
 from __future__ import annotations
@@ -36,43 +36,46 @@ __all__ = ["Adaptive", "AdaptivePlan", "Pilot"]
 
 
 DEFENSIVE = 0.05
-"""The share of the draws that is spread over the strata evenly, should the pilot have seen too little of one."""
+"""Share of the draws that is uniform over the strata, in case the pilot underestimates the spread of one."""
 MAX_FULL_SUMS = 100
-"""Times the evaluations of the full sum that are still made; beyond that the error asked for is a mistake."""
+"""Upper limit of the evaluations, in multiples of those of all terms of all images."""
 SMALLEST_SHARE = 4
-"""Draws a stratum, on average, that a replicate has at least: with fewer, whole draws are too coarse for the shares."""
+"""Least average number of draws per stratum in a replicate, so that rounding to whole draws keeps the shares."""
 
 
 class Pilot(NamedTuple):
-    """What a few images tell of all; nats."""
+    """Statistics of the terms of a few images, in nats."""
 
     edges: Tensor
     """(K + 1,): stratum k holds the steps edges[k] .. edges[k + 1] − 1."""
     std: Tensor
-    """(K,): the standard deviation of a term about its step's mean in the stratum, over images and noise."""
+    """(K,): standard deviation of a term about its step's mean in each stratum, over images and noise."""
     image_variance: float
-    """The variance of an image's whole bound from image to image, of `images` of them."""
+    """Variance of the bound between images, Monte Carlo variance subtracted."""
     raw_variance: float
-    """The same with the noise that each was estimated with."""
+    """Variance of the estimated bound between images, Monte Carlo variance included."""
     images: int
+    """Number of images."""
     evaluations: int
+    """Number of network evaluations."""
     dims: int
+    """Numbers in one image, D."""
 
     @property
     def shares(self) -> Tensor:
-        """(K,): how many of the draws fall into each stratum, p_t ∝ std_t with a floor; they sum to 1."""
+        """(K,): share of the draws in each stratum, which sum to 1: p_t ∝ std_t, mixed with uniform shares."""
         size = self.std * self.edges.diff()
         even = torch.full_like(size, 1 / len(size))
         return (1 - DEFENSIVE) * size / size.sum() + DEFENSIVE * even if float(size.sum()) > 0 else even
 
     @property
     def variance(self) -> float:
-        """That of one draw L_t/p_t about its step's mean, over images and noise; of m draws, the m-th part of it."""
+        """Variance of one draw L_t/p_t about its step's mean, over images and noise."""
         return float(((self.std * self.edges.diff()) ** 2 / self.shares).sum())
 
 
 class Adaptive(BoundEstimator):
-    """As many draws, at such steps, as the Monte Carlo standard error that is asked for needs."""
+    """Importance-sampled steps, in the number that a given Monte Carlo standard error needs."""
 
     def __init__(
         self,
@@ -82,7 +85,10 @@ class Adaptive(BoundEstimator):
         pilot_times: int = 32,
         clip: float | None = 1.0,
     ) -> None:
-        """stderr: bits/dim; replicates: independent samples, whose spread is the error; pilot_times: an image's."""
+        """stderr: of the mean, in bits/dim; replicates: independent samples, whose spread is the error.
+
+        pilot_images: images of the pilot; pilot_times: draws of each of them.
+        """
         super().__init__(clip)
         if not stderr > 0:
             raise ValueError(f"stderr must be positive, got {stderr}")
@@ -101,7 +107,7 @@ class Adaptive(BoundEstimator):
         return AdaptivePlan(pilot if share is None else share(pilot), self.stderr, self.replicates, images)
 
     def pilot(self, terms: BoundTerms, images: ImageSet) -> Pilot:
-        """Look at a few of the images, always the same, in one batch, whatever that of the evaluation is."""
+        """Evaluate a fixed choice of few images, in one batch of their own."""
         count = min(self.pilot_images, images.size)
         order = generator(images.seed, f"bound/{images.purpose}/pilot images").permutation(images.size)
         index = torch.from_numpy(order[:count].copy())
@@ -109,7 +115,7 @@ class Adaptive(BoundEstimator):
         plan = self._pilot.plan(terms, apart._replace(size=count))
         x, label = images.fetch(index)
         draws = evaluate_draws(terms, plan, apart, index, x, label, at_once=count)
-        values = draws.nats.reshape(count, plan.replicates, -1)  # one a stratum
+        values = draws.nats.reshape(count, plan.replicates, -1)  # one per stratum
         bounds = draws.prior[:, None] + values @ plan.edges.diff().double()
         raw = float(bounds.mean(1).var()) if count > 1 else 0.0
         between = max(raw - float(bounds.var(1).mean()) / plan.replicates, 0.0)
@@ -124,7 +130,7 @@ class AdaptivePlan(BoundPlan):
     by_image = False
 
     def __init__(self, pilot: Pilot, stderr: float, replicates: int, images: ImageSet) -> None:
-        """stderr: of the mean over the images, bits/dim. Raises ValueError if it is out of all proportion."""
+        """stderr: of the mean over the images, bits/dim. Raises ValueError if it needs too many evaluations."""
         self.pilot = pilot
         self.replicates = replicates
         self.draws = draws_needed(pilot, stderr * pilot.dims * math.log(2), replicates, images.size)
@@ -144,7 +150,7 @@ class AdaptivePlan(BoundPlan):
             _systematic_sample(pilot.edges.numpy(), counts, images, replicate) for replicate in range(replicates)
         ]
         index, steps, weights = (np.stack(parts).ravel() for parts in zip(*samples, strict=True))
-        by_index = np.argsort(index, kind="stable")  # an image's draws lie together, replicate after replicate
+        by_index = np.argsort(index, kind="stable")  # the draws of an image together, replicate after replicate
         self._first = np.searchsorted(index[by_index], np.arange(images.size + 1))
         self._replicates = by_index // self.draws
         self._steps = steps[by_index]
@@ -159,10 +165,10 @@ class AdaptivePlan(BoundPlan):
 
 
 def draws_needed(pilot: Pilot, stderr: float, replicates: int, images: int) -> int:
-    """Draws m of each replicate for that standard error, in nats, of their mean.
+    """Number of draws m in each replicate for a standard error, in nats, of the mean over replicates.
 
-    With V the variance of a draw and A its part from image to image, which a replicate that takes all n images equally
-    often does not have, the variance is (V − A)/m + A (1/m − 1/n) up to m = n, and (V − A)/m at multiples of n.
+    With V the variance of a draw and A the part of it between images, which vanishes if a replicate takes all n images
+    equally often, a replicate's variance is (V − A)/m + A (1/m − 1/n) up to m = n, and (V − A)/m at multiples of n.
     """
     target = replicates * stderr**2
     between = min(pilot.image_variance, pilot.variance)
@@ -174,16 +180,19 @@ def draws_needed(pilot: Pilot, stderr: float, replicates: int, images: int) -> i
 
 
 def _std_about_line(values: Tensor, steps: Tensor) -> Tensor:
-    """(n, K) both -> (K,): about the line through each stratum's terms, whose slope a systematic sample follows."""
+    """Standard deviation of values about their regression line in the steps: (n, K) both -> (K,).
+
+    A systematic sample has no variance from a linear trend within a stratum.
+    """
     y, x = values - values.mean(0), steps - steps.mean(0)
     explained = (y * x).sum(0) ** 2 / (x**2).sum(0).clamp(min=1e-9)
     return (((y**2).sum(0) - explained).clamp(min=0) / max(len(values) - 2, 1)).sqrt()
 
 
 def _whole(shares: np.ndarray, draws: int) -> np.ndarray:
-    """(K,) whole numbers in proportion to the shares, at least 1 each, that sum to the draws.
+    """Shares (K,) of the draws as whole numbers, at least 1 each, that sum to `draws`.
 
-    A stratum that had now so many draws, now one more, would add to the error by all of its terms.
+    The numbers are fixed: if they were random, the mean of a stratum's terms would add to the error.
     """
     exact = shares * (draws - len(shares))
     counts: np.ndarray = 1 + np.floor(exact).astype(int)
@@ -194,9 +203,9 @@ def _whole(shares: np.ndarray, draws: int) -> np.ndarray:
 def _systematic_sample(
     edges: np.ndarray, counts: np.ndarray, images: ImageSet, replicate: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Images, steps and 1/(m p_t) of m draws: as many as `counts` says in each stratum, evenly spread by one shift.
+    """Images, steps and weights 1/(m p_t) of m draws, counts[k] in stratum k, evenly spaced from a random shift.
 
-    The steps rise; the images come in random order, round after round.
+    The steps rise; the images come in a new random order in each round over all of them.
     """
     random = generator(images.seed, f"bound/{images.purpose}/plan", replicate)
     widths = np.diff(edges)

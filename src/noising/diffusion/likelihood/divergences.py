@@ -1,4 +1,4 @@
-"""∇·v of a flow: exactly, or by the unbiased estimate eᵀ ∇v e with E[e eᵀ] = I.
+"""The divergence ∇·v of a flow: exact, or the unbiased estimate eᵀ ∇v e with a random probe e, E[e eᵀ] = I.
 
 Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1990); along a flow, with one e for the
 whole of it, Grathwohl et al., "FFJORD" (2018). https://arxiv.org/abs/1810.01367
@@ -19,12 +19,13 @@ __all__ = ["Divergence", "Exact", "Gaussian", "Hutchinson", "Rademacher", "Trace
 
 
 Velocity = Callable[[Tensor], Tensor]
+"""z (B, C, H, W) -> v(z), in which an image's velocity does not depend on the other images."""
 Trace = Callable[[Velocity, Tensor], tuple[Tensor, Tensor]]
-"""(v, z (B, C, H, W)) -> (v(z), ∇·v(z) (B,)); one image's velocity does not depend on the others."""
+"""(v, z (B, C, H, W)) -> (v(z), ∇·v(z) (B,))."""
 
 
 def exact_trace(velocity: Velocity, z: Tensor) -> tuple[Tensor, Tensor]:
-    """The diagonal of the Jacobian, one backward pass a pixel."""
+    """The trace of the Jacobian, by one backward pass per pixel."""
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         v = velocity(z)
@@ -36,7 +37,7 @@ def exact_trace(velocity: Velocity, z: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def probed_trace(probe: Tensor) -> Trace:
-    """eᵀ ∇v e, one backward pass. probe: e, (B, C, H, W), of mean 0 and variance 1."""
+    """eᵀ ∇v e, by one backward pass. probe: e (B, C, H, W), of mean 0 and variance 1."""
 
     def trace(velocity: Velocity, z: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
@@ -49,19 +50,19 @@ def probed_trace(probe: Tensor) -> Trace:
 
 
 class Divergence(ABC):
-    """How ∇·v is found along a flow."""
+    """A method to compute ∇·v along a flow."""
 
     @abstractmethod
     def prepare(self, x: Tensor, streams: Streams) -> Trace:
-        """For one flow of images like x (B, C, H, W); what is drawn is drawn here, from one stream an image."""
+        """The trace for one flow of images like x (B, C, H, W); random probes are drawn here, one stream per image."""
 
     @abstractmethod
     def backward_passes(self, dims: int) -> int:
-        """An evaluation, for images of so many dimensions."""
+        """Backward passes per evaluation, for images of D dimensions."""
 
 
 class Exact(Divergence):
-    """The trace itself, D backward passes an evaluation: for few pixels."""
+    """The trace itself, at D backward passes per evaluation: for small images."""
 
     def prepare(self, x: Tensor, streams: Streams) -> Trace:
         return exact_trace
@@ -71,7 +72,7 @@ class Exact(Divergence):
 
 
 class Hutchinson(Divergence, ABC):
-    """eᵀ ∇v e with one e an image, the same along its whole flow."""
+    """eᵀ ∇v e with one e per image, constant along its flow."""
 
     @abstractmethod
     def probe(self, x: Tensor, streams: Streams) -> Tensor:
@@ -85,14 +86,14 @@ class Hutchinson(Divergence, ABC):
 
 
 class Rademacher(Hutchinson):
-    """e = ±1: exact for a diagonal Jacobian, and the least variance of all independent probes."""
+    """e = ±1: exact for a diagonal Jacobian, and of the least variance among independent probes."""
 
     def probe(self, x: Tensor, streams: Streams) -> Tensor:
         return torch.from_numpy(streams.uniform(x.shape[1:]) < 0.5).to(x) * 2 - 1
 
 
 class Gaussian(Hutchinson):
-    """e ~ N(0, I): variance 2‖S‖² of the Jacobian's symmetric part S, its diagonal included."""
+    """e ~ N(0, I): variance 2‖S‖², with S the symmetric part of the Jacobian, diagonal included."""
 
     def probe(self, x: Tensor, streams: Streams) -> Tensor:
         return streams.normal(x.shape[1:]).to(x)

@@ -1,8 +1,8 @@
-"""The bound at a price: at which steps the network is evaluated, for which images, and with what weight.
+"""Estimators of the bound: at which steps the network is evaluated, for which images, and with what weight.
 
-An estimator makes a plan for a set of images: a list of draws (image, replicate, step, weight), made before any of them
-is evaluated. In each replicate the sum of weight · L_t over the draws, divided by the number of images, is an unbiased
-estimate of the set's bound (without L_T, which is exact); how far replicates lie apart says how sure their mean is.
+An estimator plans draws (image, replicate, step, weight) for a set of images before any is evaluated. In each replicate
+the sum of weight · L_t over the draws, divided by the number of images, is an unbiased estimate of the set's bound
+without L_T, which is exact. The spread of the replicates gives the standard error of their mean.
 """
 
 from __future__ import annotations
@@ -33,92 +33,95 @@ __all__ = [
 
 
 class ImageSet(NamedTuple):
-    """A set of images, by their indices 0..size − 1."""
+    """A set of images with indices 0..size − 1."""
 
     size: int
     fetch: Callable[[Tensor], tuple[Tensor, Tensor | None]]
-    """Indices (B,) -> images (B, C, H, W) on the network's device, and their class labels if the network wants them."""
+    """Indices (B,) -> images (B, C, H, W) on the network's device, and class labels for a network with classes."""
     purpose: str
-    """Part of the key of every draw: the name of the split."""
+    """Name of the split, part of the key of every draw."""
     seed: int = 0
 
 
 class DrawIndex(NamedTuple):
-    """Where the draws of some images lie, each (E,), on the host."""
+    """The draws of B images, in E rows on the host."""
 
     row: Tensor
-    """Which of the images."""
+    """(E,): index of the image among the B."""
     replicate: Tensor
+    """(E,): index of the replicate."""
     step: Tensor
-    """1..T."""
+    """(E,): the step t, 1..T."""
     weight: Tensor
-    """float64."""
+    """(E,): weight of L_t, float64."""
 
 
 class BoundDraws(NamedTuple):
-    """What was evaluated for B images: E evaluations of the network. float64 on the host; nats."""
+    """The evaluated draws of B images: float64 on the host, in nats."""
 
     prior: Tensor
-    """L_T, exact, (B,)."""
+    """(B,): L_T, exact."""
     floor: Tensor
-    """The least L_0 possible, (B,)."""
+    """(B,): least possible L_0."""
     places: DrawIndex
     nats: Tensor
-    """L_t at each place, (E,)."""
+    """(E,): L_t of each draw."""
     error: Tensor
-    """‖x − x̂‖²/D at each place, (E,)."""
+    """(E,): ‖x − x̂‖²/D of each draw."""
     dims: int
+    """Numbers in one image, D."""
 
 
 class ImageSpread(NamedTuple):
-    """How far the bounds of images lie apart, (bits/dim)²."""
+    """The variance of the bound between images, (bits/dim)²."""
 
     variance: float
-    """Of their bounds, the noise of estimating each taken off."""
+    """Variance between images, Monte Carlo variance subtracted."""
     raw: float
-    """With that noise."""
+    """Variance between images, Monte Carlo variance included."""
     freedom: int
+    """Degrees of freedom."""
 
     @property
     def uncertainty(self) -> float:
-        """The variance of `variance`, but for a factor of 2."""
+        """Half the variance of `raw`, to compare estimates by."""
         return self.raw**2 / self.freedom
 
 
 class BoundPlan(ABC):
-    """The draws of a whole set of images, known before the first is made."""
+    """The draws of a set of images, fixed before the first is evaluated."""
 
     replicates: int
     evaluations: int
-    """Of the network, over all images; what planning cost is included."""
+    """Network evaluations over all images, those of a pilot included."""
     pilot_evaluations: int = 0
-    """Those that planning cost."""
+    """Network evaluations of a pilot."""
     by_image: bool
-    """Whether each image has draws in every replicate, independent of the other images'."""
+    """Whether each image has draws of its own in every replicate, independent of the other images'."""
     even: bool
-    """Whether each image has as many draws as any other in every replicate, so that the draws tell images apart."""
+    """Whether all images have equally many draws in every replicate, so that images can be compared by them."""
     image_spread: ImageSpread | None = None
-    """How far images lie apart, if planning told."""
+    """The variance between images, if a pilot estimated it."""
 
     @abstractmethod
     def places(self, index: Tensor, streams: Streams) -> DrawIndex:
-        """The draws of the images of these global indices (B,); streams: theirs, for what is not planned yet."""
+        """The draws of the images of these global indices (B,); streams: the images', for draws not fixed yet."""
 
 
 class BoundEstimator(ABC):
-    """Makes the plan."""
+    """A rule that plans the draws."""
 
-    def __init__(self, clip: float | None) -> None:
-        """clip: x̂ is kept in [−clip, clip], which changes the model that is bounded; recorded beside the number."""
+    def __init__(self, clip: float | None = 1.0) -> None:
+        """clip: x̂ is clamped to [−clip, clip], which changes the model that is bounded."""
         if clip is not None and clip <= 0:
             raise ValueError(f"clip must be positive or null, got {clip}")
         self.clip = clip
 
     @abstractmethod
     def plan(self, terms: BoundTerms, images: ImageSet, share: Callable[[Any], Any] | None = None) -> BoundPlan:
-        """The plan for these images; only a pilot evaluates any of the terms.
+        """The plan for these images; terms are evaluated by a pilot only.
 
-        share: gives every rank what the first one has, so that all have one plan.
+        share: broadcasts a value from rank 0, so that all ranks have the same plan.
         """
 
 
@@ -132,9 +135,9 @@ def evaluate_draws(
     at_once: int = 64,
     advance: Callable[[int], None] | None = None,
 ) -> BoundDraws:
-    """Make the planned draws of the images x (B, C, H, W) of the set's indices (B,), so many of them at once.
+    """Evaluate the planned draws of images x (B, C, H, W) with the set's indices (B,), at_once in a batch.
 
-    advance: told how many more were made.
+    advance: called with the number of draws after each batch.
     """
     streams = Streams(images.seed, f"bound/{images.purpose}", index.tolist(), x.device)
     floor = terms.floor(x, streams.normal(x.shape[1:]).to(x))
@@ -152,7 +155,7 @@ def evaluate_draws(
 
 
 class StrataPlan(BoundPlan):
-    """From each stratum of steps each image draws one, uniformly, and counts it as often as the stratum has steps."""
+    """One uniform draw per image, replicate and stratum of steps, weighted by the stratum's number of steps."""
 
     by_image = even = True
 
@@ -173,19 +176,16 @@ class StrataPlan(BoundPlan):
 
 
 class Exact(BoundEstimator):
-    """Every step of every image, once: T evaluations an image. No Monte Carlo error can be told from one draw each."""
-
-    def __init__(self, clip: float | None = 1.0) -> None:
-        super().__init__(clip)
+    """Every step of every image once: T evaluations per image. One draw each gives no Monte Carlo error."""
 
     def plan(self, terms: BoundTerms, images: ImageSet, share: Callable[[Any], Any] | None = None) -> StrataPlan:
         return StrataPlan(torch.arange(1, terms.timesteps + 2), 1, images.size)
 
 
 class Stratified(BoundEstimator):
-    """A fixed number of times an image, in strata of equal log t: the terms fall about as 1/t.
+    """A fixed number of draws per image, in strata of equal width in log t, since the terms fall about as 1/t.
 
-    Half of the times are one replicate, half the other, each with the decoder's term and one time a stratum.
+    Half of the draws are one replicate, half the other, each with the decoder's term and one draw per stratum.
     """
 
     def __init__(self, times: int = 64, clip: float | None = 1.0) -> None:
@@ -199,10 +199,13 @@ class Stratified(BoundEstimator):
 
 
 def log_strata(timesteps: int, count: int) -> Tensor:
-    """Edges (K + 1,) of the steps 1..T in at most `count` strata: step 1, the decoder's, then of equal log t."""
+    """Edges (K + 1,) of at most `count` strata of the steps 1..T: step 1, the decoder's, then of equal width in log t.
+
+    Stratum k holds the steps edges[k] .. edges[k + 1] − 1.
+    """
     edges = [1, 2]
-    for left in range(min(count, timesteps) - 1, 0, -1):  # the steps that are left, in strata of equal ratio
+    for left in range(min(count, timesteps) - 1, 0, -1):  # divide the remaining steps by equal ratios
         ratio = ((timesteps + 1) / edges[-1]) ** (1 / left)
-        room = timesteps + 2 - left  # each stratum after this one has a step at least
-        edges.append(min(room, max(edges[-1] + 1, round(edges[-1] * ratio))))
+        latest = timesteps + 2 - left  # leaves at least one step to each later stratum
+        edges.append(min(latest, max(edges[-1] + 1, round(edges[-1] * ratio))))
     return torch.tensor([*edges[:-1], timesteps + 1])

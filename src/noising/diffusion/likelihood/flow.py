@@ -1,7 +1,7 @@
-"""The exact likelihood of the probability-flow ODE: the density that its deterministic map gives an image.
+"""The exact likelihood of the probability-flow ODE, and the mean of likelihoods over images and replicates.
 
-Along the flow an image moves so that its density at each time is that of the noised data. With r² = α² + σ² and the
-angle φ = arctan(σ/α), z = x_t/r obeys
+The flow moves an image so that its density at each time is that of the noised data. With r² = α² + σ² and the angle
+φ = arctan(σ/α), z = x_t/r obeys
 
     dz/dφ = v̂ = cos φ ε̂ − sin φ x̂,        d log p(z)/dφ = −∇·v̂
 
@@ -30,12 +30,12 @@ __all__ = ["FlowLogProb", "ReplicatedMean", "flow_log_prob", "replicated_mean"]
 
 
 class FlowLogProb(NamedTuple):
-    """The log-density of a batch, and what it cost."""
+    """The log-density of a batch, and its cost."""
 
     log_prob: Tensor
     """(B,) nats, float64 on the host."""
     evaluations: int
-    """Of the network, an image."""
+    """Network evaluations per image."""
 
 
 @torch.no_grad()
@@ -48,9 +48,9 @@ def flow_log_prob(
     clip: float | None = None,
     class_label: Tensor | None = None,
 ) -> FlowLogProb:
-    """log p(x_t) of images (B, C, H, W) at the noise level of start_time, with p(x_T) = N(0, prior_std²).
+    """log p(x_t) of images x_t (B, C, H, W) at time start_time in (0, 1), with p(x_T) = N(0, prior_std²).
 
-    The network is evaluated in x_t's type. start_time: in (0, 1).
+    The network is evaluated in x_t's type. trace: computes the velocity and its divergence; clip: limit of x̂.
     """
     schedule = denoiser.schedule
     ends = schedule(torch.tensor([start_time, 1.0], dtype=torch.float64))
@@ -70,8 +70,8 @@ def flow_log_prob(
     z, log_volume, evaluations = solver(slope, x_t / radius, first, last)
     x_1 = last_radius * z.cpu().double()
     prior = Gaussian(torch.zeros_like(x_1), torch.tensor(2 * math.log(schedule.prior_std), dtype=torch.float64))
-    stretched = x_t[0].numel() * math.log(last_radius / radius)
-    return FlowLogProb(prior.log_prob(x_1) + log_volume + stretched, evaluations)
+    scaling = x_t[0].numel() * math.log(last_radius / radius)  # log-volume of x_t -> z and z -> x_1
+    return FlowLogProb(prior.log_prob(x_1) + log_volume + scaling, evaluations)
 
 
 def _level(denoiser: Denoiser, angle: float) -> NoiseLevel:
@@ -81,24 +81,25 @@ def _level(denoiser: Denoiser, angle: float) -> NoiseLevel:
 
 
 class ReplicatedMean(NamedTuple):
-    """The mean, and the standard errors that add up in the square."""
+    """A mean over images and replicates, with two independent standard errors."""
 
     mean: float
     mc_se: float
-    """Of the draws: the variance within images."""
+    """Monte Carlo standard error, from the variance within images."""
     image_se: float
-    """Of which images there are: the variance between them, without what the draws put there; at least 0."""
+    """Standard error over images, Monte Carlo variance subtracted; at least 0."""
     images: int
+    """Number of images N."""
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95% for the mean over all images like these: both errors, and Student's t of N − 1 degrees of freedom."""
+        """95% interval of the population mean, from both errors by Student's t with N − 1 degrees of freedom."""
         half = float(stdtrit(self.images - 1, 0.975)) * math.hypot(self.mc_se, self.image_se)
         return self.mean - half, self.mean + half
 
 
 def replicated_mean(values: Tensor) -> ReplicatedMean:
-    """values: (N, R) float64 of N images in R replicates; a standard error that cannot be told is nan."""
+    """The mean of values (N, R) float64, N images in R replicates; undefined standard errors are nan."""
     images, replicates = values.shape
     mean = float(values.mean())
     draws = float(values.var(1).mean()) / replicates if replicates > 1 else math.nan

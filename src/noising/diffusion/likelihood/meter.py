@@ -1,4 +1,8 @@
-"""The bound from its draws: its mean, its terms, how sure each is, and where in the chain the bits lie."""
+"""The bound from its draws: mean and standard errors of the bound and its terms, and the bits by step.
+
+Two errors are kept apart: the Monte Carlo error, over times and noise with these very images, and the error over images
+as draws from a population. The first comes from the spread within images, or of replicates where images share draws.
+"""
 
 from __future__ import annotations
 
@@ -26,27 +30,28 @@ __all__ = ["BoundCurve", "BoundMeter", "evaluate_bound"]
 
 
 BINS = 120
-"""Of the steps, for the curves."""
+"""Upper limit of the bins of steps in a curve."""
 MIN_DRAWS = 64
-"""Draws in a bin that is shown: neighbours are joined until they have so many."""
+"""Least number of draws in a bin of a curve; smaller neighbours are merged."""
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+"""Total number of evaluations -> context manager that yields advance(number of further ones)."""
 
 
 class BoundCurve(NamedTuple):
-    """The bound by step, in K bins of steps; float64."""
+    """The bound by step, averaged in K bins of steps; float64."""
 
     edges: Tensor
     """(K + 1,): bin k holds the steps edges[k] .. edges[k + 1] − 1; the first bin is step 1 alone, the decoder's."""
     bits: Tensor
-    """(K,): bits/dim of one step, the mean within the bin."""
+    """(K,): mean bits/dim of one step in the bin."""
     stderr: Tensor
-    """(K,): its Monte Carlo standard error, images included."""
+    """(K,): its standard error, over noise and images."""
     error: Tensor
-    """(K,): E‖x − x̂‖²/D within the bin, in the images' own units, [−1, 1]."""
+    """(K,): E‖x − x̂‖²/D in the bin, for images in [−1, 1]."""
 
 
 class BoundMeter:
-    """Sums over images, from which all numbers follow; the sums of several ranks add up."""
+    """Accumulates the draws of images as sums, which may be added over ranks, and computes the bound from them."""
 
     def __init__(self, plan: BoundPlan, timesteps: int) -> None:
         self.plan = plan
@@ -58,7 +63,7 @@ class BoundMeter:
         self._bins = torch.zeros(4, bins, dtype=torch.float64)
 
     def update(self, draws: BoundDraws) -> None:
-        """Add some images."""
+        """Add the draws of some images."""
         nats = draws.dims * math.log(2)
         row, replicate, step, weight = draws.places
         bits = draws.nats / nats * weight
@@ -76,11 +81,11 @@ class BoundMeter:
 
     @property
     def sums(self) -> Tensor:
-        """Everything this meter knows, one vector: add those of several ranks."""
+        """The whole state as one vector, to be summed over ranks."""
         return torch.cat([self._images, self._replicates.flatten(), self._bins.flatten()])
 
     def merge(self, sums: Tensor) -> None:
-        """Replace the sums by those over all ranks."""
+        """Set the state to sums over all ranks."""
         parts = torch.split(sums, [self._images.numel(), self._replicates.numel(), self._bins.numel()])
         self._images = parts[0]
         self._replicates = parts[1].reshape_as(self._replicates)
@@ -88,14 +93,15 @@ class BoundMeter:
 
     @property
     def images(self) -> int:
-        """How many images were seen."""
+        """Number of images so far."""
         return int(self._images[0])
 
     def compute(self) -> dict[str, float]:
-        """bits/dim: bound, prior, steps, decoder, and the least decoder term possible; *_mc_se over times and noise.
+        """The bound and its terms prior, steps and decoder, in bits/dim; decoder_floor is the least possible decoder.
 
-        low, high: the 95% interval of the bound of these very images; image_se: over images as draws from a population,
-        of whose bound population_low, _high is the interval. What cannot be told (from one image, say) is nan.
+        *_mc_se are Monte Carlo standard errors, bound_image_se the standard error over images. bound_low and bound_high
+        are the 95% interval for these images, bound_population_low and _high for the population. Undefined errors, as
+        of a single image, are nan. Raises ValueError before the first image.
         """
         if not self.images:
             raise ValueError("the bound has seen no image")
@@ -103,7 +109,7 @@ class BoundMeter:
         steps, decoder = (self._replicates.mean(0) / n).tolist()
         bound = prior / n + steps + decoder
         (steps_error, decoder_error, mc), images = self._monte_carlo(), self._over_images()
-        both = mc.together(images)
+        both = mc.plus(images)
         return {
             "bound": bound,
             "bound_mc_se": mc.stderr,
@@ -121,7 +127,7 @@ class BoundMeter:
         }
 
     def _monte_carlo(self) -> list[_Error]:
-        """Of the steps, the decoder and their sum, about the mean of these images."""
+        """Monte Carlo errors of the steps, the decoder and their sum."""
         replicates = self.plan.replicates
         if replicates == 1:
             return [_Error(math.nan, 1)] * 3
@@ -133,7 +139,7 @@ class BoundMeter:
         return [_Error(math.sqrt(float(variance) / replicates), replicates - 1) for variance in means.var(0)]
 
     def _over_images(self) -> _Error:
-        """Of the mean over images, had each been evaluated without error: by the draws or the pilot, the surer."""
+        """Standard error over images; from the draws or the pilot, whichever is more certain."""
         n, _, _, total, square, _, _, within = self._images.tolist()
         spreads = [] if self.plan.image_spread is None else [self.plan.image_spread]
         if self.plan.even and n > 1:
@@ -142,23 +148,23 @@ class BoundMeter:
             spreads.append(ImageSpread(max(raw - noise, 0.0), raw, int(n) - 1))
         if not spreads or n == 1:
             return _Error(math.nan, 1)
-        surest = min(spreads, key=lambda spread: spread.uncertainty)
-        return _Error(math.sqrt(surest.variance / n), surest.freedom)
+        spread = min(spreads, key=lambda spread: spread.uncertainty)
+        return _Error(math.sqrt(spread.variance / n), spread.freedom)
 
     def curve(self) -> BoundCurve:
-        """Where the bits lie; neighbouring bins are joined until each has draws enough."""
+        """The bound by step, in bins of at least MIN_DRAWS draws each where possible."""
         weight = float(self._images[0]) * self.plan.replicates
         edges, bins = [1, 2], [self._bins[:, 0]]
-        waiting = torch.zeros(4, dtype=torch.float64)
+        pending = torch.zeros(4, dtype=torch.float64)
         for right, sums in zip(self._edges[2:].tolist(), self._bins[:, 1:].T, strict=True):
-            waiting = waiting + sums
-            if waiting[0] >= MIN_DRAWS:
-                edges, bins, waiting = [*edges, right], [*bins, waiting], torch.zeros_like(waiting)
-        if edges[-1] <= self.timesteps:  # what is left goes to the last one
-            if len(bins) > 1 and waiting[0] < MIN_DRAWS:
-                edges[-1], bins[-1] = self.timesteps + 1, bins[-1] + waiting
+            pending = pending + sums
+            if pending[0] >= MIN_DRAWS:
+                edges, bins, pending = [*edges, right], [*bins, pending], torch.zeros_like(pending)
+        if edges[-1] <= self.timesteps:  # the remaining draws go to the last bin
+            if len(bins) > 1 and pending[0] < MIN_DRAWS:
+                edges[-1], bins[-1] = self.timesteps + 1, bins[-1] + pending
             else:
-                edges, bins = [*edges, self.timesteps + 1], [*bins, waiting]
+                edges, bins = [*edges, self.timesteps + 1], [*bins, pending]
         count, total, square, error = torch.stack(bins, 1)
         widths = torch.tensor(edges).diff()
         spread = (square - total**2 / count.clamp(min=1)).clamp(min=0) * count / (count - 1).clamp(min=1)
@@ -173,32 +179,29 @@ def evaluate_bound(
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> BoundMeter:
-    """The bound of a whole set of images on one device, at most batch_size evaluations at once.
-
-    progress: number of evaluations -> context manager that yields advance(number of further ones).
-    """
+    """Estimate the bound of a whole set of images on one device, at most batch_size evaluations at once."""
     plan = estimator.plan(terms, images)
     meter = BoundMeter(plan, terms.timesteps)
     with nullcontext() if progress is None else progress(plan.evaluations - plan.pilot_evaluations) as advance:
-        for index in torch.split(torch.arange(images.size), 8 * batch_size):  # of many images few may have a draw each
+        for index in torch.split(torch.arange(images.size), 8 * batch_size):  # few of many images may have a draw
             x, label = images.fetch(index)
             meter.update(evaluate_draws(terms, plan, images, index, x, label, batch_size, advance))
     return meter
 
 
 class _Error(NamedTuple):
-    """A standard error, and on how many degrees of freedom it is known."""
+    """A standard error with its degrees of freedom."""
 
     stderr: float
     freedom: int
 
     @property
     def half_width(self) -> float:
-        """Of the 95% interval, by Student's t."""
+        """Half the width of the 95% interval, by Student's t."""
         return float(stdtrit(self.freedom, 0.975)) * self.stderr
 
-    def together(self, other: _Error) -> _Error:
-        """Of the sum of two independent errors, of Welch and Satterthwaite's freedom; one alone if the other is nan."""
+    def plus(self, other: _Error) -> _Error:
+        """The error of a sum with another independent error, freedom by Welch and Satterthwaite; ignores nan."""
         known = [error for error in (self, other) if error.stderr == error.stderr]
         if not known:
             return _Error(math.nan, 1)
@@ -208,7 +211,7 @@ class _Error(NamedTuple):
 
 
 def _variance_of_mean(replicates: Tensor) -> Tensor:
-    """The variance of the mean over replicates, (B, R) -> (B,); nan for one replicate."""
+    """Variance of the mean over replicates, (B, R) -> (B,); nan for one replicate."""
     if replicates.shape[1] == 1:
         return torch.full_like(replicates[:, 0], math.nan)
     return replicates.var(1) / replicates.shape[1]

@@ -1,6 +1,6 @@
-"""Solvers of the probability flow: they carry z along dz/dφ = v and integrate a rate beside it.
+"""Solvers of the probability flow: dz/dφ = v(z, φ), with the integral of a rate, the divergence of v, along it.
 
-The rate (the divergence of v) does not feed back, so it is a quadrature over the solver's own stages, in float64.
+The rate does not affect z, so its integral is a quadrature over the solver's stages, in float64.
 """
 
 from __future__ import annotations
@@ -22,39 +22,42 @@ __all__ = ["DormandPrince", "RungeKutta4", "Slope", "Solution", "Solver", "even_
 Slope = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 """(z (B, C, H, W), φ) -> (v (B, C, H, W), rate (B,))."""
 _LOG_DROWNED = math.log(1e5)
-"""log σ/α of an image that is drowned: a level beyond is no other, and α = 0 has none."""
+"""log σ/α above which the signal is negligible: levels beyond it, α = 0 among them, are crossed in one step."""
 
 
 class Solution(NamedTuple):
-    """Where the flow ends, and what it cost."""
+    """The end of a flow, and its cost."""
 
     z: Tensor
     """(B, C, H, W)."""
     integral: Tensor
-    """Of the rate over φ: (B,), float64 on the host."""
+    """(B,): integral of the rate over φ, float64 on the host."""
     evaluations: int
-    """Of the slope, each of the whole batch."""
+    """Evaluations of the slope, each for the whole batch."""
 
 
 class Solver(ABC):
-    """A method and its accuracy."""
+    """A method for ordinary differential equations with a given accuracy."""
 
     @abstractmethod
     def __call__(self, slope: Slope, z: Tensor, start: float, end: float) -> Solution:
-        """From z (B, C, H, W) at φ = start to φ = end; the slope is evaluated in z's type and on its device."""
+        """Solve from z (B, C, H, W) at φ = start to φ = end; the slope is evaluated in z's type and on its device."""
 
 
 def even_in_angle(start: float, end: float, steps: int) -> list[float]:
-    """The angles start..end (steps + 1,), evenly: where the flow is smooth in φ, as that of smooth data is.
+    """Angles from start to end (steps + 1,), uniform in φ: for flows that are smooth in φ, as those of smooth data.
 
-    Not for what changes next to an end, at σ/α or α/σ far below a step: fine structure of the data, or a network that
-    predicts noise at α ≈ 0, whose x̂ = (x_t − σ ε̂)/α magnifies its error.
+    It cannot resolve changes near an end, at σ/α or α/σ far below a step: fine structure of the data, or a network
+    that predicts noise at α ≈ 0, whose x̂ = (x_t − σ ε̂)/α magnifies its error.
     """
     return [float(angle) for angle in np.linspace(start, end, steps + 1)]
 
 
 def even_in_log_snr(start: float, end: float, steps: int) -> list[float]:
-    """The same, evenly in λ = −2 log tan φ: as fine for the level at each end. Beyond σ/α = 1e5 is one more step."""
+    """Angles from start to end (steps + 1,), uniform in λ = −2 log tan φ, which resolves both ends alike.
+
+    The part beyond σ/α = 1e5 is a single step.
+    """
     first, last = math.log(math.tan(start)), math.log(math.tan(end))
     if steps == 1 or not first < _LOG_DROWNED < last:
         inside = np.linspace(first, last, steps + 1)[1:-1]
@@ -64,16 +67,17 @@ def even_in_log_snr(start: float, end: float, steps: int) -> list[float]:
 
 
 MAX_STEPS = 1_000_000
+"""Upper limit of the steps of `RungeKutta4`."""
 
 
 class RungeKutta4(Solver):
-    """Runge and Kutta's classical method of fourth order: the same steps for every image, whatever its batch.
+    """The classical Runge-Kutta method of fourth order, with the same steps for every image in any batch.
 
     Kutta, "Beitrag zur näherungsweisen Integration totaler Differentialgleichungen" (1901).
     """
 
     def __init__(self, steps: int, spacing: Callable[[float, float, int], list[float]] = even_in_log_snr) -> None:
-        """steps: of four evaluations each; spacing: (start, end, steps) -> the steps + 1 angles between them."""
+        """steps: their number, of four evaluations each; spacing: (start, end, steps) -> angles (steps + 1,)."""
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
         if steps > MAX_STEPS:
@@ -96,13 +100,13 @@ class RungeKutta4(Solver):
 
 
 class DormandPrince(Solver):
-    """The embedded pair of orders 5 and 4 with steps that keep each image's error of a step below a tolerance.
+    """The embedded pair of orders 5 and 4, with steps adapted to a tolerance of each image's error per step.
 
-    An image's error is the root mean square over its pixels, and beside it the error of integral/D; both are held to
-    atol + rtol |value| in each step, and errors of steps add up: over a whole flow to some ten times the tolerance
-    (1e-4 bits/dim at 1e-5, measured). A batch takes common steps, small enough for all its images together, so a result
-    depends on the batch by as much. Below about 1e-6 float32's own rounding is in the way of a float32 network, and
-    the steps become many. The state is float64 on the host.
+    An image's errors are the root mean square over its pixels and the error of integral/D. Both are kept below
+    atol + rtol |value| in each step; over a whole flow they add up to about ten times the tolerance (1e-4 bits/dim at
+    1e-5, measured). A batch takes common steps, small enough for all its images, so results depend on the batch to that
+    extent. With a float32 network and tolerances below about 1e-6 rounding dominates and the steps become many. The
+    state is float64 on the host.
 
     Dormand & Prince, "A family of embedded Runge-Kutta formulae" (1980), as scipy's RK45.
     """
@@ -114,7 +118,7 @@ class DormandPrince(Solver):
         self.atol = atol
 
     def __call__(self, slope: Slope, z: Tensor, start: float, end: float) -> Solution:
-        """Raises ValueError where the slope is not finite, or no step is small enough."""
+        """Solve as in `Solver`. Raises ValueError if the slope is not finite or no step is small enough."""
         images, pixels, dims = len(z), z.numel(), z[0].numel()
 
         def right_hand_side(angle: float, state: np.ndarray) -> np.ndarray:
@@ -124,8 +128,8 @@ class DormandPrince(Solver):
                 raise ValueError(f"the flow is not finite at σ/α = {math.tan(angle):.3g}")
             return flat
 
-        # scipy's norm is the root mean square over the whole state: with these shares its square is the sum over
-        # images of each one's own, so that no image hides behind the others, nor the integral behind the pixels
+        # scipy's norm is the root mean square over the whole state: with these factors its square is the sum of the
+        # images' own, so that a large error of one image or of the integral is not averaged away
         shares = np.sqrt(np.repeat([dims, 1.0], [pixels, images]) / (pixels + images))
         state = np.concatenate([z.cpu().double().flatten().numpy(), np.zeros(images)])
         tolerances = {"rtol": self.rtol * shares, "atol": self.atol * shares}

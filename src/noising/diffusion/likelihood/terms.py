@@ -6,7 +6,10 @@
     L_0   = −log p(x_0 | x_1)                            the decoder
 
 Ho et al., "Denoising Diffusion Probabilistic Models" (2020), equation 5. https://arxiv.org/abs/2006.11239
-All in nats per image until `bits_per_dim`; in float32 or better, never under autocast.
+
+The functions give single terms, `variational_bound` all of them, and `BoundTerms` is the interface of the estimators,
+which evaluate terms at chosen steps only. Everything is in nats per image but `bits_per_dim`, and in float32 or better:
+never under autocast.
 """
 
 from __future__ import annotations
@@ -79,7 +82,7 @@ def posterior_term(
     clip: float | None = None,
     class_label: Tensor | None = None,
 ) -> Tensor:
-    """L_t of one step, 2..T, for the batch, or of a step for each image (B,), at the noise of x's shape: (B,) nats."""
+    """L_t, t = step in 2..T, one for the batch or (B,) one per image, with noise of x's shape: (B,) nats."""
     transition = chain[step]
     x_t = transition.later.perturb(x, noise)
     prediction = denoiser.at(x_t, transition.later, clip, class_label)
@@ -95,7 +98,7 @@ def decoder_term(
     clip: float | None = None,
     class_label: Tensor | None = None,
 ) -> Tensor:
-    """L_0 = −log p(x_0 | x_1) at the noise of x's shape: (B,) nats."""
+    """L_0 = −log p(x_0 | x_1), with noise of x's shape: (B,) nats."""
     transition = chain[1]
     x_1 = transition.later.perturb(x, noise)
     prediction = denoiser.at(x_1, transition.later, clip, class_label)
@@ -111,10 +114,13 @@ def step_terms(
     prediction: Prediction,
     decoder: Decoder,
 ) -> Tensor:
-    """L_t of a step for each image, 1..T, (B,) on the host, at step 1 L_0, from one prediction of x_t: (B,) nats."""
+    """The term of each image's own step, L_t or at step 1 L_0, from one prediction for all: (B,) nats.
+
+    x, x_t: (B, C, H, W); steps: (B,) int64 in 1..T, on the host; prediction: from x_t.
+    """
     transition = chain[steps]
     terms = transition.posterior(x_t, x).kl(denoiser.reverse(transition, x_t, prediction))
-    last = (steps == 1).nonzero().flatten().to(x.device, non_blocking=True)  # the host knows the steps: no waiting
+    last = (steps == 1).nonzero().flatten().to(x.device, non_blocking=True)  # steps are on the host: no synchronization
     if not len(last):
         return terms
     x_1 = x_t[last]
@@ -123,10 +129,10 @@ def step_terms(
 
 
 def decoder_floor(variance: ReverseVariance, chain: Chain, x: Tensor, noise: Tensor, decoder: Decoder) -> Tensor:
-    """The least L_0 that this chain and decoder allow: that of a network that knows x, (B,) nats.
+    """The least L_0 that chain and decoder allow, with x̂ = x: (B,) nats.
 
-    Where the first step's noise is wider than a grey level, no network can save it. A learned variance may be as narrow
-    as it likes: there it is 0, but for a decoder that does not listen to the network at all.
+    It is positive where a fixed variance of the first step is wider than a grey level. A learned variance may be
+    arbitrarily narrow, so the floor is 0, except for a decoder that does not use the network.
     """
     transition = chain[1]
     narrow = torch.full((), -torch.inf, dtype=torch.float64)
@@ -143,10 +149,10 @@ def variational_bound(
     clip: float | None = None,
     class_label: Tensor | None = None,
 ) -> Bound:
-    """Every term of the bound: T evaluations of the network an image.
+    """Every term of the bound, by T network evaluations per image.
 
-    x: (B, C, H, W) on the decoder's grid in [−1, 1]; noise: gives the standard normal noise of each step in turn,
-    t = 1..T, of x's shape (default: torch's generator); clip: keeps x̂ in [−clip, clip].
+    x: (B, C, H, W) on the decoder's grid in [−1, 1]; noise: gives standard normal noise of x's shape for each step in
+    turn, t = 1..T (default: from torch's generator); clip: x̂ is clamped to [−clip, clip].
     """
     draw = noise or (lambda: torch.randn_like(x))
     last = decoder_term(denoiser, chain, x, draw(), decoder, clip, class_label)
@@ -156,12 +162,12 @@ def variational_bound(
 
 
 class Term(NamedTuple):
-    """One evaluation of the network, each (B,)."""
+    """A term of the bound and the denoising error at its step, each (B,)."""
 
     nats: Tensor
     """L_t, at step 1 L_0."""
     error: Tensor
-    """‖x − x̂‖²/D, the distortion of what is known at this step."""
+    """‖x − x̂‖²/D."""
 
 
 class BoundTerms(ABC):
@@ -171,22 +177,22 @@ class BoundTerms(ABC):
 
     @abstractmethod
     def prior(self, x: Tensor) -> Tensor:
-        """L_T, (B,) nats, exact. x: (B, C, H, W) in [−1, 1]."""
+        """L_T, exact: (B,) nats. x: (B, C, H, W) in [−1, 1]."""
 
     @abstractmethod
     def floor(self, x: Tensor, noise: Tensor) -> Tensor:
-        """The L_0 of a network that knows x, (B,) nats: what the schedule and the decoder cost by themselves."""
+        """The least possible L_0, as `decoder_floor`: (B,) nats."""
 
     @abstractmethod
     def at(self, x: Tensor, steps: Tensor, noise: Tensor, class_label: Tensor | None = None) -> Term:
-        """The terms at a step of each image's own, steps (B,) on the host, with noise of x's shape."""
+        """The term of each image's own step; steps: (B,) on the host; noise: of x's shape."""
 
 
 class ModelTerms(BoundTerms):
-    """Those of a denoiser on a chain that ends in a decoder."""
+    """The terms of a denoiser on a chain that ends in a decoder."""
 
     def __init__(self, denoiser: Denoiser, chain: Chain, decoder: Decoder, clip: float | None = None) -> None:
-        """clip: x̂ is kept in [−clip, clip], which changes the model that is bounded."""
+        """clip: x̂ is clamped to [−clip, clip], which changes the model that is bounded."""
         self.denoiser = denoiser
         self.chain = chain
         self.decoder = decoder
@@ -208,7 +214,7 @@ class ModelTerms(BoundTerms):
 
 
 class Difference(BoundTerms):
-    """One model's terms less another's, on the same images, steps and noise: what both find hard cancels."""
+    """The terms of one model minus those of another on the same images, steps and noise: common variation cancels."""
 
     def __init__(self, first: BoundTerms, second: BoundTerms) -> None:
         """Raises ValueError unless both are sums over the same number of steps."""
