@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,25 +15,17 @@ from noising.randomness import Streams
 __all__ = ["PathFrames", "class_labels_for", "draw_images", "frames", "in_evaluation"]
 
 
-class in_evaluation:  # noqa: N801 - a context manager reads as a phrase
-    """Context in which a module is in evaluation mode, without gradients and autocast; restores its mode afterwards."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._device = next(module.parameters()).device.type
-        self._contexts = (torch.no_grad(), torch.autocast(self._device, enabled=False))
-
-    def __enter__(self) -> None:
-        self._training = [(module, module.training) for module in self._module.modules()]
-        self._module.eval()
-        for context in self._contexts:
-            context.__enter__()
-
-    def __exit__(self, *error: object) -> None:
-        for context in reversed(self._contexts):
-            context.__exit__(*error)  # type: ignore[arg-type]
-        for module, training in self._training:
-            module.training = training
+@contextmanager
+def in_evaluation(module: nn.Module) -> Iterator[None]:
+    """A context with the module in evaluation mode, without gradients and autocast; restores its mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad(), torch.autocast(next(module.parameters()).device.type, enabled=False):
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def class_labels_for(

@@ -42,6 +42,8 @@ __all__ = [
 
 LAST_TIME = 1 - 2.0**-40
 """Latest time of objectives with dλ/dt, which at t = 1 is infinite where a schedule ends without signal."""
+Terms = dict[str, Tensor]
+"""Named values of an objective, each (B,); "loss" is the one to minimize."""
 Weighting = Callable[[NoiseLevel, Tensor], Tensor]
 """(level, gain of the parameterization) -> weight of the output's squared error, as in weightings.py."""
 
@@ -59,13 +61,8 @@ class Objective(nn.Module, ABC):
     """Whether it requires times that are uniform, by their draws or by their weights."""
 
     @abstractmethod
-    def forward(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
-    ) -> dict[str, Tensor]:
-        """Named terms, each (B,); "loss" is the one to minimize.
-
-        x, noise: (B, C, H, W); t: (B,) float64 on the host, in (0, 1]; condition: passed to the denoiser.
-        """
+    def forward(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None) -> Terms:
+        """The terms for x, noise (B, C, H, W) and t (B,) in (0, 1], float64 on the host; condition: the denoiser's."""
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
         """The weight of the output's squared error at a level, of the level's shape; gain: the parameterization's.
@@ -92,9 +89,7 @@ class WeightedLoss(Objective, ABC):
         super().__init__()
         self.weighting = weighting
 
-    def forward(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
-    ) -> dict[str, Tensor]:
+    def forward(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None) -> Terms:
         level = denoiser.schedule(t.clamp(max=self.last_time))
         error = output_error(denoiser, x, level, noise, **condition)
         weight = self.weight(denoiser.schedule, level, denoiser.parameterization.gain(level))
@@ -142,9 +137,7 @@ class ContinuousBound(Objective):
     trains_schedule = True
     over_uniform_times = True
 
-    def forward(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
-    ) -> dict[str, Tensor]:
+    def forward(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None) -> Terms:
         level = denoiser.schedule(t.clamp(max=LAST_TIME))
         rate = denoiser.schedule.log_snr_rate(level.t)
         error = output_error(denoiser, x, level, noise, **condition)
@@ -208,9 +201,7 @@ class VariationalBound(ChainObjective):
     section 3.3, importance-sample the times (`LossAware`), since uniform times make it too noisy to train.
     """
 
-    def forward(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
-    ) -> dict[str, Tensor]:
+    def forward(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None) -> Terms:
         steps, _, x_t, prediction = self._predict(denoiser, x, t, noise, **condition)
         return {"loss": self._bound(denoiser, x, x_t, steps, prediction)}
 
@@ -242,9 +233,7 @@ class Hybrid(ChainObjective):
         self.weighting = weighting
         self.bound_weight = bound_weight
 
-    def forward(
-        self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
-    ) -> dict[str, Tensor]:
+    def forward(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None) -> Terms:
         steps, level, x_t, prediction = self._predict(denoiser, x, t, noise, **condition)
         error = (prediction.output - denoiser.parameterization.target(x, noise, level)).square().flatten(1).mean(1)
         weight = cast_to(self.weighting(level, denoiser.parameterization.gain(level)).flatten(), x)

@@ -31,6 +31,8 @@ __all__ = ["DDIM", "DPMPP2M", "Ancestral", "Heun", "PathPoint", "Sampler", "Step
 
 MAX_STEPS = 1_000_000
 """Upper limit of the steps of a grid: all their coefficients lie in memory."""
+NoiseSource = Callable[[], Tensor]
+"""A source of standard normal noise (B, C, H, W), new at each call."""
 
 
 class PathPoint(NamedTuple):
@@ -78,16 +80,14 @@ class Sampler(ABC):
         return Chain(schedule, self.grid(self.steps, schedule))
 
     @abstractmethod
-    def path(
-        self, denoiser: Denoiser, noise: Callable[[], Tensor], class_label: Tensor | None = None
-    ) -> Iterator[PathPoint]:
-        """Yield the state after every step; noise() gives standard normal noise (B, C, H, W), first that of x_T."""
+    def path(self, denoiser: Denoiser, noise: NoiseSource, class_label: Tensor | None = None) -> Iterator[PathPoint]:
+        """Yield the state after every step; the first noise is that of x_T."""
 
     def evaluations(self, denoiser: Denoiser) -> int:
         """Number of network evaluations per image."""
         return int(denoiser.evaluations(self.chain(denoiser.schedule).steps.later).sum())
 
-    def __call__(self, denoiser: Denoiser, noise: Callable[[], Tensor], class_label: Tensor | None = None) -> Tensor:
+    def __call__(self, denoiser: Denoiser, noise: NoiseSource, class_label: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W), about [−1, 1]; noise and class_label as in `path`."""
         for point in self.path(denoiser, noise, class_label):
             image = point.x_t
@@ -125,9 +125,7 @@ class WeightedSum(Sampler, ABC):
     def weights(self, denoiser: Denoiser, steps: Transition) -> StepWeights:
         """The coefficients of adjoining steps, in fields of (S,); the last of them is taken first."""
 
-    def path(
-        self, denoiser: Denoiser, noise: Callable[[], Tensor], class_label: Tensor | None = None
-    ) -> Iterator[PathPoint]:
+    def path(self, denoiser: Denoiser, noise: NoiseSource, class_label: Tensor | None = None) -> Iterator[PathPoint]:
         x_t = denoiser.schedule.prior_std * noise()
         steps = self.chain(denoiser.schedule).steps
         denoise = denoiser.prepare(steps.later, x_t, class_label)
@@ -210,7 +208,7 @@ class DPMPP2M(WeightedSum):
         h = (s.log_snr - t.log_snr) / 2
         distance = 2 * h if self.stochastic else h
         coef_x0 = -s.alpha * torch.expm1(-distance)
-        ratio = h[:-1] / (2 * h[1:])  # D = x̂ + ratio (x̂ − x̂'): h is this step's, h[1:] the previous one's
+        ratio = h[:-1] / (2 * h[1:])  # D = x̂ + ratio (x̂ − x̂'), from h of this step and of the previous one
         ratio = torch.cat([ratio.where(ratio.isfinite(), 0.0), torch.zeros_like(h[-1:])])
         coef_x_t = s.sigma / t.sigma * (torch.exp(-h) if self.stochastic else 1.0)
         variance = s.sigma**2 * -torch.expm1(-distance) if self.stochastic else torch.zeros_like(h)
@@ -260,9 +258,7 @@ class Heun(Sampler):
         second = denoiser.evaluations(steps.earlier)[self._corrected(steps.earlier, start)]
         return int(denoiser.evaluations(start).sum() + second.sum())
 
-    def path(
-        self, denoiser: Denoiser, noise: Callable[[], Tensor], class_label: Tensor | None = None
-    ) -> Iterator[PathPoint]:
+    def path(self, denoiser: Denoiser, noise: NoiseSource, class_label: Tensor | None = None) -> Iterator[PathPoint]:
         x_t = denoiser.schedule.prior_std * noise()
         chain = self.chain(denoiser.schedule)
         start = self._churned(denoiser.schedule, chain.steps.later)

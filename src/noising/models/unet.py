@@ -76,7 +76,29 @@ class UNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        _check_numbers(resolution, classes, width, multipliers, blocks, heads, groups, dropout)
+        positive = {"width": width, "blocks": blocks, "heads": heads, "groups": groups}
+        for name, number in positive.items():
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        for name, limit in (("width", MAX_WIDTH), ("blocks", MAX_BLOCKS)):
+            if positive[name] > limit:
+                raise ValueError(f"{name} must be at most {limit}, got {positive[name]}")
+        if classes < 0:
+            raise ValueError(f"classes must be at least 0 (0: no classes), got {classes}")
+        if not multipliers or min(multipliers) < 1:
+            raise ValueError(f"multipliers must be one or more numbers of at least 1, got {list(multipliers)}")
+        for name in ("groups", "heads"):
+            if width % positive[name]:
+                raise ValueError(f"width must be a multiple of {name}={positive[name]}, got {width}")
+        shrink = 2 ** (len(multipliers) - 1)
+        if resolution < 1 or resolution % shrink:
+            raise ValueError(
+                f"multipliers make {len(multipliers)} levels, which need a resolution divisible by {shrink}, "
+                f"got {resolution}: use fewer"
+            )
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+
         embedding = 4 * width
         self.classes = classes
         self.noise_embedding = NoiseEmbedding(width, embedding)
@@ -138,38 +160,3 @@ class UNet(nn.Module):
             class_label = torch.full(noise_label.shape, self.classes, device=noise_label.device)  # (B,)
         embedded = embedded + self.class_embedding(class_label)  # (B, E)
         return embedded
-
-
-def _check_numbers(
-    resolution: int,
-    classes: int,
-    width: int,
-    multipliers: Sequence[int],
-    blocks: int,
-    heads: int,
-    groups: int,
-    dropout: float,
-) -> None:
-    """Raise ValueError for the first number that cannot be, by its argument's name."""
-    positive = {"width": width, "blocks": blocks, "heads": heads, "groups": groups}
-    for name, number in positive.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")
-    for name, limit in (("width", MAX_WIDTH), ("blocks", MAX_BLOCKS)):
-        if positive[name] > limit:
-            raise ValueError(f"{name} must be at most {limit}, got {positive[name]}")
-    if classes < 0:
-        raise ValueError(f"classes must be at least 0 (0: no classes), got {classes}")
-    if not multipliers or min(multipliers) < 1:
-        raise ValueError(f"multipliers must be one or more numbers of at least 1, got {list(multipliers)}")
-    for name in ("groups", "heads"):
-        if width % positive[name]:
-            raise ValueError(f"width must be a multiple of {name}={positive[name]}, got {width}")
-    shrink = 2 ** (len(multipliers) - 1)
-    if resolution < 1 or resolution % shrink:
-        raise ValueError(
-            f"multipliers make {len(multipliers)} levels, which need a resolution divisible by {shrink}, "
-            f"got {resolution}: use fewer"
-        )
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be in [0, 1), got {dropout}")
