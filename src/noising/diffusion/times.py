@@ -149,28 +149,6 @@ class LogitNormal(TimeSampler):
         return torch.where((t > 0) & (t < 1), density, 0)
 
 
-class _Normal:
-    """The normal distribution, in float64."""
-
-    def __init__(self, mean: float, std: float) -> None:
-        if std <= 0:
-            raise ValueError(f"std must be positive, got {std}")
-        self.mean = mean
-        self.std = std
-
-    def density(self, x: Tensor) -> Tensor:
-        z = (x - self.mean) / self.std
-        return torch.exp(-0.5 * z * z) / (self.std * math.sqrt(2 * math.pi))
-
-    def cumulative(self, x: Tensor) -> Tensor:
-        probability: Tensor = torch.special.ndtr((x - self.mean) / self.std)
-        return probability
-
-    def quantile(self, p: Tensor) -> Tensor:
-        quantile: Tensor = self.mean + self.std * torch.special.ndtri(p)
-        return quantile
-
-
 class LossAware(TimeSampler):
     """Steps of the chain with p_t ∝ √E[L_t²], from the latest losses of each; uniform until every history is full.
 
@@ -222,3 +200,25 @@ class LossAware(TimeSampler):
         if theirs != ours:
             raise ValueError(f"the checkpoint's loss history has shape {theirs}, these times have {ours}")
         self._losses, self._seen = state["losses"].numpy().copy(), state["seen"].numpy().copy()
+
+
+class _Normal:
+    """The normal distribution, in float64."""
+
+    def __init__(self, mean: float, std: float) -> None:
+        if std <= 0:
+            raise ValueError(f"std must be positive, got {std}")
+        self.mean = mean
+        self.std = std
+
+    def density(self, x: Tensor) -> Tensor:
+        z = (x - self.mean) / self.std
+        return torch.exp(-0.5 * z * z) / (self.std * math.sqrt(2 * math.pi))
+
+    def cumulative(self, x: Tensor) -> Tensor:
+        probability: Tensor = torch.special.ndtr((x - self.mean) / self.std)
+        return probability
+
+    def quantile(self, p: Tensor) -> Tensor:
+        quantile: Tensor = self.mean + self.std * torch.special.ndtri(p)
+        return quantile
