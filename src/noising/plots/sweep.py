@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noising.runs.sweep import Row
+from noising.runs.rows import Row
 
 __all__ = ["draw", "measured", "series"]
 
@@ -67,6 +67,8 @@ def draw(path: Path, table: list[Row]) -> None:
     """Each measured number against the axis, with its standard errors, and the real test images' as a dashed line."""
     from matplotlib.figure import Figure
 
+    from noising.plots.grids import save_figure
+
     axis, lines = series(table)
     panels = [panel for panel in _PANELS if any(panel[0] in row for row in table)]
     figure = Figure(figsize=(4.4 * len(panels) + 0.6, 4.0), layout="constrained")
@@ -84,7 +86,7 @@ def draw(path: Path, table: list[Row]) -> None:
         _plain_numbers(axes)
         axes.grid(alpha=0.3, which="both")
     figure.axes[0].legend(fontsize=9)
-    figure.savefig(path, dpi=140)
+    save_figure(figure, path)
 
 
 def _draw_line(axes: Axes, axis: str, key: str, unit: float, label: str, line: list[Row]) -> None:
