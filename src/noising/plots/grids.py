@@ -79,10 +79,10 @@ def save_animation(path: Path, pictures: list[Pixels], seconds: float = 4.0) -> 
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path, dpi: int = 140) -> None:
     """Write a plot, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)
+    figure.savefig(path, dpi=dpi)
 
 
 GAP = 1
