@@ -19,14 +19,14 @@ from noising.trained import TrainedRun
 __all__ = ["BoundBenchmark", "full_sum_variance"]
 
 
-_MANY = 1000
-"""Images that tell how far images lie apart: their bounds have a long tail."""
-_STRATA, _IMAGES = 100, 128
-"""Of the steps and images that tell how noisy one image's sum of all terms is."""
+PILOT_IMAGES = 1000
+"""Images that the variance over images is estimated from: their bounds have a long tail."""
+NOISE_STRATA, NOISE_IMAGES = 100, 128
+"""Strata of steps, and images, that the noise of one image's sum of all terms is estimated from."""
 
 
 class BoundBenchmark(Benchmark):
-    """Network evaluations to one and the same standard error."""
+    """Network evaluations that all terms and the adaptive estimate need for the same standard error."""
 
     columns = ("network evaluations", "all terms", "adaptive", "times fewer")
 
@@ -38,9 +38,9 @@ class BoundBenchmark(Benchmark):
         full_sum_repeats: int = 4,
         clip: float | None = 1.0,
     ) -> None:
-        """stderr: bits/dim, over times, noise and images; full_sum_images: how many the second comparison takes.
+        """stderr: bits/dim, over times, noise and images; full_sum_images: images of the second comparison.
 
-        repeats, full_sum_repeats: evaluations, each with draws of its own, whose mean tells the error that was reached.
+        repeats, full_sum_repeats: independent evaluations that the error reached is averaged over.
         """
         if min(repeats, full_sum_repeats) < 1:
             raise ValueError(f"repeats and full_sum_repeats must be at least 1, got {repeats}, {full_sum_repeats}")
@@ -58,7 +58,7 @@ class BoundBenchmark(Benchmark):
         assert trained is not None
         terms, images = trained.bound_terms(self.clip, device), trained.image_set("test", device)
         noise = full_sum_variance(terms, images)
-        pilot = Adaptive(self.stderr, pilot_images=_MANY, clip=self.clip).pilot(terms, images)
+        pilot = Adaptive(self.stderr, pilot_images=PILOT_IMAGES, clip=self.clip).pilot(terms, images)
         between = pilot.image_variance / (pilot.dims * math.log(2)) ** 2
         few = Adaptive(self._monte_carlo_part(between / images.size), clip=self.clip)
         some = images._replace(size=min(self.full_sum_images or images.size, images.size))
@@ -73,7 +73,7 @@ class BoundBenchmark(Benchmark):
     def _repeat(
         self, repeats: int, terms: BoundTerms, estimator: Adaptive, images: ImageSet, batch_size: int
     ) -> tuple[float, float]:
-        """The Monte Carlo standard error, the mean over the repeats, and the evaluations of one."""
+        """Monte Carlo standard error and network evaluations of one estimate, averaged over repeats."""
         variance, evaluations = 0.0, 0.0
         for seed in range(repeats):
             meter = measure(terms, estimator, images._replace(seed=seed), batch_size, evaluations_bar)
@@ -82,7 +82,7 @@ class BoundBenchmark(Benchmark):
         return math.sqrt(variance), evaluations
 
     def _monte_carlo_part(self, image_variance: float) -> float:
-        """What of the standard error is left to times and noise, when the images have had theirs."""
+        """Standard error that is left to times and noise, beside that over images."""
         left = self.stderr**2 - image_variance
         if left <= 0:
             raise ConfigError(
@@ -94,7 +94,7 @@ class BoundBenchmark(Benchmark):
     def _images_random(
         self, mc_se: float, evaluations: float, between: float, noise: float, images: int, timesteps: int
     ) -> Ratio:
-        """Images as draws from a population: all T terms of K images err by √((A + N)/K)."""
+        """Compare for images drawn from a population: all T terms of K images err by √((A + N)/K)."""
         reached = math.hypot(mc_se, math.sqrt(between / images))
         few_images = (between + noise) / reached**2
         card = {
@@ -117,7 +117,7 @@ class BoundBenchmark(Benchmark):
         )
 
     def _whole_set(self, mc_se: float, evaluations: float, noise: float, images: int, timesteps: int) -> Ratio:
-        """These very images: the full sum errs by its noise alone, √(N/n)."""
+        """Compare for these very images: the full sum errs by its noise alone, √(N/n)."""
         wanted = math.sqrt(noise / images)
         equal = evaluations * (mc_se / wanted) ** 2  # to the full sum's own error
         card = {
@@ -141,10 +141,10 @@ class BoundBenchmark(Benchmark):
 def full_sum_variance(terms: BoundTerms, images: ImageSet) -> float:
     """Σ_t E_x Var(L_t | x), the variance of one image's sum of all terms over its noise alone, in (bits/dim)².
 
-    From two draws of the noise at one step a stratum and image.
+    Estimated from two draws of the noise for each image, at one step of each stratum.
     """
-    edges = log_strata(terms.timesteps, _STRATA)
-    index = torch.arange(min(_IMAGES, images.size))
+    edges = log_strata(terms.timesteps, NOISE_STRATA)
+    index = torch.arange(min(NOISE_IMAGES, images.size))
     x, label = images.fetch(index)
     streams = Streams(images.seed, "benchmark/noise", index.tolist(), x.device)
     variance = 0.0

@@ -25,33 +25,33 @@ from noising.trained import TrainedRun
 __all__ = ["SamplerBenchmark"]
 
 
-_T = 1000
-Path = Callable[[], Iterator[Any]]
+TIMESTEPS = 1000
+NewPath = Callable[[], Iterator[Any]]
 """Begins a path anew; each item is a step taken."""
 
 
-class _Silent(nn.Module):
-    """A network that costs nothing: it has said it all before."""
+class ConstantNetwork(nn.Module):
+    """A network that costs nothing: its output is given."""
 
-    def __init__(self, said: Tensor) -> None:
+    def __init__(self, output: Tensor) -> None:
         super().__init__()
-        self.said = said
+        self.output = output
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
-        return self.said
+        return self.output
 
 
 class SamplerBenchmark(Benchmark):
-    """Microseconds a step of the same mathematics on the same grid, drawing the noise and calling the network included.
+    """Microseconds a step of equal samplers on equal grids, drawing the noise and calling the network included.
 
-    What is made once a path, coefficients here and tables there, is timed apart, with the first step.
+    The coefficients, made once a path, are timed apart, with the first step.
     """
 
     columns = ("a step without a network, µs", "diffusers", "noising", "times less")
     needs_checkpoint = False
 
     def __init__(self, steps: int = 50, repeats: int = 40, resolution: int = 32) -> None:
-        """steps: of a path; repeats: paths of each, in turn, of which the median counts; resolution: of 3 channels."""
+        """repeats: paths of each, by turns, of which the median counts; resolution: of images of 3 channels."""
         if steps < 2 or min(repeats, resolution) < 1:
             raise ValueError("steps must be at least 2, repeats and resolution at least 1")
         self.steps = steps
@@ -60,8 +60,8 @@ class SamplerBenchmark(Benchmark):
 
     def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
         shape = (batch_size, 3, self.resolution, self.resolution)
-        said = torch.randn(shape, device=device)
-        grid = partial(trailing, timesteps=_T)
+        output = torch.randn(shape, device=device)
+        grid = partial(trailing, timesteps=TIMESTEPS)
         pairs: list[tuple[str, Sampler, str, dict[str, Any]]] = [
             ("ancestral", Ancestral(self.steps, grid), "DDPMScheduler", {}),
             ("ddim", DDIM(self.steps, grid), "DDIMScheduler", {}),
@@ -75,8 +75,8 @@ class SamplerBenchmark(Benchmark):
         ]
         ratios = []
         for name, sampler, theirs, options in pairs:
-            ours, other = _our_path(sampler, said), _their_path(theirs, options, self.steps, said)
-            (first, mine), (their_first, baseline), ratio = self._in_turn(ours, other)
+            ours, other = _our_path(sampler, output), _their_path(theirs, options, self.steps, output)
+            (first, mine), (their_first, baseline), ratio = self._by_turns(ours, other)
             card = {
                 "ours_us": mine,
                 "theirs_us": baseline,
@@ -90,15 +90,16 @@ class SamplerBenchmark(Benchmark):
             ratios.append(Ratio(f"sampler_{name}", f"{name}, {theirs}", f"{baseline:.1f}", f"{mine:.1f}", ratio, card))
         return ratios
 
-    def _in_turn(self, ours: Path, theirs: Path) -> tuple[tuple[float, float], tuple[float, float], float]:
-        """Median microseconds of both, up to and with the first step and a later one; the median of paired ratios."""
+    def _by_turns(self, ours: NewPath, theirs: NewPath) -> tuple[tuple[float, float], tuple[float, float], float]:
+        """Median microseconds of the first and of a later step, ours and theirs, and the median of paired ratios."""
         pairs = [(self._timed(ours), self._timed(theirs)) for _ in range(self.repeats + 3)][3:]
         mine, other = (
             [statistics.median(column) for column in zip(*times, strict=True)] for times in zip(*pairs, strict=True)
         )
         return (mine[0], mine[1]), (other[0], other[1]), statistics.median(b[1] / a[1] for a, b in pairs)
 
-    def _timed(self, path: Path) -> tuple[float, float]:
+    def _timed(self, path: NewPath) -> tuple[float, float]:
+        """Microseconds until the first step is taken, and of each later step."""
         start = _now()
         steps = path()
         next(steps)
@@ -114,28 +115,30 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def _our_path(sampler: Sampler, said: Tensor) -> Path:
-    denoiser = Denoiser(_Silent(said), LinearBeta(_T), Epsilon(), FixedSmall(), DiscreteStep(_T))
-    return lambda: sampler.path(denoiser, lambda: torch.randn_like(said))
+def _our_path(sampler: Sampler, output: Tensor) -> NewPath:
+    denoiser = Denoiser(
+        ConstantNetwork(output), LinearBeta(TIMESTEPS), Epsilon(), FixedSmall(), DiscreteStep(TIMESTEPS)
+    )
+    return lambda: sampler.path(denoiser, lambda: torch.randn_like(output))
 
 
-def _their_path(name: str, options: dict[str, Any], steps: int, said: Tensor) -> Path:
+def _their_path(name: str, options: dict[str, Any], steps: int, output: Tensor) -> NewPath:
     try:
         import diffusers
     except ImportError:
         raise ConfigError("benchmark=sampler compares with diffusers: pip install diffusers") from None
     scheduler = getattr(diffusers, name)(
-        _T, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing", **options
+        TIMESTEPS, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing", **options
     )
 
-    network = _Silent(said)
+    network = ConstantNetwork(output)
 
     def path() -> Iterator[Tensor]:
-        scheduler.set_timesteps(steps, device=said.device)
-        x = torch.randn_like(said)
+        scheduler.set_timesteps(steps, device=output.device)
+        x = torch.randn_like(output)
         for index in scheduler.timesteps:
-            output = network(scheduler.scale_model_input(x, index), index)
-            x = scheduler.step(output, index, x).prev_sample
+            predicted = network(scheduler.scale_model_input(x, index), index)
+            x = scheduler.step(predicted, index, x).prev_sample
             yield x
 
     return path

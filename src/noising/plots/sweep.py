@@ -1,4 +1,4 @@
-"""The picture at the end of a sweep over samplers: quality against what was swept, and the cost beside it."""
+"""Quality of samples over a sweep of samplers, with the cost beside it."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ _PANELS = (
 
 
 def measured(table: list[Row]) -> list[Row]:
-    """The rows whose samples were measured."""
+    """Rows of the jobs that evaluated samples."""
     return [row for row in table if any(name in row for name in _DISTANCES)]
 
 
 def series(table: list[Row]) -> tuple[str, dict[str, list[Row]]]:
-    """What stands on the horizontal axis, and the rows of each line by what else was swept, in order.
+    """Column of the horizontal axis, and the sorted rows of each line by the options that tell the lines apart.
 
-    The axis is network evaluations, unless one number was swept that changes none: a scale of guidance, say.
+    The axis is network evaluations, or else a number that was swept and changes none, such as a guidance scale.
     """
     names = list(table[0])
     swept = [name for name in names[: names.index("status")] if len({row.get(name) for row in table}) > 1]
@@ -64,7 +64,7 @@ def _is_number(value: Any) -> bool:
 
 
 def draw(path: Path, table: list[Row]) -> None:
-    """Each measured number against the axis, with its standard errors, and the real test images' as a dashed line."""
+    """Plot each metric against the axis, with its standard errors, and that of real test images as a dashed line."""
     from matplotlib.figure import Figure
 
     from noising.plots.grids import save_figure
@@ -97,7 +97,7 @@ def _draw_line(axes: Axes, axis: str, key: str, unit: float, label: str, line: l
 
 
 def _plain_numbers(axes: Axes) -> None:
-    """20 and not 2 · 10¹, at 1, 2 and 5 of every decade, and between them where there is less than one."""
+    """Label 20 and not 2 · 10¹, at 1, 2 and 5 of every decade, and in between on axes of less than a decade."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     for place in (axes.xaxis, axes.yaxis):
