@@ -11,8 +11,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from noising.errors import UsageError
-from noising.plots.sweep import draw, measured
 from noising.runs.resume import quoted
+from noising.runs.sweep import columns, rows, write_sweep
 from noising.runs.sweep import columns, rows, write_sweep
 
 
@@ -32,6 +32,8 @@ class SweepFigure(Callback):
     """Hydra callback: when the last job of a sweep has ended, draws quality.png if two samplers were measured."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from noising.plots.sweep import draw, measured  # here: it brings matplotlib and torch
+
         folder = Path(config.hydra.sweep.dir)
         table = measured(rows(folder))
         if len(table) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 
@@ -25,34 +26,30 @@ NOISE_STRATA, NOISE_IMAGES = 100, 128
 """Strata of steps, and images, that the noise of one image's sum of all terms is estimated from."""
 
 
+@dataclass
 class BoundBenchmark(Benchmark):
     """Network evaluations that all terms and the adaptive estimate need for the same standard error."""
 
     columns = ("network evaluations", "all terms", "adaptive", "times fewer")
 
-    def __init__(
-        self,
-        stderr: float = 0.01,
-        full_sum_images: int | None = None,
-        repeats: int = 24,
-        full_sum_repeats: int = 4,
-        clip: float | None = 1.0,
-    ) -> None:
-        """stderr: bits/dim, over times, noise and images; full_sum_images: images of the second comparison.
+    stderr: float = 0.01
+    """bits/dim, over times, noise and images."""
+    full_sum_images: int | None = None
+    """Images of the second comparison; None for all."""
+    repeats: int = 24
+    """Independent evaluations that the error reached is averaged over, in the first comparison."""
+    full_sum_repeats: int = 4
+    """Those in the second."""
+    clip: float | None = 1.0
 
-        repeats, full_sum_repeats: independent evaluations that the error reached is averaged over.
-        """
-        if min(repeats, full_sum_repeats) < 1:
-            raise ValueError(f"repeats and full_sum_repeats must be at least 1, got {repeats}, {full_sum_repeats}")
-        if not stderr > 0:
-            raise ValueError(f"stderr must be positive, got {stderr}")
-        if full_sum_images is not None and full_sum_images < 2:
-            raise ValueError(f"full_sum_images must be at least 2 or null, got {full_sum_images}")
-        self.stderr = stderr
-        self.full_sum_images = full_sum_images
-        self.repeats = repeats
-        self.full_sum_repeats = full_sum_repeats
-        self.clip = clip
+    def __post_init__(self) -> None:
+        if min(self.repeats, self.full_sum_repeats) < 1:
+            counts = f"{self.repeats}, {self.full_sum_repeats}"
+            raise ValueError(f"repeats and full_sum_repeats must be at least 1, got {counts}")
+        if not self.stderr > 0:
+            raise ValueError(f"stderr must be positive, got {self.stderr}")
+        if self.full_sum_images is not None and self.full_sum_images < 2:
+            raise ValueError(f"full_sum_images must be at least 2 or null, got {self.full_sum_images}")
 
     def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
         assert trained is not None

@@ -144,6 +144,7 @@ class SampleShards:
         cfg = job.cfg
         self.batches = [range(first, min(first + cfg.batch_size, cfg.n)) for first in range(0, cfg.n, cfg.batch_size)]
         self._stores_path = path
+        self._card_file, self._path_file = folder / "card.json", folder / "path.npz"
 
     def require_same(self) -> None:
         """Raise ConfigError if the folder holds images of another job."""
@@ -173,18 +174,18 @@ class SampleShards:
 
     def draw(self, batch: range, device: torch.device, after_step: Callable[[], None] = lambda: None) -> None:
         """Draw one batch into its file, calling after_step after each step."""
-        first = self._stores_path and batch.start == 0
-        frames = PathFrames(self.job.sampler.steps, PATH_IMAGES) if first else None
+        frames = PathFrames(self.job.sampler.steps, PATH_IMAGES)
+        stores_path = self._stores_path and batch.start == 0
 
         def on_step(step: int, point: PathPoint) -> None:
-            if frames is not None:
+            if stores_path:
                 frames(step, point)
             after_step()
 
         began = time.perf_counter()
         images = self.job.draw(batch, device, on_step)
         seconds = time.perf_counter() - began
-        if frames is not None:
+        if stores_path:
             _save(self._path_file, images=self.job.data.unscale(frames.tensor).cpu().numpy())
         _save(self._file(batch), images=images.numpy(), seconds=seconds)
 
@@ -235,14 +236,6 @@ class SampleShards:
     def _card(self) -> dict[str, Any]:
         card = {**self.job.card, "batch_size": self.job.cfg.batch_size, "n": self.job.cfg.n}
         return {name: value for name, value in card.items() if name != "checkpoint"}  # sha256 tells, wherever it lies
-
-    @property
-    def _card_file(self) -> Path:
-        return self.folder / "card.json"
-
-    @property
-    def _path_file(self) -> Path:
-        return self.folder / "path.npz"
 
     def _file(self, batch: range) -> Path:
         return self.folder / f"{batch.start:09d}.npz"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -41,6 +42,7 @@ class ConstantNetwork(nn.Module):
         return self.output
 
 
+@dataclass
 class SamplerBenchmark(Benchmark):
     """Microseconds a step of equal samplers on equal grids, drawing the noise and calling the network included.
 
@@ -50,13 +52,15 @@ class SamplerBenchmark(Benchmark):
     columns = ("a step without a network, µs", "diffusers", "noising", "times less")
     needs_checkpoint = False
 
-    def __init__(self, steps: int = 50, repeats: int = 40, resolution: int = 32) -> None:
-        """repeats: paths of each, by turns, of which the median counts; resolution: of images of 3 channels."""
-        if steps < 2 or min(repeats, resolution) < 1:
+    steps: int = 50
+    repeats: int = 40
+    """Paths of each, by turns, of which the median counts."""
+    resolution: int = 32
+    """Side of the images, of 3 channels."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 2 or min(self.repeats, self.resolution) < 1:
             raise ValueError("steps must be at least 2, repeats and resolution at least 1")
-        self.steps = steps
-        self.repeats = repeats
-        self.resolution = resolution
 
     def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
         shape = (batch_size, 3, self.resolution, self.resolution)
@@ -65,12 +69,7 @@ class SamplerBenchmark(Benchmark):
         pairs: list[tuple[str, Sampler, str, dict[str, Any]]] = [
             ("ancestral", Ancestral(self.steps, grid), "DDPMScheduler", {}),
             ("ddim", DDIM(self.steps, grid), "DDIMScheduler", {}),
-            (
-                "dpmpp_2m",
-                DPMPP2M(self.steps, grid, clip=None),
-                "DPMSolverMultistepScheduler",
-                {"final_sigmas_type": "zero"},
-            ),
+            ("dpmpp_2m", DPMPP2M(self.steps, grid, None), "DPMSolverMultistepScheduler", {"final_sigmas_type": "zero"}),
             ("heun", Heun(self.steps, grid, clip=None), "HeunDiscreteScheduler", {}),
         ]
         ratios = []

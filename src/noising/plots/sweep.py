@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from noising.plots.grids import save_figure
 from noising.runs.rows import Row
 
 __all__ = ["draw", "measured", "series"]
-
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 EVALUATIONS, ACCURACY = "test/evaluations_per_image", "test/class_accuracy"
@@ -65,10 +66,6 @@ def _is_number(value: Any) -> bool:
 
 def draw(path: Path, table: list[Row]) -> None:
     """Plot each metric against the axis, with its standard errors, and that of real test images as a dashed line."""
-    from matplotlib.figure import Figure
-
-    from noising.plots.grids import save_figure
-
     axis, lines = series(table)
     panels = [panel for panel in _PANELS if any(panel[0] in row for row in table)]
     figure = Figure(figsize=(4.4 * len(panels) + 0.6, 4.0), layout="constrained")
@@ -98,8 +95,6 @@ def _draw_line(axes: Axes, axis: str, key: str, unit: float, label: str, line: l
 
 def _plain_numbers(axes: Axes) -> None:
     """Label 20 and not 2 · 10¹, at 1, 2 and 5 of every decade, and in between on axes of less than a decade."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     for place in (axes.xaxis, axes.yaxis):
         if place.get_scale() == "log":
             lowest, highest = place.get_view_interval()
