@@ -13,7 +13,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from noising.errors import UsageError
 from noising.runs.resume import quoted
 from noising.runs.sweep import columns, rows, write_sweep
-from noising.runs.sweep import columns, rows, write_sweep
 
 
 class SweepTable(Callback):

@@ -47,7 +47,8 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> None:
 def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
     if cfg.get("guidance") is not None:
         raise ConfigError("guidance changes samples, not the bound: add sampler=ddim, say")
-    _require_splits(cfg)
+    if not OmegaConf.is_list(cfg.splits) or not cfg.splits or any(split not in SPLITS for split in cfg.splits):
+        raise ConfigError(f"splits must be a list of {', '.join(SPLITS)}, got {cfg.splits}: e.g. splits=[test]")
     trained = load(cfg.checkpoint)
     config = OmegaConf.merge(trained.config, {"bound": None}, {"bound": cfg.bound})
     assert isinstance(config, DictConfig)
@@ -64,11 +65,6 @@ def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
             trainer.test(module, trained.data, verbose=False)
     if trainer.is_global_zero:
         print_summary(run)
-
-
-def _require_splits(cfg: DictConfig) -> None:
-    if not OmegaConf.is_list(cfg.splits) or not cfg.splits or any(split not in SPLITS for split in cfg.splits):
-        raise ConfigError(f"splits must be a list of {', '.join(SPLITS)}, got {cfg.splits}: e.g. splits=[test]")
 
 
 def evaluate_samples(cfg: DictConfig, run: Run) -> None:

@@ -62,8 +62,8 @@ def latents(cfg: DictConfig, run_dir: Path) -> None:
         require_whole(cfg, option, least)
     steps = _steps(cfg)
     trained = load(cfg.checkpoint)
-    data, run, device = trained.data, Run(run_dir), find_device(cfg.device)
-    require_whole(cfg, "images", 1, most=len(data.test.pixels))
+    run, device = Run(run_dir), find_device(cfg.device)
+    require_whole(cfg, "images", 1, most=len(trained.data.test.pixels))
     denoiser = trained.guided(cfg.get("guidance"))
     samplers = _samplers(cfg, steps, trained, denoiser)
     denoiser = denoiser.to(device)
@@ -77,7 +77,15 @@ def latents(cfg: DictConfig, run_dir: Path) -> None:
         each = {f"latents/reconstruction_rmse_{s}_steps": rmse for s, rmse in zip(steps, found.rmse, strict=True)}
         run.write(numbers | each, {name: _UNITS[name] | _card(cfg, trained, steps) for name in numbers})
         pictures = _draw_pictures(run, trained, steps, between, found)
-    _print(cfg, run, trained, steps, found, pictures)
+    rows = zip(steps, found.rmse, found.errors.amax(dim=1).tolist(), found.stds, strict=True)
+    print_table(
+        f"{cfg.images} test images of {trained.data.name} to noise and back",
+        ("steps each way", "RMSE, of 255", "worst image", "std of the noise"),
+        [[str(count), *map(number, measured)] for count, *measured in rows],
+        words=(),
+    )
+    print(f"clip {cfg.clip} where images are drawn, EMA weights of step {trained.step}\n")
+    print_files(*pictures, run.summary_file)
 
 
 def _steps(cfg: DictConfig) -> list[int]:
@@ -187,23 +195,3 @@ def _draw_pictures(
     reconstruction_rows(files[1], originals, drawn, steps, found.rmse, title)
     reconstruction_error(files[2], steps, found.errors, 255 / (data.levels - 1), title)
     return files
-
-
-def _print(
-    cfg: DictConfig,
-    run: Run,
-    trained: TrainedRun,
-    steps: Sequence[int],
-    found: _Reconstructions,
-    pictures: Sequence[Path],
-) -> None:
-    title = f"{cfg.images} test images of {trained.data.name} to noise and back"
-    rows = zip(steps, found.rmse, found.errors.amax(dim=1).tolist(), found.stds, strict=True)
-    print_table(
-        title,
-        ("steps each way", "RMSE, of 255", "worst image", "std of the noise"),
-        [[str(count), *map(number, numbers)] for count, *numbers in rows],
-        words=(),
-    )
-    print(f"clip {cfg.clip} where images are drawn, EMA weights of step {trained.step}\n")
-    print_files(*pictures, run.summary_file)

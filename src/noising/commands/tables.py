@@ -55,7 +55,7 @@ def print_table(
         table.add_column(column, justify="left" if place in words else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(markup=False, width=max(Console().width, min_width) if min_width else None)
+    console = Console(soft_wrap=True, markup=False, width=max(Console().width, min_width) if min_width else None)
     console.print(table)
 
 
