@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 WITHOUT_LIGHTNING = """
 import sys
 from noising.cli.main import cli
@@ -40,15 +38,10 @@ def test_compare(tmp_path: Path) -> None:
     assert (tmp_path / "table" / "comparison.csv").exists()
 
 
-RECIPE = "build_recipe and build_sampler live beside build_trainer"
-
-
-@pytest.mark.xfail(strict=True, reason=RECIPE)
 def test_verify(tmp_path: Path) -> None:
     run_without_lightning(tmp_path, "verify", "timesteps=50", "hydra.run.dir=identities")
 
 
-@pytest.mark.xfail(strict=True, reason=RECIPE)
 def test_weightings(tmp_path: Path) -> None:
     run_without_lightning(tmp_path, "weightings", "hydra.run.dir=drawn")
 

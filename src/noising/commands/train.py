@@ -29,8 +29,8 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         return
 
     experiment = Experiment(cfg)
-    data = experiment.data  # images, with their resolution, channels and grey levels
     module = experiment.module  # denoiser + objective + times + optimizer, validated and tested by the bound
+    data = experiment.data  # images, with their resolution, channels and grey levels
     callbacks = experiment.callbacks(run)  # EMA, checkpoints, samples, quality, results
     trainer = experiment.trainer(run, callbacks)
 
