@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import noising as package
-from noising.cli.sweeps import Row
 from noising.commands.sample_jobs import SampleJob
 from noising.data.image_data import ImageData
 from noising.errors import ConfigError
@@ -27,6 +26,7 @@ from noising.metrics.reference_features import ReferenceFeatures, fitted_classif
 from noising.metrics.statistics import frechet_distance, write_statistics
 from noising.plots.sweep import draw, series
 from noising.runs.folder import Run
+from noising.runs.rows import Row
 from tests.conftest import Outcome
 
 Command = Callable[..., Outcome]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import noising as package
-from noising.commands.benchmarks import full_sum_variance
+from noising.commands.bound_benchmark import full_sum_variance
 from noising.diffusion.likelihood.adaptive import Adaptive, AdaptivePlan, Pilot, draws_needed
 from noising.diffusion.likelihood.decoders import DiscretizedGaussian
 from noising.diffusion.likelihood.estimators import ImageSet, evaluate_draws, log_strata

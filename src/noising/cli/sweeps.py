@@ -11,9 +11,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from noising.errors import UsageError
-from noising.plots.sweep import draw, measured
 from noising.runs.resume import quoted
-from noising.runs.sweep import Row, columns, rows, write_csv
+from noising.runs.sweep import columns, rows, write_sweep
 
 
 class SweepTable(Callback):
@@ -24,7 +23,7 @@ class SweepTable(Callback):
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
-        write_csv(folder)
+        write_sweep(folder)
         print_table(folder)
 
 
@@ -32,6 +31,8 @@ class SweepFigure(Callback):
     """Hydra callback: when the last job of a sweep has ended, draws quality.png if two samplers were measured."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from noising.plots.sweep import draw, measured  # here: it brings matplotlib and torch
+
         folder = Path(config.hydra.sweep.dir)
         table = measured(rows(folder))
         if len(table) > 1:
@@ -54,6 +55,8 @@ def print_table(sweep: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from noising.commands.tables import cell
+
     table = rows(sweep)
     if not table:
         return
@@ -67,22 +70,14 @@ def print_table(sweep: Path) -> None:
     shown = [*(differ or overrides), *ended, *(tested or numbers[:6])]
     view = Table(title=str(sweep), title_justify="left")
     for name in shown:
-        cells = [_cell(row, name) for row in table]
+        cells = [cell(row, name) for row in table]
         width = max(map(len, cells)) if name in numbers else None  # in a narrow terminal only headings are broken
         heading = name if name in overrides else name.replace("_", " ")
         view.add_column(heading, justify="right" if name in numbers else "left", overflow="fold", min_width=width)
     for row in table:
-        view.add_row(*(_cell(row, name) for name in shown))
+        view.add_row(*(cell(row, name) for name in shown))
     Console().print(view)
     print(f"written to {sweep / 'sweep.csv'}")
-
-
-def _cell(row: Row, name: str) -> str:
-    value, error = row.get(name, ""), row.get(f"{name}_mc_se")
-    if not isinstance(value, float):
-        return str(value)
-    significant = isinstance(error, float) and error >= 1e-4
-    return f"{value:.4g} ± {error:.2g}" if significant else f"{value:.4g}"
 
 
 def presets(config: DictConfig) -> list[str]:

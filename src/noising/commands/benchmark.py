@@ -1,4 +1,4 @@
-"""`benchmark`: what a method saves, as ratios in one run, on any checkpoint."""
+"""`benchmark`: how much a method saves against what it replaces, as ratios measured in one run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from noising.commands.devices import find_device
+from noising.commands.tables import print_files, print_table
 from noising.config.instantiate import make, require_whole
 from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import in_evaluation
@@ -26,7 +25,7 @@ __all__ = ["Benchmark", "Ratio", "benchmark"]
 
 
 class Ratio(NamedTuple):
-    """One comparison, and what it rests on."""
+    """One comparison, with the card of what it rests on."""
 
     key: str
     what: str
@@ -40,16 +39,16 @@ class Benchmark(ABC):
     """A method against what it replaces."""
 
     columns: ClassVar[tuple[str, str, str, str]]
-    """What is compared and in which unit, the baseline, ours, the ratio."""
+    """Headings: the quantity and its unit, the baseline, ours, the ratio."""
     needs_checkpoint: ClassVar[bool] = True
 
     @abstractmethod
     def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
-        """Measure both, in this process; trained: None if it needs no checkpoint."""
+        """Measure both in this process; trained is None if the benchmark needs no checkpoint."""
 
 
 def benchmark(cfg: DictConfig, run_dir: Path) -> None:
-    """Print the ratios, and leave them with their cards in summary.json."""
+    """Print the ratios and leave them with their cards in summary.json."""
     require_whole(cfg, "batch_size", 1)
     method = make(cfg.benchmark, "benchmark", Benchmark)
     if method.needs_checkpoint and cfg.checkpoint is None:
@@ -62,12 +61,9 @@ def benchmark(cfg: DictConfig, run_dir: Path) -> None:
         source = trained.source if trained else {}
         cards = {f"benchmark/{ratio.key}": {**ratio.card, **source} for ratio in ratios}
         run.write({f"benchmark/{ratio.key}": ratio.ratio for ratio in ratios}, cards)
-    title = f"{trained.data.name}, {os.path.relpath(trained.path)}" if trained else str(device)
-    view = Table(title=title, title_justify="left")
-    for place, column in enumerate(method.columns):
-        view.add_column(column, justify="right" if place else "left")
-    for ratio in ratios:
-        view.add_row(ratio.what, ratio.baseline, ratio.ours, f"{ratio.ratio:.3g}")
-    console = Console(soft_wrap=True)
-    console.print(view)
-    console.print(os.path.relpath(run.summary_file), highlight=False)
+    print_table(
+        f"{trained.data.name}, {os.path.relpath(trained.path)}" if trained else str(device),
+        method.columns,
+        [[ratio.what, ratio.baseline, ratio.ours, f"{ratio.ratio:.3g}"] for ratio in ratios],
+    )
+    print_files(run.summary_file)

@@ -1,4 +1,4 @@
-"""The devices that a job without a Trainer runs on."""
+"""Devices for the commands that run without a Trainer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["find_device", "find_devices"]
 
 
 def find_device(name: str) -> torch.device:
-    """auto (a CUDA device if there is one), or torch's own names. Raises ConfigError if it cannot be used."""
+    """Device of a name: auto (CUDA if there is one) or torch's own. Raises ConfigError if it cannot be used."""
     if not isinstance(name, str):
         raise ConfigError(f"device={name}: expected auto, cpu, cuda, cuda:1 or mps")
     try:
@@ -23,7 +23,7 @@ def find_device(name: str) -> torch.device:
 
 
 def find_devices(name: str, count: int) -> list[torch.device]:
-    """So many of them: CUDA's first ones, or as many processes on the host. Raises ConfigError if there are fewer."""
+    """First `count` CUDA devices, or the host that many times. Raises ConfigError if there are fewer."""
     device = find_device(name)
     if count == 1:
         return [device]

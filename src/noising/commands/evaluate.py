@@ -1,4 +1,4 @@
-"""`evaluate`: a checkpoint's bound on its test set, by any estimator; or its samples, by any sampler."""
+"""`evaluate`: the bound of a trained model by any estimator, or the quality of its samples by any sampler."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 
 from noising.commands.sample_jobs import SampleJob, SampleShards
-from noising.commands.tables import print_quality, print_summary
+from noising.commands.tables import print_files, print_quality, print_summary
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.data.image_data import SPLITS
@@ -33,7 +32,7 @@ __all__ = ["evaluate", "evaluate_samples"]
 
 
 def evaluate(cfg: DictConfig, run_dir: Path) -> None:
-    """Measure the averaged weights of a checkpoint: their bound, or with a sampler in the config their samples."""
+    """Evaluate the averaged weights of a checkpoint: their bound, or their samples where the config has a sampler."""
     run = Run(run_dir)
     if cfg.resume:
         config = without_secrets(cfg)
@@ -49,7 +48,8 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> None:
 def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
     if cfg.get("guidance") is not None:
         raise ConfigError("guidance changes samples, not the bound: add sampler=ddim, say")
-    _require_splits(cfg)
+    if not OmegaConf.is_list(cfg.splits) or not cfg.splits or any(split not in SPLITS for split in cfg.splits):
+        raise ConfigError(f"splits must be a list of {', '.join(SPLITS)}, got {cfg.splits}: e.g. splits=[test]")
     trained = load(cfg.checkpoint)
     config = OmegaConf.merge(trained.config, {"bound": None}, {"bound": cfg.bound})
     assert isinstance(config, DictConfig)
@@ -68,41 +68,35 @@ def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
         print_summary(run)
 
 
-def _require_splits(cfg: DictConfig) -> None:
-    if not OmegaConf.is_list(cfg.splits) or not cfg.splits or any(split not in SPLITS for split in cfg.splits):
-        raise ConfigError(f"splits must be a list of {', '.join(SPLITS)}, got {cfg.splits}: e.g. splits=[test]")
-
-
 def evaluate_samples(cfg: DictConfig, run: Run) -> None:
-    """Leave each number of the metrics, as test/NAME with its error, yardstick and card, in summary.json."""
+    """Draw samples and leave their metrics, test/NAME with error, baseline and card, in summary.json."""
     if cfg.get("metrics") is None:
         raise ConfigError("with sampler=NAME samples are measured, by metrics=fd, fid or fd_dinov2: choose one")
-    protocol = make(cfg.metrics, "metrics", QualityMetric)
+    metric = make(cfg.metrics, "metrics", QualityMetric)
     trained = load(cfg.checkpoint)
-    quality = SampleQuality(protocol, trained.data)
-    drawing = SampleJob(OmegaConf.create({**cfg, "n": quality.total}), trained)
-    shards = SampleShards(run.path / "shards", drawing)
+    quality = SampleQuality(metric, trained.data)
+    job = SampleJob(OmegaConf.create({**cfg, "n": quality.total}), trained)
+    shards = SampleShards(run.path / "shards", job)
     shards.require_same()
     with run_status(run, without_secrets(cfg)):
         shards.fill()
         images = shards.read()
-        quality.references.extractor.to(drawing.devices[0])
+        quality.references.extractor.to(job.devices[0])
         began = time.perf_counter()
         features = quality.references.features(images)
-        numbers = quality.evaluate(features, drawing.asked(range(quality.total)))
+        numbers = quality.evaluate(features, job.class_labels(range(quality.total)))
         cost = {
-            "evaluations_per_image": drawing.evaluations,
+            "evaluations_per_image": job.evaluations,
             "seconds_per_image": shards.seconds / quality.total,
             "seconds_of_metrics": time.perf_counter() - began,
         }
-        card = {**drawing.card, **quality.card}
-        save_png(run.samples_image, sample_grid(trained.data.to_8bit(images), drawing.classes))
+        card = {**job.card, **quality.card}
+        save_png(run.samples_image, sample_grid(trained.data.to_8bit(images), job.classes))
         nearest = quality.nearest_to_training(features)
         neighbour_rows(run.neighbours_image, *quality.images_of(nearest, images), nearest.samples, nearest.nearness)
         cards = {f"test/{name}": card for name in measured(numbers)}
         run.write({f"test/{name}": value for name, value in (numbers | cost).items()}, cards)
         shards.remove()
-    print_quality(Console(soft_wrap=True), numbers, card)
-    print(f"{drawing.evaluations} network evaluations and {1000 * cost['seconds_per_image']:.1f} ms a sample\n")
-    for path in (run.samples_image, run.neighbours_image, run.summary_file):
-        print(os.path.relpath(path))
+    print_quality(numbers, card)
+    print(f"{job.evaluations} network evaluations and {1000 * cost['seconds_per_image']:.1f} ms a sample\n")
+    print_files(run.samples_image, run.neighbours_image, run.summary_file)

@@ -1,9 +1,8 @@
-"""`latents`: what a trained model draws between two noises, and how much of an image comes back from its own noise."""
+"""`latents`: images drawn between two noises, and how much of an image comes back from its own noise."""
 
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,12 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from noising.commands.devices import find_device
-from noising.commands.tables import evaluations_bar, number
+from noising.commands.tables import evaluations_bar, number, print_files, print_table
 from noising.config.instantiate import make, require_whole
 from noising.config.secrets import without_secrets
 from noising.diffusion.denoiser import Denoiser
@@ -42,20 +39,20 @@ Advance = Callable[[float], None]
 
 
 class _Reconstructions(NamedTuple):
-    """What came back of some test images, for each number of steps."""
+    """Test images to noise and back, for S numbers of steps."""
 
     indices: Tensor
-    """Of the images, (B,)."""
+    """(B,), among the test images."""
     drawn: list[Tensor]
-    """(B, C, H, W) in [−1, 1] on the host."""
+    """(B, C, H, W) in [−1, 1] on the host, for each number of steps."""
     stds: list[float]
-    """Of the noise that the images were turned into; 1 where it is noise like any other."""
+    """Standard deviation of the noise that the images became, for each number of steps; 1 is that of p(x_T)."""
     errors: Tensor
-    """(S, B), the root mean square over an image's pixels, in 8-bit grey levels."""
+    """(S, B), root mean square errors over the pixels of each image, in 8-bit grey levels."""
 
     @property
     def rmse(self) -> list[float]:
-        """Over all images, for each number of steps."""
+        """Root mean square errors over all images, for each number of steps."""
         return [float(value) for value in self.errors.square().mean(dim=1).sqrt()]
 
 
@@ -65,8 +62,8 @@ def latents(cfg: DictConfig, run_dir: Path) -> None:
         require_whole(cfg, option, least)
     steps = _steps(cfg)
     trained = load(cfg.checkpoint)
-    data, run, device = trained.data, Run(run_dir), find_device(cfg.device)
-    require_whole(cfg, "images", 1, most=len(data.test.pixels))
+    run, device = Run(run_dir), find_device(cfg.device)
+    require_whole(cfg, "images", 1, most=len(trained.data.test.pixels))
     denoiser = trained.guided(cfg.get("guidance"))
     samplers = _samplers(cfg, steps, trained, denoiser)
     denoiser = denoiser.to(device)
@@ -80,11 +77,19 @@ def latents(cfg: DictConfig, run_dir: Path) -> None:
         each = {f"latents/reconstruction_rmse_{s}_steps": rmse for s, rmse in zip(steps, found.rmse, strict=True)}
         run.write(numbers | each, {name: _UNITS[name] | _card(cfg, trained, steps) for name in numbers})
         pictures = _draw_pictures(run, trained, steps, between, found)
-    _print(cfg, run, trained, steps, found, pictures)
+    rows = zip(steps, found.rmse, found.errors.amax(dim=1).tolist(), found.stds, strict=True)
+    print_table(
+        f"{cfg.images} test images of {trained.data.name} to noise and back",
+        ("steps each way", "RMSE, of 255", "worst image", "std of the noise"),
+        [[str(count), *map(number, measured)] for count, *measured in rows],
+        words=(),
+    )
+    print(f"clip {cfg.clip} where images are drawn, EMA weights of step {trained.step}\n")
+    print_files(*pictures, run.summary_file)
 
 
 def _steps(cfg: DictConfig) -> list[int]:
-    """From few to many."""
+    """Numbers of steps, from few to many. Raise ConfigError for what is none."""
     given = OmegaConf.to_container(cfg.steps) if OmegaConf.is_list(cfg.steps) else None
     if not isinstance(given, list) or not given or any(type(count) is not int or count < 2 for count in given):
         raise ConfigError(f"steps must be a list of whole numbers from 2, as [10,50], got {cfg.steps}")
@@ -92,7 +97,7 @@ def _steps(cfg: DictConfig) -> list[int]:
 
 
 def _samplers(cfg: DictConfig, steps: Sequence[int], trained: TrainedRun, denoiser: Denoiser) -> list[DDIM]:
-    """One for each number of steps, tried on the schedule."""
+    """A sampler for each number of steps, tried on the schedule."""
     clip = cfg.clip
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf):
         raise ConfigError(f"clip must be a positive number or null, got {clip}")
@@ -108,13 +113,13 @@ def _samplers(cfg: DictConfig, steps: Sequence[int], trained: TrainedRun, denois
 def _interpolate(
     cfg: DictConfig, trained: TrainedRun, denoiser: Denoiser, sampler: DDIM, device: torch.device, advance: Advance
 ) -> Tensor:
-    """(pairs, columns, C, H, W) in [−1, 1] on the host: row i from latent 2 i to latent 2 i + 1 of the seed."""
+    """Draw (pairs, columns, C, H, W) in [−1, 1], on the host: row i from latent 2 i to latent 2 i + 1 of the seed."""
     shape, columns = trained.data.test.pixels.shape[1:], cfg.between + 2
     ends = Streams(cfg.seed, "latent", range(2 * cfg.pairs), device).normal(shape)
     ways = [interpolate(ends[0::2], ends[1::2], column / (columns - 1)) for column in range(columns)]
-    told = class_labels_for(range(cfg.pairs), trained.classes, device=device)
-    told = None if told is None else told.repeat_interleave(columns)
-    drawn = _in_batches(partial(_draw, denoiser, sampler), torch.stack(ways, dim=1).flatten(0, 1), told)
+    label = class_labels_for(range(cfg.pairs), trained.classes, device=device)
+    label = None if label is None else label.repeat_interleave(columns)
+    drawn = _in_batches(partial(_draw, denoiser, sampler), torch.stack(ways, dim=1).flatten(0, 1), label)
     advance(len(drawn) * sampler.evaluations(denoiser))
     return drawn.cpu().reshape(cfg.pairs, columns, *shape)
 
@@ -127,16 +132,15 @@ def _reconstruct(
     device: torch.device,
     advance: Advance,
 ) -> _Reconstructions:
-    """Test images, evenly spread over the set, to noise and back."""
-    data = trained.data
-    pixels, labels = data.test
-    indices = torch.arange(cfg.images) * len(pixels) // cfg.images
-    x = data.scale(pixels[indices].to(device))
-    told = labels[indices].to(device) if trained.classes and labels is not None else None
+    """Turn test images, evenly spread over the set, into noise and back."""
+    images = trained.image_set("test", device)
+    indices = torch.arange(cfg.images) * images.size // cfg.images
+    x, label = images.fetch(indices)
+    label = label if trained.classes else None
     drawn, stds, errors = [], [], []
     for sampler in samplers:
-        noise = _in_batches(partial(_noise_of, denoiser, sampler), x, told)
-        y = _in_batches(partial(_draw, denoiser, sampler), noise, told)
+        noise = _in_batches(partial(_noise_of, denoiser, sampler), x, label)
+        y = _in_batches(partial(_draw, denoiser, sampler), noise, label)
         drawn.append(y.cpu())
         stds.append(float(noise.square().mean().sqrt()))
         errors.append(127.5 * (y - x).square().flatten(1).mean(dim=1).sqrt().cpu())  # [−1, 1] is 255 levels
@@ -144,21 +148,21 @@ def _reconstruct(
     return _Reconstructions(indices, drawn, stds, torch.stack(errors))
 
 
-def _noise_of(denoiser: Denoiser, sampler: DDIM, x: Tensor, told: Tensor | None) -> Tensor:
-    return invert(denoiser, sampler.chain(denoiser.schedule), x, told) / denoiser.schedule.prior_std
+def _noise_of(denoiser: Denoiser, sampler: DDIM, x: Tensor, class_label: Tensor | None) -> Tensor:
+    return invert(denoiser, sampler.chain(denoiser.schedule), x, class_label) / denoiser.schedule.prior_std
 
 
-def _draw(denoiser: Denoiser, sampler: DDIM, noise: Tensor, told: Tensor | None) -> Tensor:
-    return sampler(denoiser, lambda: noise, told).clamp(-1, 1)
+def _draw(denoiser: Denoiser, sampler: DDIM, noise: Tensor, class_label: Tensor | None) -> Tensor:
+    return sampler(denoiser, lambda: noise, class_label).clamp(-1, 1)
 
 
-def _in_batches(mapped: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, told: Tensor | None) -> Tensor:
+def _in_batches(mapped: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, class_label: Tensor | None) -> Tensor:
     batches = [slice(first, first + _BATCH) for first in range(0, len(x), _BATCH)]
-    return torch.cat([mapped(x[batch], None if told is None else told[batch]) for batch in batches])
+    return torch.cat([mapped(x[batch], None if class_label is None else class_label[batch]) for batch in batches])
 
 
 def _card(cfg: DictConfig, trained: TrainedRun, steps: Sequence[int]) -> dict[str, Any]:
-    """All that the numbers depend on."""
+    """Everything that the numbers depend on."""
     return {
         **trained.source,
         "data": trained.data.name,
@@ -191,25 +195,3 @@ def _draw_pictures(
     reconstruction_rows(files[1], originals, drawn, steps, found.rmse, title)
     reconstruction_error(files[2], steps, found.errors, 255 / (data.levels - 1), title)
     return files
-
-
-def _print(
-    cfg: DictConfig,
-    run: Run,
-    trained: TrainedRun,
-    steps: Sequence[int],
-    found: _Reconstructions,
-    pictures: Sequence[Path],
-) -> None:
-    title = f"{cfg.images} test images of {trained.data.name} to noise and back"
-    table = Table(title=title, title_justify="left")
-    for column in ("steps each way", "RMSE, of 255", "worst image", "std of the noise"):
-        table.add_column(column, justify="right")
-    for row in zip(steps, found.rmse, found.errors.amax(dim=1).tolist(), found.stds, strict=True):
-        table.add_row(str(row[0]), *map(number, row[1:]))
-    console = Console(soft_wrap=True)
-    console.print(table)
-    console.print(f"clip {cfg.clip} where images are drawn, EMA weights of step {trained.step}")
-    console.print()
-    for file in (*pictures, run.summary_file):
-        console.print(os.path.relpath(file), highlight=False)

@@ -1,4 +1,4 @@
-"""`likelihood`: how probable a trained model's flow finds the test images, in bits/dim, with standard errors."""
+"""`likelihood`: -log p of the test images under a trained model's probability flow, with standard errors."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from noising.commands.devices import find_device
-from noising.commands.tables import number
+from noising.commands.tables import number, print_files, print_table
 from noising.config.instantiate import make, require_whole
 from noising.config.secrets import without_secrets
 from noising.data.image_data import ImageData
@@ -31,11 +29,11 @@ __all__ = ["likelihood"]
 
 
 _SEED = 0
-"""Of every draw, which its image's index alone tells from the others: two models meet the same noise."""
+"""Seed of all draws, which are keyed by the image's index: two models meet the same noise."""
 
 
 def likelihood(cfg: DictConfig, run_dir: Path) -> None:
-    """Leave test/flow_nll with its errors and card in summary.json; an image's draws are its index's, in any batch."""
+    """Leave test/flow_nll with its errors and card in summary.json, the same for any batch size."""
     require_whole(cfg, "replicates", 2)
     require_whole(cfg, "batch_size", 1)
     if cfg.images is not None:
@@ -54,16 +52,17 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
         f"{cost} backward pass{'es' if cost > 1 else ''} an evaluation"
     )
 
-    def measure(batch: torch.Tensor) -> FlowBits:
-        x = data.scale(data.test.pixels[batch].to(device))
-        classes = data.test.labels[batch].to(device) if trained.classes and data.test.labels is not None else None
-        # of two keys: u is the same whatever the probe
+    images = trained.image_set("test", device)
+
+    def flow_bits(batch: torch.Tensor) -> FlowBits:
+        x, label = images.fetch(batch)
+        # two keys, so that u is the same whatever the probe
         places, probes = (Streams(_SEED, f"likelihood/{use}", batch.tolist()) for use in ("dequantization", "probe"))
-        return flow(denoiser, x, data.levels, places, probes, classes)
+        return flow(denoiser, x, data.levels, places, probes, label if trained.classes else None)
 
     with run_status(run, without_secrets(cfg)):
         with in_evaluation(denoiser), config_errors("solver"):
-            measured = [measure(batch) for batch in track(batches, "likelihood")]
+            measured = [flow_bits(batch) for batch in track(batches, "likelihood")]
         result = replicated_mean(torch.cat([batch.bits for batch in measured]))
         spent = sum(len(batch.bits) * batch.evaluations for batch in measured) / len(indices)
         card = _card(cfg, trained, flow, result) | {
@@ -91,7 +90,7 @@ def _flow(cfg: DictConfig, timesteps: int) -> FlowLikelihood:
 
 
 def _spread(count: int | None, data: ImageData) -> torch.Tensor:
-    """The indices of `count` test images, evenly spread."""
+    """Indices of `count` test images, evenly spread over the set."""
     available = len(data.test.pixels)
     if count is not None and count > available:
         raise ConfigError(f"images={count} is more than the {available} test images of {data.name}: lower it, or null")
@@ -100,7 +99,7 @@ def _spread(count: int | None, data: ImageData) -> torch.Tensor:
 
 
 def _card(cfg: DictConfig, trained: TrainedRun, flow: FlowLikelihood, result: ReplicatedMean) -> dict[str, Any]:
-    """All that the number depends on."""
+    """Everything that the number depends on."""
     return {
         "unit": "bits/dim",
         "model": "the probability flow stopped at start_time: an upper bound of its -log2 P by dequantization",
@@ -124,18 +123,15 @@ def _card(cfg: DictConfig, trained: TrainedRun, flow: FlowLikelihood, result: Re
 
 
 def _print(run: Run, result: ReplicatedMean, card: dict[str, Any]) -> None:
-    table = Table(title=f"{card['data']} test set, {card['images']} images", title_justify="left")
-    table.add_column("bits/dim")
-    for column in ("value", "± Monte Carlo", "± images", "95% interval"):
-        table.add_column(column, justify="right")
     low, high = map(number, result.interval)
-    table.add_row("flow's -log p(x)", *map(number, (result.mean, result.mc_se, result.image_se)), f"{low} to {high}")
-    console = Console(soft_wrap=True)
-    console.print(table)
-    console.print(
+    print_table(
+        f"{card['data']} test set, {card['images']} images",
+        ("bits/dim", "value", "± Monte Carlo", "± images", "95% interval"),
+        [["flow's -log p(x)", *map(number, (result.mean, result.mc_se, result.image_se)), f"{low} to {high}"]],
+    )
+    print(
         f"{card['evaluations_per_image']:.0f} network evaluations an image, uniform dequantization (its offset "
         f"{card['offset']:.4f}), flow stopped at t = {card['start_time']:g}, T = {card['timesteps']}, "
-        f"clip {card['clip']}, EMA weights of step {card['step']}; ± is one standard error"
+        f"clip {card['clip']}, EMA weights of step {card['step']}; ± is one standard error\n"
     )
-    console.print()
-    console.print(os.path.relpath(run.summary_file), highlight=False)
+    print_files(run.summary_file)

@@ -1,16 +1,13 @@
-"""`reference`: what samples are held against, computed once and kept, printed, and converted from and to files."""
+"""`reference`: statistics of real images' features, computed once, printed, and converted from and to files."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
-from noising.commands.tables import number
+from noising.commands.tables import cell, print_files, print_table
 from noising.config.instantiate import make, require_whole
 from noising.config.secrets import without_secrets
 from noising.errors import ConfigError, config_errors
@@ -25,7 +22,7 @@ __all__ = ["reference"]
 
 
 def reference(cfg: DictConfig, run_dir: Path) -> None:
-    """Print the statistics of a data set, or of a file, and write them to cfg.to if it is given."""
+    """Print the statistics of a data set, or of the file cfg.from, and write them to cfg.to if it is given."""
     run = Run(run_dir)
     if cfg.count is not None:
         require_whole(cfg, "count", 2)
@@ -45,9 +42,9 @@ def reference(cfg: DictConfig, run_dir: Path) -> None:
 
 def _of_data(cfg: DictConfig) -> StatisticsFile:
     data = Experiment(cfg).data
-    protocol = make(cfg.metrics, "metrics", QualityMetric)
-    references = ReferenceFeatures(data, protocol.extractor(data), protocol.batch)
-    real = references.reference(protocol.split, protocol.real_images(protocol.n), protocol.flips)
+    metric = make(cfg.metrics, "metrics", QualityMetric)
+    references = ReferenceFeatures(data, metric.extractor(data), metric.batch)
+    real = references.reference(metric.split, metric.real_images(metric.n), metric.flips)
     return StatisticsFile(real.statistics, real.card)
 
 
@@ -69,12 +66,11 @@ def _write_and_print(cfg: DictConfig, run: Run, found: StatisticsFile) -> None:
         "covariance_rank": min(moments.dims, moments.count - 1),
     }
     run.write({f"reference/{name}": value for name, value in values.items()}, {"reference": card} if card else None)
-    table = Table(title=f"statistics of {card.get('data', cfg['from'])}", title_justify="left", show_header=False)
-    table.add_column("")
-    table.add_column("", overflow="fold")
-    for name, value in {**card, **values}.items():
-        table.add_row(name.replace("_", " "), number(value) if isinstance(value, float) else str(value))
-    Console(soft_wrap=True).print(table)
-    for path in (cfg.to, run.summary_file):
-        if path is not None:
-            print(os.path.relpath(path))
+    entries = card | values
+    print_table(
+        f"statistics of {card.get('data', cfg['from'])}",
+        ("", ""),
+        [[name.replace("_", " "), cell(entries, name)] for name in entries],
+        words=(0, 1),
+    )
+    print_files(*([] if cfg.to is None else [cfg.to]), run.summary_file)

@@ -36,25 +36,25 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
         return
     if cfg.format not in FORMATS:
         raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {cfg.format}")
-    drawing = SampleJob(cfg)
-    shards = SampleShards(run.path / "shards", drawing, path=True)
+    job = SampleJob(cfg)
+    shards = SampleShards(run.path / "shards", job, path=True)
     shards.require_same()
-    classes = drawing.classes if cfg.class_label is None else 0
+    classes = job.classes if cfg.class_label is None else 0
     with run_status(run, config):
         shards.fill()
-        images = drawing.data.to_8bit(shards.read())
-        written = _write(run, images, drawing.asked(range(cfg.n)), cfg.format)
+        images = job.data.to_8bit(shards.read())
+        written = _write(run, images, job.class_labels(range(cfg.n)), cfg.format)
         save_png(run.samples_image, sample_grid(images, classes))
-        _show_path(run, drawing, shards.read_path())
-        run.write({"sample/images": cfg.n}, {"sample/images": drawing.card})
+        _draw_path(run, job, shards.read_path())
+        run.write({"sample/images": cfg.n}, {"sample/images": job.card})
         shards.remove()
     print(f"{cfg.n} images in {os.path.relpath(run.path)}: {written}, samples.png, path.png, reverse_process.gif")
 
 
 def _write(run: Run, images: Tensor, classes: Tensor | None, kind: str) -> str:
-    """(n, C, H, W) uint8 as files; the .npz is as the field's evaluators read it.
+    """Write (n, C, H, W) uint8 as one .npz or as single PNGs, and return the name of what was written.
 
-    There arr_0 is (n, H, W, C), and arr_1 (n,) int64 the classes, if they were asked for.
+    The .npz is as the field's evaluators read it: arr_0 is (n, H, W, C), and arr_1 (n,) int64 the classes, if any.
     """
     if kind == "npz":
         with replacing(run.path / "samples.npz") as file:
@@ -66,9 +66,9 @@ def _write(run: Run, images: Tensor, classes: Tensor | None, kind: str) -> str:
     return "images/"
 
 
-def _show_path(run: Run, drawing: SampleJob, path: Tensor) -> None:
-    path = drawing.data.to_8bit(path)
+def _draw_path(run: Run, job: SampleJob, path: Tensor) -> None:
+    path = job.data.to_8bit(path)
     save_animation(run.reverse_process, [side_by_side(*frame) for frame in path])
-    levels = drawing.sampler.chain(drawing.denoiser.schedule).steps.earlier
-    numbers = [drawing.sampler.steps - 1 - step for step in frames(drawing.sampler.steps, len(path))]
+    levels = job.sampler.chain(job.denoiser.schedule).steps.earlier
+    numbers = [job.sampler.steps - 1 - step for step in frames(job.sampler.steps, len(path))]
     path_strip(run.path / "path.png", path, levels.t[numbers].tolist(), levels.log_snr[numbers].tolist())

@@ -1,6 +1,6 @@
-"""Drawing many images of a trained model: in batches, over devices, each batch a file, going on where it stopped.
+"""Drawing many images from a trained model: in batches over devices, each batch a file, so that a stopped job resumes.
 
-Which image has number i is decided by what the card says and by i alone; devices and batches only share the work out.
+Image i depends on the card and on i alone; devices and batches only share the work out.
 """
 
 from __future__ import annotations
@@ -38,22 +38,23 @@ from noising.trained import TrainedRun, load
 __all__ = ["SampleJob", "SampleShards"]
 
 
+OnStep = Callable[[int, PathPoint], None]
 PATH_IMAGES = 16
 MAX_IMAGES = 10_000_000
-"""All are read into memory in the end."""
+"""Images of one job: all are read into memory in the end."""
 
 
 class SampleJobError(UsageError):
-    """Images could not be drawn to the end; those that were are kept."""
+    """A worker ended before all images were drawn; those that were stay on the disk."""
 
     exit_code = 1
 
 
 class SampleJob:
-    """A model, a sampler and a seed: whatever decides the images."""
+    """A model, a sampler and a seed: everything that decides the images."""
 
     def __init__(self, cfg: DictConfig, trained: TrainedRun | None = None) -> None:
-        """cfg: that of `sample`, or `evaluate`'s part of it; trained: cfg.checkpoint, where it was loaded before.
+        """cfg: options of `sample`, or their part in `evaluate`; trained: cfg.checkpoint, if it is loaded already.
 
         Raises ConfigError for what is wrong with an option, before any work.
         """
@@ -81,7 +82,7 @@ class SampleJob:
         self.devices = find_devices(cfg.device, cfg.devices)
 
     def _require_guided_steps(self) -> None:
-        """Raise ConfigError if the guidance is of an interval that no step falls into."""
+        """Raise ConfigError if no step falls into the interval of the guidance."""
         guided = self.denoiser
         if not isinstance(guided, Guided) or guided.interval is None or guided.scale == 1:
             return
@@ -94,39 +95,36 @@ class SampleJob:
 
     @property
     def card(self) -> dict[str, Any]:
-        """All that the images depend on."""
+        """Everything that the images depend on."""
         plain = {
             group: OmegaConf.to_container(self.cfg[group]) if self.cfg.get(group) is not None else None
             for group in ("sampler", "grid", "guidance")
         }
+        in_turn = f"image i is asked for class i mod {self.classes}" if self.classes else None
         guide = getattr(getattr(self.denoiser, "guide", None), "source", None)
         return {
             **self.trained.source,
             **plain,
             **({"guide": guide} if guide else {}),
             "evaluations_per_image": self.evaluations,
-            "class_label": self.class_label if self.class_label is not None else self._in_turn,
+            "class_label": self.class_label if self.class_label is not None else in_turn,
             "precision": "float32",
             "seed": self.cfg.seed,
         }
 
-    @property
-    def _in_turn(self) -> str | None:
-        return f"image i is asked for class i mod {self.classes}" if self.classes else None
-
-    def asked(self, batch: range, device: torch.device | str = "cpu") -> Tensor | None:
-        """The classes that the images are asked for: (B,) int64, or None where the model knows none."""
+    def class_labels(self, batch: range, device: torch.device | str = "cpu") -> Tensor | None:
+        """(B,) int64, the classes to draw; None for a model without classes."""
         return class_labels_for(batch, self.classes, self.class_label, device)
 
-    def draw(self, batch: range, device: torch.device, watch: Callable[[int, PathPoint], None] | None = None) -> Tensor:
-        """The images of a batch: (B, C, H, W) uint8 grey levels on the host.
+    def draw(self, batch: range, device: torch.device, on_step: OnStep | None = None) -> Tensor:
+        """Draw a batch: (B, C, H, W) uint8 grey levels on the host.
 
-        Raises ConfigError if one is not finite: as a grey level nan would be some number.
+        Raises ConfigError if an image is not finite: as a grey level nan would be some number.
         """
         shape = (self.data.channels, self.data.resolution, self.data.resolution)
-        asked = self.asked(batch, device)
+        labels = self.class_labels(batch, device)
         denoiser = self.denoiser.to(device)
-        drawn = draw_images(denoiser, self.sampler, shape, self.cfg.seed, batch, asked, watch)
+        drawn = draw_images(denoiser, self.sampler, shape, self.cfg.seed, batch, labels, on_step)
         lost = (~drawn.isfinite()).flatten(1).any(dim=1).tolist()
         if any(lost):
             raise ConfigError(
@@ -137,18 +135,19 @@ class SampleJob:
 
 
 class SampleShards:
-    """The images drawn so far: a folder with a file for each batch, which is there whole or not at all."""
+    """Images drawn so far: a folder with a file for each batch, whole or not there."""
 
-    def __init__(self, folder: Path, drawing: SampleJob, path: bool = False) -> None:
-        """path: keep how the first images come out of noise, too."""
+    def __init__(self, folder: Path, job: SampleJob, path: bool = False) -> None:
+        """path: store the paths of the first images from noise, too."""
         self.folder = folder
-        self.drawing = drawing
-        cfg = drawing.cfg
+        self.job = job
+        cfg = job.cfg
         self.batches = [range(first, min(first + cfg.batch_size, cfg.n)) for first in range(0, cfg.n, cfg.batch_size)]
-        self._keeps_path = path
+        self._stores_path = path
+        self._card_file, self._path_file = folder / "card.json", folder / "path.npz"
 
     def require_same(self) -> None:
-        """Raise ConfigError if what was drawn here before is of something else."""
+        """Raise ConfigError if the folder holds images of another job."""
         if not self._card_file.exists():
             return
         before, now = json.loads(self._card_file.read_text(encoding="utf-8")), json.loads(json.dumps(self._card))
@@ -160,66 +159,65 @@ class SampleShards:
                 )
 
     def fill(self) -> None:
-        """Draw the batches that are missing, with a bar."""
+        """Draw the missing batches, with a progress bar."""
         with replacing(self._card_file) as file:
             file.write(json.dumps(self._card).encode())
-        missing = [batch for batch in self.batches if not _whole(self._file(batch))]
-        evaluations, steps = self.drawing.evaluations, self.drawing.sampler.steps
+        missing = [batch for batch in self.batches if not _is_whole(self._file(batch))]
+        evaluations, steps = self.job.evaluations, self.job.sampler.steps
         with evaluations_bar(sum(map(len, missing)) * evaluations) as advance:
-            if len(self.drawing.devices) == 1:
+            if len(self.job.devices) == 1:
                 for batch in missing:
                     size = len(batch)
-                    self.draw(batch, self.drawing.devices[0], lambda: advance(size * evaluations / steps))  # noqa: B023
+                    self.draw(batch, self.job.devices[0], lambda: advance(size * evaluations / steps))  # noqa: B023
             else:
                 self._share_out(missing, lambda batch: advance(len(batch) * evaluations))
 
-    def draw(self, batch: range, device: torch.device, stepped: Callable[[], None] | None = None) -> None:
-        """Draw one batch into its file; stepped: called after each step."""
-        first = self._keeps_path and batch.start == 0
-        frames = PathFrames(self.drawing.sampler.steps, PATH_IMAGES) if first else None
+    def draw(self, batch: range, device: torch.device, after_step: Callable[[], None] = lambda: None) -> None:
+        """Draw one batch into its file, calling after_step after each step."""
+        frames = PathFrames(self.job.sampler.steps, PATH_IMAGES)
+        stores_path = self._stores_path and batch.start == 0
 
-        def watch(step: int, point: PathPoint) -> None:
-            if frames is not None:
+        def on_step(step: int, point: PathPoint) -> None:
+            if stores_path:
                 frames(step, point)
-            if stepped is not None:
-                stepped()
+            after_step()
 
         began = time.perf_counter()
-        images = self.drawing.draw(batch, device, watch)
+        images = self.job.draw(batch, device, on_step)
         seconds = time.perf_counter() - began
-        if frames is not None:
-            _save(self._path_file, images=self.drawing.data.unscale(frames.tensor).cpu().numpy())
+        if stores_path:
+            _save(self._path_file, images=self.job.data.unscale(frames.tensor).cpu().numpy())
         _save(self._file(batch), images=images.numpy(), seconds=seconds)
 
     def read(self) -> Tensor:
-        """All images, (n, C, H, W) uint8 grey levels."""
+        """Read all images: (n, C, H, W) uint8 grey levels."""
         return torch.cat([_load(self._file(batch), "images") for batch in self.batches])
 
     def read_path(self) -> Tensor:
-        """(frames, 2, B, C, H, W) uint8 grey levels: x_t and x̂ of the first images."""
+        """Read (frames, 2, B, C, H, W) uint8 grey levels: x_t and x̂ of the first images."""
         return _load(self._path_file, "images")
 
     @property
     def seconds(self) -> float:
-        """What the devices spent on all images, one device's after the other's."""
+        """Seconds of all devices on all images, summed."""
         return sum(float(_load(self._file(batch), "seconds")) for batch in self.batches)
 
     def remove(self) -> None:
-        """Once the images are elsewhere."""
+        """Remove the folder, once the images are elsewhere."""
         for file in (self._card_file, self._path_file, *map(self._file, self.batches)):
             file.unlink(missing_ok=True)
         self.folder.rmdir()
 
     def _share_out(self, missing: list[range], done: Callable[[range], None]) -> None:
-        """Whole batches to one process a device."""
+        """Give the missing batches to one process a device; done is called after each."""
         spawn = multiprocessing.get_context("spawn")
         devices = spawn.SimpleQueue()
-        for device in self.drawing.devices:
+        for device in self.job.devices:
             devices.put(str(device))
-        cfg = OmegaConf.to_container(self.drawing.cfg, resolve=True)
-        threads = max(1, torch.get_num_threads() // len(self.drawing.devices))
-        given = (cfg, self.folder, self._keeps_path, devices, threads)
-        with ProcessPoolExecutor(len(self.drawing.devices), spawn, _begin_worker, given) as pool:
+        cfg = OmegaConf.to_container(self.job.cfg, resolve=True)
+        threads = max(1, torch.get_num_threads() // len(self.job.devices))
+        arguments = (cfg, self.folder, self._stores_path, devices, threads)
+        with ProcessPoolExecutor(len(self.job.devices), spawn, _begin_worker, arguments) as pool:
             work = {pool.submit(_draw_in_worker, batch): batch for batch in missing}
             try:
                 for finished in as_completed(work):
@@ -236,16 +234,8 @@ class SampleShards:
 
     @property
     def _card(self) -> dict[str, Any]:
-        card = {**self.drawing.card, "batch_size": self.drawing.cfg.batch_size, "n": self.drawing.cfg.n}
+        card = {**self.job.card, "batch_size": self.job.cfg.batch_size, "n": self.job.cfg.n}
         return {name: value for name, value in card.items() if name != "checkpoint"}  # sha256 tells, wherever it lies
-
-    @property
-    def _card_file(self) -> Path:
-        return self.folder / "card.json"
-
-    @property
-    def _path_file(self) -> Path:
-        return self.folder / "path.npz"
 
     def _file(self, batch: range) -> Path:
         return self.folder / f"{batch.start:09d}.npz"
@@ -256,8 +246,8 @@ def _save(file: Path, **arrays: Any) -> None:
         np.savez(target, **arrays)
 
 
-def _whole(file: Path) -> bool:
-    """Whether it is there, and as it was written: a disk may lose what a rename has promised."""
+def _is_whole(file: Path) -> bool:
+    """Whether a file is there and as it was written: a disk may lose what a rename has promised."""
     try:
         with zipfile.ZipFile(file) as arrays:
             return arrays.testzip() is None
@@ -271,7 +261,7 @@ def _load(file: Path, name: str) -> Tensor:
 
 
 _worker: tuple[SampleShards, torch.device]
-"""In a worker's process: what it draws into and where it computes."""
+"""Shards and device of a worker process."""
 
 
 def _begin_worker(cfg: Any, folder: Path, path: bool, devices: Any, threads: int) -> None:

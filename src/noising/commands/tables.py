@@ -1,38 +1,98 @@
-"""How a job begins and ends: its status in the run's folder, and the table printed last."""
+"""What commands print: tables, numbers with their errors, files, and a bar of network evaluations."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from noising.data.image_data import SPLITS, ImageData
-from noising.metrics.quality import measured
 from noising.runs.folder import Run
-from noising.training.module import DiffusionModule
+from noising.runs.rows import Row
 
-__all__ = ["describe", "evaluations_bar", "number", "print_quality", "print_summary"]
+if TYPE_CHECKING:  # these import Lightning, which a table does not need
+    from omegaconf import DictConfig
+
+    from noising.data.image_data import ImageData
+    from noising.training.module import DiffusionModule
+
+__all__ = [
+    "BESIDE_NUMBERS",
+    "ERRORS",
+    "cell",
+    "describe",
+    "evaluations_bar",
+    "number",
+    "print_files",
+    "print_quality",
+    "print_summary",
+    "print_table",
+]
 
 
-_ROWS = (
-    ("bound", "bound on -log p(x)"),
-    ("prior", "  prior L_T"),
-    ("steps", "  steps, sum of L_t"),
-    ("decoder", "  decoder L_0"),
-    ("decoder_floor", "    of it, no network could save"),
-    ("histogram_baseline", "baseline: pixel histograms"),
-    ("uniform_baseline", "baseline: uniform levels"),
-)
+ERRORS = ("_mc_se", "_image_se")
+"""Ends of the names of a number's standard errors: of times and noise, and over images."""
+BESIDE_NUMBERS = ("_se", "_low", "_high", "_baseline")
+"""Ends of the names of what belongs to a number: its errors, intervals and yardstick."""
+
+
+def print_table(
+    title: str | None,
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    words: Sequence[int] = (0,),
+    min_width: int = 0,
+) -> None:
+    """Print rows under their columns: those at the places `words` to the left, numbers to the right."""
+    table = Table(title=title, title_justify="left", show_header=any(columns))
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place in words else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(soft_wrap=True, markup=False, width=max(Console().width, min_width) if min_width else None)
+    console.print(table)
+
+
+def print_files(*files: str | Path) -> None:
+    """Print where files lie, a line each."""
+    for file in files:
+        print(os.path.relpath(file))
+
+
+def number(value: float | None) -> str:
+    """Four places, or the first two digits of what is smaller; None is a number that was not finite."""
+    if value is None:
+        return "nan"
+    return f"{value:.4f}" if abs(value) >= 1e-3 or value == 0 else f"{value:.2g}"
+
+
+def cell(row: Row, name: str) -> str:
+    """An entry of a row: a number with its standard errors, a class by its name, other words as they are."""
+    value = row.get(name)
+    if isinstance(value, float):
+        errors = (row.get(f"{name}{error}") for error in ERRORS)
+        return " ± ".join([number(value), *(number(error) for error in errors if error)])
+    words = "" if value is None else str(value)
+    return words.rpartition(".")[2] if name.endswith("_target_") else words
+
+
+@contextmanager
+def evaluations_bar(total: int) -> Iterator[Callable[[float], None]]:
+    """Show a bar of `total` network evaluations, and yield the function that advances it by a number of them."""
+    columns = (TextColumn("network evaluations"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=total)
+        yield lambda more: progress.advance(task, more)
 
 
 def describe(module: DiffusionModule, data: ImageData, cfg: DictConfig, run: Run) -> str:
-    """What is about to be trained, and where it goes."""
+    """One line on a training about to begin: data, network, length, folder."""
     millions = sum(p.numel() for p in module.denoiser.parameters()) / 1e6
     size = f"{data.resolution}x{data.resolution}x{data.channels}"
     return (
@@ -43,19 +103,20 @@ def describe(module: DiffusionModule, data: ImageData, cfg: DictConfig, run: Run
 
 
 def print_summary(run: Run) -> None:
-    """The numbers with their errors, and where everything lies."""
+    """Print a run's numbers with their errors, and where its files lie."""
     summary = run.summary
-    console = Console(soft_wrap=True)
-    for split in SPLITS:
-        if f"{split}/bound" in summary:
-            _print_bound(console, summary, split)
-    _print_quality(console, summary)
+    for split in sorted(name.removesuffix("/bound") for name in summary if name.endswith("/bound")):
+        _print_bound(summary, split)
+    cards = {name: card for name, card in summary.get("cards", {}).items() if "samples" in card}
+    if cards:
+        shown = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith(tuple(cards))}
+        print_quality(shown, next(iter(cards.values())))
     if skipped := summary.get("train/skipped_steps"):
-        console.print(f"steps left out, since their gradients were not finite: {skipped}")
+        print(f"steps left out, since their gradients were not finite: {skipped}")
     if "train/images_per_second" in summary:
-        console.print(f"trained at {summary['train/images_per_second']:.0f} images/s")
-    console.print()
-    for path in (
+        print(f"trained at {summary['train/images_per_second']:.0f} images/s")
+    print()
+    files = (
         run.samples_image,
         run.neighbours_image,
         run.reverse_process,
@@ -65,39 +126,33 @@ def print_summary(run: Run) -> None:
         run.learning_curves,
         run.last_checkpoint,
         run.summary_file,
-    ):
-        if path.exists():
-            console.print(os.path.relpath(path), highlight=False)
+    )
+    print_files(*(file for file in files if file.exists()))
 
 
-def _print_quality(console: Console, summary: dict[str, Any]) -> None:
-    """Of the samples, where they were measured: what has the card of one is of the samples."""
-    cards = {name: card for name, card in summary.get("cards", {}).items() if "samples" in card}
-    numbers = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith(tuple(cards))}
-    if cards:
-        print_quality(console, numbers, next(iter(cards.values())))
+_BOUND_ROWS = {
+    "bound": "bound on -log p(x)",
+    "prior": "  prior L_T",
+    "steps": "  steps, sum of L_t",
+    "decoder": "  decoder L_0",
+    "decoder_floor": "    of it, no network could save",
+    "histogram_baseline": "baseline: pixel histograms",
+    "uniform_baseline": "baseline: uniform levels",
+}
 
 
-def _lost(summary: dict[str, Any], key: str) -> bool:
-    """Whether nothing is left to see of the images' variance: it is what the Monte Carlo's leaves of the whole."""
-    return bool(summary.get(f"{key}_mc_se")) and summary.get(f"{key}_image_se") == 0
-
-
-def _print_bound(console: Console, summary: dict[str, Any], split: str) -> None:
+def _print_bound(summary: Mapping[str, Any], split: str) -> None:
     card = summary.get("cards", {}).get(f"{split}/bound", {})
-    table = Table(title=f"{card.get('data', '')} {split} set, {card.get('images', 0)} images", title_justify="left")
-    table.add_column("bits/dim")
-    table.add_column("value", justify="right")
-    table.add_column("± Monte Carlo", justify="right")
-    table.add_column("± images", justify="right")
-    for name, words in _ROWS:
-        if f"{split}/{name}" in summary:
-            key = f"{split}/{name}"
-            errors = [summary.get(f"{key}_mc_se"), None if _lost(summary, key) else summary.get(f"{key}_image_se")]
-            table.add_row(words, number(summary[key]), *("" if e is None else number(e) for e in errors))
-    console.print(table)
-    if _lost(summary, f"{split}/bound"):
-        console.print(
+    found = {name.removeprefix(f"{split}/"): value for name, value in summary.items() if name.startswith(f"{split}/")}
+    lost = bool(found.get("bound_mc_se")) and found.get("bound_image_se") == 0
+    shown = found | {"bound_image_se": None} if lost else found
+    print_table(
+        f"{card.get('data', '')} {split} set, {card.get('images', 0)} images",
+        ("bits/dim", "value", "± Monte Carlo", "± images"),
+        [_row(words, shown, name, ERRORS) for name, words in _BOUND_ROWS.items() if name in shown],
+    )
+    if lost:
+        print(
             "how far the images differ is lost in the Monte Carlo error, and missing in the second interval: "
             "see it with more bound.times, or a smaller bound.stderr"
         )
@@ -105,18 +160,24 @@ def _print_bound(console: Console, summary: dict[str, Any], split: str) -> None:
         ("of these images", ("low", "high")),
         ("of images like them", ("population_low", "population_high")),
     ):
-        low, high = (summary.get(f"{split}/bound_{end}") for end in ends)
+        low, high = (found.get(f"bound_{end}") for end in ends)
         if low is not None and high is not None:
-            console.print(f"95% interval of the bound {words}: {low:.4f} to {high:.4f}")
+            print(f"95% interval of the bound {words}: {low:.4f} to {high:.4f}")
     if card:
-        console.print(
+        print(
             f"{card['estimator']} estimate, {card['evaluations']:,} network evaluations (the full sum takes "
             f"{card['evaluations_of_the_full_sum']:,}), clip {card['clip']}, T = {card['timesteps']}, "
             f"EMA weights of step {card['step']}; ± is one standard error"
         )
 
 
-_WORDS = {
+def _row(words: str, numbers: Mapping[str, float | None], name: str, beside: Sequence[str]) -> list[str]:
+    """Cells of a number and of those beside it, blank where there is none."""
+    others = (numbers.get(f"{name}{suffix}") for suffix in beside)
+    return [words, number(numbers[name]), *("" if other is None else number(other) for other in others)]
+
+
+_QUALITY_ROWS = {
     "fd": "Fréchet distance (FD)",
     "fid": "Fréchet Inception distance (FID)",
     "fd_dinov2": "Fréchet distance (FD-DINOv2)",
@@ -133,37 +194,19 @@ _WORDS = {
 }
 
 
-def print_quality(console: Console, numbers: Mapping[str, float], card: Mapping[str, Any]) -> None:
-    """numbers: as SampleQuality.measure gives them; card: that of all."""
+def print_quality(numbers: Mapping[str, float], card: Mapping[str, Any]) -> None:
+    """Print the numbers of a SampleQuality and what their card says."""
     sampler = card["sampler"]["_target_"].rpartition(".")[2]
-    title = f"{card['repeats']} x {card['samples']} samples by {sampler}, {card['sampler']['steps']} steps"
-    table = Table(title=title, title_justify="left")
-    for column in ("", "value", "± Monte Carlo", "test images"):
-        table.add_column(column, justify="right" if column else "left")
-    for name in measured(numbers):
-        rest = (numbers.get(f"{name}{suffix}") for suffix in ("_mc_se", "_baseline"))
-        table.add_row(_WORDS[name], number(numbers[name]), *("" if value is None else number(value) for value in rest))
-    console.print(table)
+    names = [name for name in numbers if not name.endswith(BESIDE_NUMBERS)]
+    print_table(
+        f"{card['repeats']} x {card['samples']} samples by {sampler}, {card['sampler']['steps']} steps",
+        ("", "value", "± Monte Carlo", "test images"),
+        [_row(_QUALITY_ROWS[name], numbers, name, ("_mc_se", "_baseline")) for name in names],
+    )
     reference = card["reference"]
     split = f" {reference['split']}" if "split" in reference else ""
     mirrored = ", each mirrored too" if reference.get("flips") else ""
-    console.print(
+    print(
         f"against {reference['images']}{split} images{mirrored} in the features of {card['features']}; "
         f"EMA weights of step {card['step']}; ± is one standard error"
     )
-
-
-def number(value: float | None) -> str:
-    """Four places, or two digits where those would be zeros."""
-    if value is None:  # not finite
-        return "nan"
-    return f"{value:.4f}" if abs(value) >= 1e-4 or value == 0 else f"{value:.1e}"
-
-
-@contextmanager
-def evaluations_bar(total: int) -> Iterator[Callable[[float], None]]:
-    """Gives what is told how many more network evaluations were made."""
-    columns = (TextColumn("network evaluations"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=total)
-        yield lambda more: progress.advance(task, more)

@@ -14,7 +14,7 @@ __all__ = ["learning_curves"]
 
 
 MIN_POINTS = 5
-"""Points of which a thin line shows too little."""
+"""Points that a thin line needs to be seen without markers."""
 
 
 def learning_curves(
@@ -26,8 +26,8 @@ def learning_curves(
 ) -> None:
     """Plot the loss by quartile of t, and the validation bound with its baselines (bits/dim), by optimizer step.
 
-    rows: those of metrics.csv, by column; distance: the column of a Fréchet distance, drawn as well, with that of real
-    images.
+    rows: of metrics.csv; distance: column of a Fréchet distance to plot beside them, if any, and yardstick, that of
+    real images.
     """
 
     def curve(column: str) -> tuple[list[int], list[float]]:
@@ -40,14 +40,8 @@ def learning_curves(
     for quarter in range(1, 5):
         label = f"t in ({(quarter - 1) / 4:g}, {quarter / 4:g}]"
         steps, losses = curve(f"train/loss_q{quarter}")
-        loss.plot(
-            steps,
-            losses,
-            linewidth=0.8,
-            alpha=0.9,
-            label=label,
-            marker="o" if len(steps) < MIN_POINTS else "",
-        )
+        marker = "o" if len(steps) < MIN_POINTS else ""
+        loss.plot(steps, losses, linewidth=0.8, alpha=0.9, label=label, marker=marker)
     loss.set(yscale="log", xlabel="optimizer step", ylabel="training loss")
     bound.plot(*curve("val/bound"), marker="o", color="tab:blue", label="validation, EMA weights")
     for (name, bits), style in zip(baselines.items(), ("--", ":"), strict=False):

@@ -1,4 +1,4 @@
-"""The pictures a run leaves: grids of images, the reverse process in motion, learning curves."""
+"""Grids of images: as pixels, in motion, and as axes of a figure; and how a picture is saved."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ __all__ = [
     "save_animation",
     "save_figure",
     "save_png",
+    "show_tiles",
     "side_by_side",
+    "tile_centres",
     "tiled",
 ]
 
 
 Pixels = NDArray[np.uint8]
 GRID_SIDE = 512
-"""Grids are enlarged, by a whole factor, to about this many pixels a side: 8x8 digits are to be seen too."""
+"""Pixels a side that grids are enlarged to, by a whole factor: 8x8 digits are small."""
 
 
 def image_grid(images: Tensor, gap: int | None = None, enlarge: bool = True, classes: int = 0) -> Pixels:
-    """(B, C, H, W) uint8 in 0..255 to one picture (H', W', 3) or (H', W'), a near square of images with a gap.
+    """Lay out (B, C, H, W) uint8 as one picture (H', W', 3) or (H', W'), nearly square, with gaps between.
 
-    classes: with some, one a row, image i standing in row i mod classes.
+    classes: number of rows, if it is not 0; image i then stands in row i mod classes.
     """
     count, channels, height, width = images.shape
     columns = math.ceil(count / classes) if classes else math.ceil(math.sqrt(count))
@@ -52,14 +54,14 @@ def image_grid(images: Tensor, gap: int | None = None, enlarge: bool = True, cla
 
 
 def sample_grid(images: Tensor, classes: int = 0, most: int = 64) -> Pixels:
-    """A grid of the first images, at most so many; where image i is of class i mod classes, one class a row."""
+    """Lay out the first images, at most `most`; one class a row where image i is of class i mod classes."""
     if not 0 < classes <= min(most, len(images)):
         return image_grid(images[:most])
     return image_grid(images[: min(most, len(images)) // classes * classes], classes=classes)
 
 
 def side_by_side(left: Tensor, right: Tensor) -> Pixels:
-    """Two grids of as many images (B, C, H, W) uint8, with a white bar between."""
+    """Lay out two grids of equally many images (B, C, H, W) uint8, with a white bar between."""
     grids = [image_grid(images) for images in (left, right)]
     bar = np.full_like(grids[0][:, : max(8, grids[0].shape[1] // 32)], 255)
     return np.concatenate([grids[0], bar, grids[1]], axis=1)
@@ -79,31 +81,41 @@ def save_animation(path: Path, pictures: list[Pixels], seconds: float = 4.0) -> 
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 
-def save_figure(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path, dpi: int = 140) -> None:
     """Write a plot, making its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=140)
+    figure.savefig(path, dpi=dpi)
 
 
 GAP = 1
 """Pixels between two images."""
 _TILE, _LONGEST = 0.8, 60.0
-"""Inches of an image, less where so many of them would be a longer picture than this."""
+"""Inches of an image, and of the longest picture: more images than fit are smaller."""
 _NARROWEST = 5.5
-"""Inches that a title needs."""
+"""Inches of the narrowest picture, for its title."""
 
 
 def tiled(rows: Sequence[Tensor] | Tensor, title: str) -> tuple[Figure, Axes]:
-    """A figure of rows of images, each (columns, C, H, W) uint8, in units of their pixels."""
-    count, columns, size = len(rows), len(rows[0]), rows[0].shape[-1]
-    in_columns = [row[column] for column in range(columns) for row in rows]
-    picture = image_grid(torch.stack(in_columns), gap=GAP, enlarge=False, classes=count)
+    """Make a figure of rows of images, each (columns, C, H, W) uint8, in units of their pixels."""
+    count, columns = len(rows), len(rows[0])
     tile = min(_TILE, _LONGEST / max(count, columns))
     figure = Figure(figsize=(max(_NARROWEST, 1.4 + tile * columns), 1.1 + tile * count), layout="constrained")
     axes = figure.subplots()
-    side = size + GAP
-    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=(0, columns * side + GAP, count * side + GAP, 0))
+    show_tiles(axes, rows)
     axes.set_title(title, fontsize=10)
+    return figure, axes
+
+
+def show_tiles(axes: Axes, rows: Sequence[Tensor] | Tensor) -> None:
+    """Show rows of images, each (columns, C, H, W) uint8, in units of their pixels."""
+    count, columns, side = len(rows), len(rows[0]), rows[0].shape[-1] + GAP
+    images = torch.stack([row[column] for column in range(columns) for row in rows])
+    picture = image_grid(images, gap=GAP, enlarge=False, classes=count)
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=255, extent=(0, columns * side + GAP, count * side + GAP, 0))
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    return figure, axes
+
+
+def tile_centres(count: int, images: Tensor) -> list[float]:
+    """Middles of `count` tiles of such images, in one row or column, for ticks."""
+    return [(images.shape[-1] + GAP) * (i + 0.5) for i in range(count)]

@@ -1,4 +1,4 @@
-"""The pictures of latents: what lies between two, what images come back from their own, and how nearly."""
+"""Pictures of the `latents` command: interpolation between noises, and images to their own noise and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
 from torch import Tensor
 
-from noising.plots.grids import GAP, save_figure, tiled
+from noising.plots.grids import GAP, save_figure, tile_centres, tiled
 
 __all__ = ["interpolation_rows", "reconstruction_error", "reconstruction_rows"]
 
@@ -20,7 +20,7 @@ _SHOWN = 16
 
 
 def interpolation_rows(file: Path, images: Tensor, names: Sequence[str], title: str) -> None:
-    """Draw (pairs, columns, C, H, W) uint8, a pair a row: its two ends, framed, are the first and the last."""
+    """Draw (pairs, columns, C, H, W) uint8, a pair a row, its two ends framed."""
     pairs, columns = images.shape[:2]
     figure, axes = tiled(images, title)
     side = images.shape[-1] + GAP
@@ -30,8 +30,8 @@ def interpolation_rows(file: Path, images: Tensor, names: Sequence[str], title: 
             axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="tab:orange", linewidth=2))
     steps = range(columns)
     fractions = ["first end" if i == 0 else "other end" if i == columns - 1 else f"{i}/{columns - 1}" for i in steps]
-    axes.set_xticks([side * (i + 0.5) for i in steps], fractions, fontsize=8)
-    axes.set_yticks([side * (i + 0.5) for i in range(pairs)], names, fontsize=9)
+    axes.set_xticks(tile_centres(columns, images), fractions, fontsize=8)
+    axes.set_yticks(tile_centres(pairs, images), names, fontsize=9)
     axes.set_xlabel("how far along the arc between the two latents")
     save_figure(figure, file)
 
@@ -39,24 +39,23 @@ def interpolation_rows(file: Path, images: Tensor, names: Sequence[str], title: 
 def reconstruction_rows(
     file: Path, images: Tensor, drawn: Sequence[Tensor], steps: Sequence[int], rmse: Sequence[float], title: str
 ) -> None:
-    """Draw images (B, C, H, W) uint8 above what came back of them, one (B, C, H, W) for each number of steps.
+    """Draw the first images (B, C, H, W) uint8 above their reconstructions, (B, C, H, W) for each number of steps.
 
-    rmse: of each, in 8-bit grey levels, over all images, of which the first are shown.
+    rmse: error over all images for each number of steps, in 8-bit grey levels.
     """
     rows = [row[:_SHOWN] for row in (images, *drawn)]
     figure, axes = tiled(rows, title)
-    side = images.shape[-1] + GAP
     names = [f"{count} steps\nRMSE {error:.1f}" for count, error in zip(steps, rmse, strict=True)]
-    axes.set_yticks([side * (i + 0.5) for i in range(len(rows))], ["test images", *names], fontsize=9)
+    axes.set_yticks(tile_centres(len(rows), images), ["test images", *names], fontsize=9)
     axes.set_xticks([])
-    axes.axhline(side + GAP / 2, color="tab:orange", linewidth=2)
+    axes.axhline(images.shape[-1] + 1.5 * GAP, color="tab:orange", linewidth=2)
     save_figure(figure, file)
 
 
 def reconstruction_error(file: Path, steps: Sequence[int], rmse: Tensor, grey_level: float, title: str) -> None:
-    """Draw rmse (steps, B), in 8-bit grey levels, of each image and of all, against the number of steps.
+    """Plot rmse (steps, B) of each image, and over all, against the number of steps, in 8-bit grey levels.
 
-    grey_level: by how much two neighbouring levels of the data differ.
+    grey_level: distance between two neighbouring levels of the data.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()

@@ -1,9 +1,8 @@
-"""The bound in pictures: L_t by step and by λ, for each split, and what is known of the image at what rate."""
+"""Pictures of the bound: L_t by step and by λ for each split, the rate-distortion curve; and their table."""
 
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from matplotlib.figure import Figure
 from noising.diffusion.likelihood.meter import BoundCurve
 from noising.diffusion.transitions import Chain
 from noising.plots.grids import save_figure
-from noising.runs.folder import replacing
+from noising.runs.rows import write_csv
 
 __all__ = ["StepBin", "bound_by_log_snr", "bound_by_step", "rate_distortion", "read_bins", "step_bins", "write_bins"]
 
@@ -25,16 +24,16 @@ COLOURS = {"test": "tab:blue", "train": "tab:red", "val": "tab:green"}
 
 
 def bound_by_step(path: Path, bins: Sequence[StepBin], title: str, memorized: float) -> None:
-    """L_t against t, of each split, and the first split's sum up to t.
+    """Plot L_t of each split against t, and the first split's sum up to t.
 
-    memorized: where the sum would end, on the training images, for a model that has learned them by heart.
+    memorized: sum at t = T, on the training images, of a model that has memorized them.
     """
     figure = Figure(figsize=(7.4, 4.4), layout="constrained")
     axes = figure.subplots()
     # a decoder that has nothing left to decide would stretch the scale to 1e-40
     least = max(row.bits_per_dim_per_step for row in bins) * 1e-7
     for split, rows in _by_split(bins).items():
-        edges = [*(row.first_step for row in rows), rows[-1].last_step + 1]
+        edges = _edges(rows)
         bits = _column(rows, "bits_per_dim_per_step")
         bits[bits < least] = math.nan
         axes.stairs(bits, edges, baseline=None, linewidth=1.8, color=COLOURS[split], label=f"$L_t$, {split}")
@@ -49,9 +48,7 @@ def bound_by_step(path: Path, bins: Sequence[StepBin], title: str, memorized: fl
     first = next(iter(_by_split(bins).values()), [])
     cumulative = axes.twinx()
     total = np.cumsum([0.0, *(row.bits for row in first)])
-    cumulative.plot(
-        [*(row.first_step for row in first), first[-1].last_step + 1], total, color="tab:orange", linewidth=1.4
-    )
+    cumulative.plot(_edges(first), total, color="tab:orange", linewidth=1.4)
     cumulative.set_ylabel(f"sum of $L_t$ up to t, {first[0].split}  [bits/dim]", color="tab:orange")
     cumulative.axhline(memorized, color="tab:orange", linestyle=":", linewidth=1.2)
     cumulative.annotate(
@@ -70,7 +67,7 @@ def bound_by_step(path: Path, bins: Sequence[StepBin], title: str, memorized: fl
 
 
 def bound_by_log_snr(path: Path, bins: Sequence[StepBin], title: str) -> None:
-    """Bits per unit of λ against λ, of each split: an area is a sum of L_t. With two splits, their gap beside it."""
+    """Plot bits per unit of λ against λ for each split, where area is a sum of L_t; beside it the gap of two splits."""
     splits = {
         split: [row for row in rows if math.isfinite(row.log_snr_width)] for split, rows in _by_split(bins).items()
     }
@@ -100,7 +97,7 @@ def bound_by_log_snr(path: Path, bins: Sequence[StepBin], title: str) -> None:
 
 
 def rate_distortion(path: Path, bins: Sequence[StepBin], title: str) -> None:
-    """What is known of the image, by the bits sent and by the step that has come. Ho et al. (2020), figure 5."""
+    """Plot the distortion of x̂ against the bits sent, and both against the step. Ho et al. (2020), figure 5."""
     figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     by_rate, by_step = figure.subplots(1, 2)
     for split, rows in _by_split(bins).items():
@@ -122,7 +119,7 @@ def rate_distortion(path: Path, bins: Sequence[StepBin], title: str) -> None:
 
 
 def _draw_gap(axes: Axes, test: Sequence[StepBin], train: Sequence[StepBin]) -> None:
-    """How much more the test images cost, up to each λ from the noisy end: memorization shows here first."""
+    """Plot test less training bits, summed from the noisy end to each λ: memorization shows here first."""
     (levels, sent, variance), (levels_train, sent_train, variance_train) = (_sent(rows) for rows in (test, train))
     gap = sent - np.interp(levels, levels_train, sent_train)
     error = np.sqrt(variance + np.interp(levels, levels_train, variance_train))
@@ -134,7 +131,7 @@ def _draw_gap(axes: Axes, test: Sequence[StepBin], train: Sequence[StepBin]) -> 
 
 
 def _sent(rows: Sequence[StepBin]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """λ, rising, with the bits sent up to there from the noisy end, and their variance."""
+    """Rising λ, with the bits sent from the noisy end up to it and their variance."""
     levels = np.array([rows[-1].log_snr_low, *(row.log_snr_high for row in rows[::-1])])
     sent = np.cumsum([0.0, *(row.bits for row in rows[::-1])])
     return levels, sent, np.cumsum([0.0, *((row.stderr * row.steps) ** 2 for row in rows[::-1])])
@@ -144,19 +141,23 @@ def _by_split(bins: Sequence[StepBin]) -> dict[str, list[StepBin]]:
     return {split: [row for row in bins if row.split == split] for split in dict.fromkeys(row.split for row in bins)}
 
 
+def _edges(rows: Sequence[StepBin]) -> list[int]:
+    return [*(row.first_step for row in rows), rows[-1].last_step + 1]
+
+
 def _column(rows: Sequence[StepBin], name: str) -> np.ndarray:
     return np.array([getattr(row, name) for row in rows])
 
 
 def _band(axes: Axes, edges: Sequence[float], values: np.ndarray, error: np.ndarray, split: str) -> None:
-    """Two standard errors about stairs."""
+    """Shade two standard errors about stairs."""
     low, high = (np.append(side, side[-1]) for side in (values - 2 * error, values + 2 * error))
     positive = np.maximum(low, np.nanmax(values) * 1e-12) if axes.get_yscale() == "log" else low
     axes.fill_between(edges, positive, high, step="post", color=COLOURS[split], alpha=0.15, linewidth=0)
 
 
 class StepBin(NamedTuple):
-    """Some steps of the chain, on one split: a row of bound_by_step.csv."""
+    """Consecutive steps of the chain on one split: a row of bound_by_step.csv."""
 
     split: str
     first_step: int
@@ -165,13 +166,13 @@ class StepBin(NamedTuple):
     """λ at the clean end of the bin; infinite at the first step."""
     log_snr_low: float
     bits_per_dim_per_step: float
-    """L_t, the mean over the bin; of the first step L_0."""
+    """Mean of L_t over the bin; L_0 at the first step."""
     stderr: float
-    """Of it, over times, noise and images."""
+    """Standard error of that mean, over times, noise and images."""
     rate: float
-    """bits/dim sent by the bin's middle, from the noisy end: L_T and all L_t above. Ho et al. (2020), section 4.3."""
+    """bits/dim sent from the noisy end to the bin's middle: L_T and all L_t above. Ho et al. (2020), section 4.3."""
     rmse_of_255: float
-    """√(E‖x − x̂‖²/D) in grey levels of 0..255: the distortion at that rate."""
+    """Distortion at that rate, √(E‖x − x̂‖²/D), in grey levels of 0..255."""
 
     @property
     def steps(self) -> int:
@@ -179,7 +180,7 @@ class StepBin(NamedTuple):
 
     @property
     def bits(self) -> float:
-        """bits/dim of the whole bin."""
+        """Sum of L_t over the bin, in bits/dim."""
         return self.bits_per_dim_per_step * self.steps
 
     @property
@@ -188,7 +189,7 @@ class StepBin(NamedTuple):
 
 
 def step_bins(curve: BoundCurve, chain: Chain, split: str, prior: float) -> list[StepBin]:
-    """One row a bin, from step 1 up; prior: L_T in bits/dim."""
+    """Rows of a curve, one a bin, from step 1 up; prior: L_T in bits/dim."""
     edges = curve.edges.tolist()
     log_snr = [float(chain.level(edge - 1).log_snr) for edge in edges]
     rows: list[StepBin] = []
@@ -207,26 +208,14 @@ def step_bins(curve: BoundCurve, chain: Chain, split: str, prior: float) -> list
 
 
 def write_bins(path: Path, bins: Sequence[StepBin]) -> None:
-    """The rows of the bins' splits, in place of those that are there; other splits' stay."""
+    """Write rows into a file, in place of those of the same splits."""
     new = {row.split for row in bins}
-    kept = [row for row in read_bins(path) if row.split not in new] if path.exists() else []
-    text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(StepBin._fields)
-    table.writerows([*kept, *bins])
-    with replacing(path) as file:
-        file.write(text.getvalue().encode())
+    others = [row for row in read_bins(path) if row.split not in new] if path.exists() else []
+    write_csv(path, StepBin._fields, [*others, *bins])
 
 
 def read_bins(path: Path) -> list[StepBin]:
-    """Every row, in the file's order."""
+    """Read every row, in the order of the file."""
     with open(path, newline="") as file:
-        return [
-            StepBin(
-                row["split"],
-                int(row["first_step"]),
-                int(row["last_step"]),
-                *(float(row[name]) for name in StepBin._fields[3:]),
-            )
-            for row in csv.DictReader(file)
-        ]
+        _, *rows = csv.reader(file)
+    return [StepBin(split, int(first), int(last), *map(float, numbers)) for split, first, last, *numbers in rows]

@@ -1,17 +1,18 @@
-"""The picture at the end of a sweep over samplers: quality against what was swept, and the cost beside it."""
+"""Quality of samples over a sweep of samplers, with the cost beside it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from noising.runs.sweep import Row
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from noising.plots.grids import save_figure
+from noising.runs.rows import Row
 
 __all__ = ["draw", "measured", "series"]
-
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 EVALUATIONS, ACCURACY = "test/evaluations_per_image", "test/class_accuracy"
@@ -26,14 +27,14 @@ _PANELS = (
 
 
 def measured(table: list[Row]) -> list[Row]:
-    """The rows whose samples were measured."""
+    """Rows of the jobs that evaluated samples."""
     return [row for row in table if any(name in row for name in _DISTANCES)]
 
 
 def series(table: list[Row]) -> tuple[str, dict[str, list[Row]]]:
-    """What stands on the horizontal axis, and the rows of each line by what else was swept, in order.
+    """Column of the horizontal axis, and the sorted rows of each line by the options that tell the lines apart.
 
-    The axis is network evaluations, unless one number was swept that changes none: a scale of guidance, say.
+    The axis is network evaluations, or else a number that was swept and changes none, such as a guidance scale.
     """
     names = list(table[0])
     swept = [name for name in names[: names.index("status")] if len({row.get(name) for row in table}) > 1]
@@ -64,9 +65,7 @@ def _is_number(value: Any) -> bool:
 
 
 def draw(path: Path, table: list[Row]) -> None:
-    """Each measured number against the axis, with its standard errors, and the real test images' as a dashed line."""
-    from matplotlib.figure import Figure
-
+    """Plot each metric against the axis, with its standard errors, and that of real test images as a dashed line."""
     axis, lines = series(table)
     panels = [panel for panel in _PANELS if any(panel[0] in row for row in table)]
     figure = Figure(figsize=(4.4 * len(panels) + 0.6, 4.0), layout="constrained")
@@ -84,7 +83,7 @@ def draw(path: Path, table: list[Row]) -> None:
         _plain_numbers(axes)
         axes.grid(alpha=0.3, which="both")
     figure.axes[0].legend(fontsize=9)
-    figure.savefig(path, dpi=140)
+    save_figure(figure, path)
 
 
 def _draw_line(axes: Axes, axis: str, key: str, unit: float, label: str, line: list[Row]) -> None:
@@ -95,9 +94,7 @@ def _draw_line(axes: Axes, axis: str, key: str, unit: float, label: str, line: l
 
 
 def _plain_numbers(axes: Axes) -> None:
-    """20 and not 2 · 10¹, at 1, 2 and 5 of every decade, and between them where there is less than one."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
+    """Label 20 and not 2 · 10¹, at 1, 2 and 5 of every decade, and in between on axes of less than a decade."""
     for place in (axes.xaxis, axes.yaxis):
         if place.get_scale() == "log":
             lowest, highest = place.get_view_interval()

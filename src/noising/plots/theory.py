@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from noising.diffusion.recipe import Recipe
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import Optimal
-from noising.diffusion.weightings import loss_weights
+from noising.diffusion.weightings import LossWeights, loss_weights
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian
+from noising.plots.grids import save_figure
 from noising.verification.gaussian_data import STD, expected_bound
 
-__all__ = ["draw"]
+__all__ = ["loss_curves", "recipe_curves", "weighting_curves"]
+
+
+def loss_curves(recipe: Recipe, points: int = 4000) -> LossWeights:
+    """w and p of a recipe's loss at times spread evenly over (0, 1)."""
+    return loss_weights(recipe.schedule, recipe.parameterization, recipe.times, recipe.objective, _times(points))
+
+
+def _times(points: int) -> Tensor:
+    return (torch.arange(points, dtype=torch.float64) + 0.5) / points
 
 
 @torch.no_grad()
-def draw(path: Path, recipe: Recipe, timesteps: int) -> None:
-    """λ(t), α and σ, w(λ) and p(λ), and the bound of Gaussian data by step."""
-    t = (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+def recipe_curves(path: Path, recipe: Recipe, timesteps: int) -> None:
+    """Plot λ(t), α and σ, w(λ) and p(λ), and the bound of Gaussian data by step."""
+    t = _times(2000)
     level = recipe.schedule(t)
     log_snr, alpha, sigma = (field.flatten().cpu() for field in (level.log_snr, level.alpha, level.sigma))
     figure = Figure(figsize=(11, 7.5), layout="constrained")
@@ -37,7 +50,7 @@ def draw(path: Path, recipe: Recipe, timesteps: int) -> None:
         scales.set_yscale("log")
     scales.legend()
 
-    curves = loss_weights(recipe.schedule, recipe.parameterization, recipe.times, recipe.objective, t)
+    curves = loss_curves(recipe, len(t))
     for values, style, label in ((curves.weight, "-", "w(λ)"), (curves.density, "--", "p(λ)")):
         weights.plot(curves.log_snr.cpu(), (values / values.max()).cpu(), style, label=f"{label}, of its largest")
     name = f"{type(recipe.objective).__name__} at {type(recipe.times).__name__} times"
@@ -60,27 +73,34 @@ def draw(path: Path, recipe: Recipe, timesteps: int) -> None:
     bound.legend()
     for axes in (curve, scales, weights, bound):
         axes.grid(alpha=0.3)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path, dpi=120)
 
 
 SHOWN = (-12.0, 12.0)
 """λ on the axis: beyond, an image of 8 bits is clean, or hidden."""
 
 
-def _curves(recipe: Recipe) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """λ rising, w(λ) and p(λ)."""
-    t = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
-    parts = (recipe.schedule, recipe.parameterization, recipe.times, recipe.objective)
-    log_snr, density, weight = (curve.cpu().numpy()[::-1] for curve in loss_weights(*parts, t))
-    return log_snr, weight, density
+def weighting_curves(
+    path: Path, own: Mapping[str, LossWeights], recipe: LossWeights, experiments: Mapping[str, LossWeights]
+) -> None:
+    """Plot w(λ) p(λ) of every weighting in one config, beside p(λ) of that config, and of every experiment."""
+    figure = Figure(figsize=(13, 5.2), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for axes, losses in ((left, own), (right, experiments)):
+        for name, curves in losses.items():
+            _plot_relative(axes, curves, curves.weight, label=name, linewidth=1.5)
+    _plot_relative(left, recipe, recipe.density, color="k", linestyle="--", label="p(λ) alone", linewidth=1)
+    left.set_title("every weighting in this config: its schedule, parameterization, times and objective", fontsize=10)
+    right.set_title("the experiments, each with its own parts", fontsize=10)
+    for axes in (left, right):
+        axes.set(xlabel="λ = log α²/σ²  [nats]", yscale="log", xlim=SHOWN, ylim=(1e-3, 1e3))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    left.set_ylabel("w(λ), weight on ‖ε − ε̂‖² times p(λ), relative to λ = 0")
+    save_figure(figure, path, dpi=120)
 
 
-def draw_weight(axes: Axes, recipe: Recipe, label: str) -> None:
-    log_snr, weight, _ = _curves(recipe)
-    axes.plot(log_snr, weight / np.interp(0, log_snr, weight), label=label, linewidth=1.5)
-
-
-def draw_density(axes: Axes, recipe: Recipe) -> None:
-    log_snr, _, density = _curves(recipe)
-    axes.plot(log_snr, density / np.interp(0, log_snr, density), "k--", linewidth=1, label="p(λ) alone")
+def _plot_relative(axes: Axes, curves: LossWeights, values: Tensor, **style: Any) -> None:
+    """Plot values over λ, relative to that at λ = 0."""
+    log_snr, ordinate = (curve.cpu().numpy()[::-1] for curve in (curves.log_snr, values))  # λ rising
+    axes.plot(log_snr, ordinate / np.interp(0, log_snr, ordinate), **style)

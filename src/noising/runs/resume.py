@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from noising.errors import ConfigError
 from noising.runs.folder import Run
+from noising.runs.rows import flat
 
 __all__ = ["changed_options", "find_resumable", "find_sweep", "quoted", "require_same_options"]
 
@@ -29,20 +30,12 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], free: Seq
 
     free: options that may differ, or groups.
     """
-    flat = [dict(_flat(config)) for config in (before, now)]
+    old, new = flat(before), flat(now)
     return [
-        f"{option}={flat[1].get(option)}, not {flat[0].get(option)}"
-        for option in dict.fromkeys([*flat[0], *flat[1]])
-        if flat[0].get(option) != flat[1].get(option) and not {option, option.partition(".")[0]} & {*free}
+        f"{option}={new.get(option)}, not {old.get(option)}"
+        for option in {**old, **new}
+        if old.get(option) != new.get(option) and not {option, option.partition(".")[0]} & {*free}
     ]
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def find_resumable(root: Path, overrides: Sequence[str]) -> Path | None:

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
 from pathlib import Path
-from typing import Any
 
 from omegaconf import OmegaConf
 
-__all__ = ["Row", "columns", "rows", "write_csv"]
+from noising.runs.folder import Run
+from noising.runs.rows import Row, write_csv
 
-Row = dict[str, Any]
+__all__ = ["columns", "rows", "write_sweep"]
 
 
 def rows(sweep: Path) -> list[Row]:
-    """One row a job, by number: its overrides, the numbers of its summary.json, its status, its folder's
-    name.
+    """One row a job, by number: its overrides, its status, the numbers of its summary.json, its folder's name.
 
     A job without a summary.json has the status "failed": it ended before there was anything to say.
     """
@@ -29,7 +25,10 @@ def rows(sweep: Path) -> list[Row]:
             key, _, value = str(override).partition("=")
             if key != "resume":
                 row[key.lstrip("+")] = value
-        summary = _summary(job / "summary.json")
+        try:
+            summary = Run(job).summary
+        except ValueError:  # damaged
+            summary = {}
         row["status"] = summary.get("status", "failed")
         numbers = {key: value for key, value in summary.items() if type(value) in (int, float)}
         row |= {key: value for key, value in numbers.items() if key not in row}
@@ -43,14 +42,6 @@ def _number(job: Path) -> tuple[int, str]:
     return (int(number) if number.isdigit() else 0, job.name)
 
 
-def _summary(path: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
-
-
 def columns(table: list[Row]) -> list[str]:
     """Every key once: overrides, status, numbers, folder, each kind in the order in which it first comes."""
     names = dict.fromkeys(name for row in table for name in row)
@@ -59,14 +50,9 @@ def columns(table: list[Row]) -> list[str]:
     return [*before, "status", *after, "folder"]
 
 
-def write_csv(sweep: Path) -> None:
-    """Writes sweep.csv whole or not at all."""
+def write_sweep(sweep: Path) -> None:
+    """Write sweep.csv, if there is a job to write of."""
     table = rows(sweep)
-    if not table:
-        return
-    part = sweep / f".sweep-{os.getpid()}.csv"
-    with part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns(table), restval="")
-        writer.writeheader()
-        writer.writerows(table)
-    os.replace(part, sweep / "sweep.csv")
+    if table:
+        names = columns(table)
+        write_csv(sweep / "sweep.csv", names, ([row.get(name, "") for name in names] for row in table))

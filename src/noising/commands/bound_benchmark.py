@@ -1,0 +1,152 @@
+"""The adaptive estimate of the bound against all of its terms."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from noising.commands.benchmark import Benchmark, Ratio
+from noising.commands.tables import evaluations_bar
+from noising.diffusion.likelihood.adaptive import Adaptive
+from noising.diffusion.likelihood.estimators import ImageSet, log_strata
+from noising.diffusion.likelihood.meter import evaluate_bound
+from noising.diffusion.likelihood.terms import BoundTerms
+from noising.errors import ConfigError
+from noising.randomness import Streams
+from noising.trained import TrainedRun
+
+__all__ = ["BoundBenchmark", "full_sum_variance"]
+
+
+PILOT_IMAGES = 1000
+"""Images that the variance over images is estimated from: their bounds have a long tail."""
+NOISE_STRATA, NOISE_IMAGES = 100, 128
+"""Strata of steps, and images, that the noise of one image's sum of all terms is estimated from."""
+
+
+@dataclass
+class BoundBenchmark(Benchmark):
+    """Network evaluations that all terms and the adaptive estimate need for the same standard error."""
+
+    columns = ("network evaluations", "all terms", "adaptive", "times fewer")
+
+    stderr: float = 0.01
+    """bits/dim, over times, noise and images."""
+    full_sum_images: int | None = None
+    """Images of the second comparison; None for all."""
+    repeats: int = 24
+    """Independent evaluations that the error reached is averaged over, in the first comparison."""
+    full_sum_repeats: int = 4
+    """Those in the second."""
+    clip: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.repeats, self.full_sum_repeats) < 1:
+            counts = f"{self.repeats}, {self.full_sum_repeats}"
+            raise ValueError(f"repeats and full_sum_repeats must be at least 1, got {counts}")
+        if not self.stderr > 0:
+            raise ValueError(f"stderr must be positive, got {self.stderr}")
+        if self.full_sum_images is not None and self.full_sum_images < 2:
+            raise ValueError(f"full_sum_images must be at least 2 or null, got {self.full_sum_images}")
+
+    def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
+        assert trained is not None
+        terms, images = trained.bound_terms(self.clip, device), trained.image_set("test", device)
+        noise = full_sum_variance(terms, images)
+        pilot = Adaptive(self.stderr, pilot_images=PILOT_IMAGES, clip=self.clip).pilot(terms, images)
+        between = pilot.image_variance / (pilot.dims * math.log(2)) ** 2
+        few = Adaptive(self._monte_carlo_part(between / images.size), clip=self.clip)
+        some = images._replace(size=min(self.full_sum_images or images.size, images.size))
+        every = Adaptive(math.sqrt(noise / some.size), clip=self.clip)
+        first = self._repeat(self.repeats, terms, few, images, batch_size)
+        second = self._repeat(self.full_sum_repeats, terms, every, some, batch_size)
+        return [
+            self._images_random(*first, between, noise, images.size, terms.timesteps),
+            self._whole_set(*second, noise, some.size, terms.timesteps),
+        ]
+
+    def _repeat(
+        self, repeats: int, terms: BoundTerms, estimator: Adaptive, images: ImageSet, batch_size: int
+    ) -> tuple[float, float]:
+        """Monte Carlo standard error and network evaluations of one estimate, averaged over repeats."""
+        variance, evaluations = 0.0, 0.0
+        for seed in range(repeats):
+            meter = evaluate_bound(terms, estimator, images._replace(seed=seed), batch_size, evaluations_bar)
+            variance += meter.compute()["bound_mc_se"] ** 2 / repeats
+            evaluations += meter.plan.evaluations / repeats
+        return math.sqrt(variance), evaluations
+
+    def _monte_carlo_part(self, image_variance: float) -> float:
+        """Standard error that is left to times and noise, beside that over images."""
+        left = self.stderr**2 - image_variance
+        if left <= 0:
+            raise ConfigError(
+                f"benchmark.stderr={self.stderr}: so few test images leave ±{math.sqrt(image_variance):.4f} bits/dim "
+                f"by themselves; ask for {1.25 * math.sqrt(image_variance):.2g} or more"
+            )
+        return math.sqrt(left)
+
+    def _images_random(
+        self, mc_se: float, evaluations: float, between: float, noise: float, images: int, timesteps: int
+    ) -> Ratio:
+        """Compare for images drawn from a population: all T terms of K images err by √((A + N)/K)."""
+        reached = math.hypot(mc_se, math.sqrt(between / images))
+        few_images = (between + noise) / reached**2
+        card = {
+            "stderr_reached": reached,
+            "mc_se": mc_se,
+            "image_std": math.sqrt(between),
+            "images": images,
+            "repeats": self.repeats,
+            "evaluations": round(evaluations),
+            "full_sum_images": few_images,
+            "full_sum_evaluations": few_images * timesteps,
+        }
+        return Ratio(
+            "images_random",
+            f"bound ± {reached:.4f}, images random",
+            f"{few_images * timesteps:,.0f} (of {few_images:,.0f} images)",
+            f"{evaluations:,.0f}",
+            few_images * timesteps / evaluations,
+            card,
+        )
+
+    def _whole_set(self, mc_se: float, evaluations: float, noise: float, images: int, timesteps: int) -> Ratio:
+        """Compare for these very images: the full sum errs by its noise alone, √(N/n)."""
+        wanted = math.sqrt(noise / images)
+        equal = evaluations * (mc_se / wanted) ** 2  # to the full sum's own error
+        card = {
+            "full_sum_stderr": wanted,
+            "full_sum_evaluations": timesteps * images,
+            "mc_se": mc_se,
+            "images": images,
+            "repeats": self.full_sum_repeats,
+            "evaluations": round(evaluations),
+        }
+        return Ratio(
+            "whole_set",
+            f"these {images:,} images ± {wanted:.4f}",
+            f"{timesteps * images:,}",
+            f"{evaluations:,.0f} (± {mc_se:.4f})",
+            timesteps * images / equal,
+            card,
+        )
+
+
+def full_sum_variance(terms: BoundTerms, images: ImageSet) -> float:
+    """Σ_t E_x Var(L_t | x), the variance of one image's sum of all terms over its noise alone, in (bits/dim)².
+
+    Estimated from two draws of the noise for each image, at one step of each stratum.
+    """
+    edges = log_strata(terms.timesteps, NOISE_STRATA)
+    index = torch.arange(min(NOISE_IMAGES, images.size))
+    x, label = images.fetch(index)
+    streams = Streams(images.seed, "benchmark/noise", index.tolist(), x.device)
+    variance = 0.0
+    for left, right in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        steps = torch.from_numpy(streams.uniform(())).mul(right - left).long() + left
+        pair = [terms.at(x, steps, streams.normal(x.shape[1:]).to(x), label).nats.double() for _ in range(2)]
+        variance += (right - left) * float((pair[0] - pair[1]).square().mean() / 2)
+    return variance / (x[0].numel() * math.log(2)) ** 2

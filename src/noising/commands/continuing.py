@@ -1,0 +1,96 @@
+"""Going on with a training: the options that may differ, the checkpoint to start from, the way back from divergence."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from noising.config.secrets import without_secrets
+from noising.errors import ConfigError, config_errors
+from noising.runs.folder import Run
+from noising.runs.resume import changed_options, require_same_options
+from noising.training.checkpoints import load_checkpoint
+from noising.training.safety.divergence import DivergenceError
+
+__all__ = ["changed_since", "checkpoint_to_continue", "last_good_checkpoint", "warn_of_changes"]
+
+
+log = logging.getLogger(__name__)
+
+
+RESUMABLE_OPTIONS = (
+    *("trainer", "lr_schedule", "skip_nonfinite_steps", "checkpoint_every_n_steps", "keep_checkpoints"),
+    *("callbacks", "logger", "tags", "metrics", "bound", "validation_bound", "sampler", "grid", "data.root"),
+)
+"""Options that may differ when a run is continued, besides those of its optimizer; others would make another run."""
+
+
+def changed_since(run: Run, cfg: DictConfig) -> list[str]:
+    """Options that differ from those the run was started with, if there is a run.
+
+    Raises ConfigError if one of them makes it another run.
+    """
+    if not run.config_file.exists():
+        return []
+    config = without_secrets(cfg)
+    # but another optimizer would take the one's averages for its own
+    own = [f"optimizer.{name}" for name in map(str, cfg.optimizer) if name != "_target_"]
+    require_same_options(run, config, free=(*RESUMABLE_OPTIONS, *own))
+    return changed_options(run.config, config, free=("resume",))
+
+
+def checkpoint_to_continue(run: Run, max_steps: int) -> Path | None:
+    """Last checkpoint of a run, read before any work; None if it has written none.
+
+    Raises ConfigError if it is damaged, if it is gone and older ones are there, and if no step is left to train.
+    """
+    last = run.last_checkpoint
+    if not last.exists():
+        if older := sorted(last.parent.glob("step_*.ckpt")):
+            raise ConfigError(f"resume: {last} is gone; to go on from {older[-1].name}, copy it to {last.name}")
+        return None
+    with config_errors("resume"):
+        step = load_checkpoint(last)["global_step"]
+    if max_steps < step or (run.status == "finished" and max_steps == step):
+        raise ConfigError(
+            f"trainer.max_steps={max_steps}: {run.path} has taken {step} steps; give it more, or see its numbers with "
+            f"{run.resuming} alone"
+        )
+    return last
+
+
+def warn_of_changes(run: Run, cfg: DictConfig, checkpoint: Path | None, changed: Sequence[str]) -> None:
+    """Log that a run starts from step 0 again, and the options that it goes on with."""
+    if checkpoint is None and run.config_file.exists():
+        every = cfg.checkpoint_every_n_steps
+        log.warning("there is no %s (it is written every %d steps): from step 0", run.last_checkpoint, every)
+    if changed:
+        log.warning("goes on with other options: %s", "; ".join(changed))
+
+
+@contextmanager
+def last_good_checkpoint(run: Run, skips: bool) -> Iterator[None]:
+    """Add to the error of a training that diverged which checkpoint to go on from, and how.
+
+    skips: whether steps were left out already, so that going on would not help.
+    """
+    try:
+        yield
+    except DivergenceError as error:
+        last = run.last_checkpoint
+        if skips:
+            raise DivergenceError(f"{error}; train anew with a lower optimizer.lr") from error
+        if not last.exists():
+            raise DivergenceError(
+                f"{error}, before the first checkpoint. Lower optimizer.lr, or leave such steps out: "
+                "skip_nonfinite_steps=true"
+            ) from error
+        step = load_checkpoint(last)["global_step"]
+        raise DivergenceError(
+            f"{error}; the last good checkpoint is of step {step}: {last}. Go on from there with {run.resuming} "
+            "and a lower optimizer.lr, or skip_nonfinite_steps=true"
+        ) from error

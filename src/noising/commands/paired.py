@@ -1,0 +1,93 @@
+"""The difference of two models' bounds, measured as one number.
+
+Two evaluations of two models differ by both models' noise. Evaluated on the same images, times and noise, what both
+find hard cancels, and the difference is known far better than either bound.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from noising.commands.devices import find_device
+from noising.commands.tables import ERRORS, evaluations_bar, number, print_files, print_table
+from noising.config.instantiate import make, require_whole
+from noising.config.secrets import without_secrets
+from noising.data.image_data import SPLITS
+from noising.diffusion.drawing import in_evaluation
+from noising.diffusion.likelihood.estimators import BoundEstimator
+from noising.diffusion.likelihood.meter import evaluate_bound
+from noising.diffusion.likelihood.terms import Difference
+from noising.errors import ConfigError, config_errors
+from noising.runs.folder import Run
+from noising.runs.status import run_status
+from noising.trained import TrainedRun, load
+
+__all__ = ["measure_difference"]
+
+
+def measure_difference(cfg: DictConfig, run: Run) -> None:
+    """Leave SPLIT/difference with its errors and card in summary.json, and print it."""
+    if len(cfg.runs) != 2:
+        raise ConfigError(f"paired=true compares two runs, got {len(cfg.runs)}")
+    if cfg.split not in SPLITS:
+        raise ConfigError(f"split must be test, train or val, got {cfg.split}")
+    require_whole(cfg, "batch_size", 1)
+    estimator = make(cfg.bound, "bound", BoundEstimator)
+    device = find_device(cfg.device)
+    first, second = (load(path) for path in cfg.runs)
+    _require_same_images(first, second, cfg.split)
+    terms = [trained.bound_terms(estimator.clip, device) for trained in (first, second)]
+    units = {term.decoder.unit for term in terms}
+    if len(units) > 1:
+        raise ConfigError(f"runs: one bound is in {', the other in '.join(sorted(units))}: they cannot be compared")
+    with config_errors("runs"):
+        pair = Difference(*terms)
+    with run_status(run, without_secrets(cfg)):
+        with in_evaluation(first.denoiser), in_evaluation(second.denoiser), config_errors("bound"):
+            images = first.image_set(cfg.split, device)
+            meter = evaluate_bound(pair, estimator, images, cfg.batch_size, evaluations_bar)
+        numbers = meter.compute()
+        card = {
+            "first": first.source,
+            "second": second.source,
+            "estimator": OmegaConf.to_container(cfg.bound),
+            "split": cfg.split,
+            "images": meter.images,
+            "timesteps": pair.timesteps,
+            "evaluations_of_each": meter.plan.evaluations,
+            "unit": units.pop(),
+            "precision": "float32",
+        }
+        shown = {name.replace("bound", "difference"): value for name, value in numbers.items() if "floor" not in name}
+        run.write({f"{cfg.split}/{name}": value for name, value in shown.items()}, {f"{cfg.split}/difference": card})
+    _print_difference(cfg, run, numbers, card)
+
+
+def _require_same_images(first: TrainedRun, second: TrainedRun, split: str) -> None:
+    one, other = (getattr(trained.data, split).pixels for trained in (first, second))
+    if first.data.levels != second.data.levels or one.shape != other.shape or not torch.equal(one, other):
+        raise ConfigError(f"runs: their {split} images are not the same ({first.data.name}, {second.data.name})")
+
+
+def _print_difference(cfg: DictConfig, run: Run, numbers: Mapping[str, float], card: Mapping[str, Any]) -> None:
+    first, second = (os.path.relpath(path) for path in cfg.runs)
+    print(f"bound of {first} less that of {second}, {card['images']} {cfg.split} images, bits/dim")
+    intervals = [
+        f"{numbers[f'{name}_low']:+.4f} to {numbers[f'{name}_high']:+.4f}" for name in ("bound", "bound_population")
+    ]
+    print_table(
+        None,
+        ("difference", "± Monte Carlo", "± images", "95% on these images", "95% on images like them"),
+        [[f"{numbers['bound']:+.4f}", *(number(numbers[f"bound{error}"]) for error in ERRORS), *intervals]],
+        words=(),
+    )
+    better = first if numbers["bound"] < 0 else second
+    sure = numbers["bound_low"] > 0 or numbers["bound_high"] < 0
+    words = f"{better} is the better one on these images" if sure else "neither is better by more than the interval"
+    print(f"{words}; {card['evaluations_of_each']:,} network evaluations of each")
+    print_files(run.summary_file)

@@ -1,0 +1,143 @@
+"""A sampling step without a network against the schedulers of diffusers."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from noising.commands.benchmark import Benchmark, Ratio
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.grids import trailing
+from noising.diffusion.noise_labels import DiscreteStep
+from noising.diffusion.parameterizations import Epsilon
+from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Heun, Sampler
+from noising.diffusion.schedules import LinearBeta
+from noising.diffusion.variances import FixedSmall
+from noising.errors import ConfigError
+from noising.trained import TrainedRun
+
+__all__ = ["SamplerBenchmark"]
+
+
+TIMESTEPS = 1000
+NewPath = Callable[[], Iterator[Any]]
+"""Begins a path anew; each item is a step taken."""
+
+
+class ConstantNetwork(nn.Module):
+    """A network that costs nothing: its output is given."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        return self.output
+
+
+@dataclass
+class SamplerBenchmark(Benchmark):
+    """Microseconds a step of equal samplers on equal grids, drawing the noise and calling the network included.
+
+    The coefficients, made once a path, are timed apart, with the first step.
+    """
+
+    columns = ("a step without a network, µs", "diffusers", "noising", "times less")
+    needs_checkpoint = False
+
+    steps: int = 50
+    repeats: int = 40
+    """Paths of each, by turns, of which the median counts."""
+    resolution: int = 32
+    """Side of the images, of 3 channels."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 2 or min(self.repeats, self.resolution) < 1:
+            raise ValueError("steps must be at least 2, repeats and resolution at least 1")
+
+    def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
+        shape = (batch_size, 3, self.resolution, self.resolution)
+        output = torch.randn(shape, device=device)
+        grid = partial(trailing, timesteps=TIMESTEPS)
+        pairs: list[tuple[str, Sampler, str, dict[str, Any]]] = [
+            ("ancestral", Ancestral(self.steps, grid), "DDPMScheduler", {}),
+            ("ddim", DDIM(self.steps, grid), "DDIMScheduler", {}),
+            ("dpmpp_2m", DPMPP2M(self.steps, grid, None), "DPMSolverMultistepScheduler", {"final_sigmas_type": "zero"}),
+            ("heun", Heun(self.steps, grid, clip=None), "HeunDiscreteScheduler", {}),
+        ]
+        ratios = []
+        for name, sampler, theirs, options in pairs:
+            ours, other = _our_path(sampler, output), _their_path(theirs, options, self.steps, output)
+            (first, mine), (their_first, baseline), ratio = self._by_turns(ours, other)
+            card = {
+                "ours_us": mine,
+                "theirs_us": baseline,
+                "ours_first_us": first,
+                "theirs_first_us": their_first,
+                "steps": self.steps,
+                "shape": list(shape),
+                "device": str(device),
+                "threads": torch.get_num_threads(),
+            }
+            ratios.append(Ratio(f"sampler_{name}", f"{name}, {theirs}", f"{baseline:.1f}", f"{mine:.1f}", ratio, card))
+        return ratios
+
+    def _by_turns(self, ours: NewPath, theirs: NewPath) -> tuple[tuple[float, float], tuple[float, float], float]:
+        """Median microseconds of the first and of a later step, ours and theirs, and the median of paired ratios."""
+        pairs = [(self._timed(ours), self._timed(theirs)) for _ in range(self.repeats + 3)][3:]
+        mine, other = (
+            [statistics.median(column) for column in zip(*times, strict=True)] for times in zip(*pairs, strict=True)
+        )
+        return (mine[0], mine[1]), (other[0], other[1]), statistics.median(b[1] / a[1] for a, b in pairs)
+
+    def _timed(self, path: NewPath) -> tuple[float, float]:
+        """Microseconds until the first step is taken, and of each later step."""
+        start = _now()
+        steps = path()
+        next(steps)
+        begun = _now()
+        for _ in steps:
+            pass
+        return 1e6 * (begun - start), 1e6 * (_now() - begun) / (self.steps - 1)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _our_path(sampler: Sampler, output: Tensor) -> NewPath:
+    denoiser = Denoiser(
+        ConstantNetwork(output), LinearBeta(TIMESTEPS), Epsilon(), FixedSmall(), DiscreteStep(TIMESTEPS)
+    )
+    return lambda: sampler.path(denoiser, lambda: torch.randn_like(output))
+
+
+def _their_path(name: str, options: dict[str, Any], steps: int, output: Tensor) -> NewPath:
+    try:
+        import diffusers
+    except ImportError:
+        raise ConfigError("benchmark=sampler compares with diffusers: pip install diffusers") from None
+    scheduler = getattr(diffusers, name)(
+        TIMESTEPS, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing", **options
+    )
+
+    network = ConstantNetwork(output)
+
+    def path() -> Iterator[Tensor]:
+        scheduler.set_timesteps(steps, device=output.device)
+        x = torch.randn_like(output)
+        for index in scheduler.timesteps:
+            predicted = network(scheduler.scale_model_input(x, index), index)
+            x = scheduler.step(predicted, index, x).prev_sample
+            yield x
+
+    return path

@@ -1,0 +1,36 @@
+"""Rows of a table: a run as one row, nested entries flattened, and a CSV file that appears whole."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from noising.runs.folder import replacing
+
+__all__ = ["Row", "flat", "write_csv"]
+
+
+Row = dict[str, Any]
+"""The entries of one run by the name of their column."""
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Row:
+    """Leaves of nested mappings, their keys joined by dots behind the prefix."""
+    row: Row = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        row |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+    return row
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table whole or not at all."""
+    text = io.StringIO()
+    table = csv.writer(text)
+    table.writerow(columns)
+    table.writerows(rows)
+    with replacing(path) as file:
+        file.write(text.getvalue().encode())
