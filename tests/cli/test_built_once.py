@@ -19,7 +19,7 @@ from noising.diffusion.schedules import LinearBeta
 from noising.diffusion.times import LowDiscrepancy
 from noising.diffusion.variances import FixedSmall
 from noising.models.unet import UNet
-from tests.conftest import SMALL
+from tests.helpers import SMALL
 
 PARTS = (LinearBeta, Epsilon, ScaledTime, FixedSmall, LowDiscrepancy, Regression, DiscretizedGaussian, UNet)
 

@@ -14,7 +14,7 @@ from noising.diffusion.objectives import Objective
 from noising.errors import ConfigError
 from noising.experiment import Experiment
 from noising.training.module import DiffusionModule
-from tests.test_recipes import composed
+from tests.helpers import composed
 
 
 class Listening(Objective):
