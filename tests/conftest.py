@@ -12,11 +12,15 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from tests.helpers import SMALL, Command, run_command
+from tests.helpers import SMALL, Command, composed, run_command
+
+if TYPE_CHECKING:
+    from noising.data.image_data import ImageData
 
 torch.set_num_threads(1)
 
@@ -47,6 +51,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = run_command("train", folder, *SMALL, "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageData:
+    """The digits that ship with the package, as a run has them."""
+    from noising.experiment import Experiment  # Lightning with it, which the tests of the mathematics can do without
+
+    return Experiment(composed()).data
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-import noising as package
 from noising.commands.sample_jobs import SampleJob
 from noising.data.image_data import ImageData
 from noising.metrics import reference_features as references
@@ -26,11 +25,6 @@ from noising.runs.folder import Run
 from tests.helpers import ROOT, Command
 
 FEW = ["metrics.n=70", "metrics.repeats=2", "batch_size=70", "device=cpu"]
-
-
-@pytest.fixture(scope="module")
-def digits(trained: Path) -> ImageData:
-    return package.load(trained).data
 
 
 def eight_bits(digits: torch.Tensor) -> torch.Tensor:

@@ -36,11 +36,6 @@ COMPANIONS = {
 }
 
 
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return Experiment(composed()).data
-
-
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_choice_builds_and_descends(group: str, choice: str, digits: ImageData) -> None:
     cfg = composed(f"{group}={choice}", *COMPANIONS.get(choice, ()))
