@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from numpy.typing import NDArray
 from omegaconf import DictConfig
+from PIL import Image
 from torch import Tensor
 
 from noising.cli.main import main
@@ -65,6 +71,27 @@ def run_command(name: str, folder: Path, *overrides: str) -> Outcome:
     finally:
         os.chdir(before)
     return Outcome(int(code or 0), out.getvalue(), err.getvalue())
+
+
+def run_script(script: str, folder: Path, *overrides: str) -> Outcome:
+    """`python SCRIPT ...` in a process of its own, in a folder; the script by its path in the repository."""
+    command = [sys.executable, str(ROOT / script), *overrides]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by its header."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_images(folder: Path, images: Iterable[NDArray[np.uint8]]) -> Path:
+    """A folder of 0.png, 1.png, ..."""
+    folder.mkdir(exist_ok=True)
+    for number, pixels in enumerate(images):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
 
 
 def composed(*overrides: str) -> DictConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from omegaconf import OmegaConf
 
 from noising.cli.sweeps import refuse_ddp_sweep
 from noising.errors import UsageError
+from tests.helpers import read_table
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -32,8 +32,7 @@ def test_sweep_goes_on_after_a_failure_and_leaves_a_table(run: Run, tmp_path: Pa
     assert "error: job 1 (model.width=0): model: width must be at least 1, got 0\n" in error
     assert "RuntimeError: a defect" in error
     (file,) = (tmp_path / "sweeps").glob("*/*/sweep.csv")
-    with file.open() as lines:
-        table = list(csv.DictReader(lines))
+    table = read_table(file)
     assert [(row["model.width"], row["status"], row["test/bound"]) for row in table] == [
         ("2", "finished", "3.0"),
         ("0", "failed", ""),

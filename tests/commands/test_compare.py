@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 
 from noising.commands.compare import measurement, verdict
 from noising.runs.folder import Run
-from tests.helpers import SMALL, Command, run_command
+from tests.helpers import SMALL, Command, read_table, run_command
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +73,7 @@ def test_side_by_side(trained: Path, tmp_path: Path) -> None:
     ):
         assert words in outcome.out, words
     assert "parameterization" not in outcome.out  # what is the same is not shown
-    with open(tmp_path / "table" / "comparison.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(tmp_path / "table" / "comparison.csv")
     assert [row["run"] for row in rows] == [str(trained), "linear"]
     assert float(rows[1]["test/bound"]) == Run(tmp_path / "linear").summary["test/bound"]
     assert rows[0]["option parameterization._target_"] == "noising.diffusion.parameterizations.Epsilon"

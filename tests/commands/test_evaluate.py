@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from noising.metrics.reference_features import fitted_classifier
 from noising.metrics.statistics import frechet_distance
 from noising.plots.likelihood import read_bins
 from noising.runs.folder import Run
-from tests.helpers import ROOT, Command
+from tests.helpers import Command, read_table, run_script
+from tests.metrics.helpers import spread
 
 FEW = ["metrics.n=70", "metrics.repeats=2", "batch_size=70", "device=cpu"]
 
@@ -41,16 +41,11 @@ def distance(classifier: Classifier, a: torch.Tensor, b: torch.Tensor) -> float:
     return float(((mean[0] - mean[1]) ** 2).sum() + np.trace(covariance[0] + covariance[1] - 2 * root))
 
 
-def spread(pixels: torch.Tensor, count: int) -> torch.Tensor:
-    return pixels[[i * len(pixels) // count for i in range(count)]]
-
-
 def test_a_sweep_of_samplers(trained: Path, digits: ImageData, noising: Command, tmp_path: Path) -> None:
     sweep = ("-m", f"checkpoint={trained}", "sampler=ddim,heun", "sampler.steps=2,4", *FEW, "hydra.sweep.dir=sweep")
     outcome = noising("evaluate", *sweep)
     assert outcome.code == 0, outcome.err
-    with open(tmp_path / "sweep" / "sweep.csv") as file:
-        table = list(csv.DictReader(file))
+    table = read_table(tmp_path / "sweep" / "sweep.csv")
     seen = [(row["sampler"], row["sampler.steps"], int(row["test/evaluations_per_image"])) for row in table]
     assert seen == [("ddim", "2", 2), ("ddim", "4", 4), ("heun", "2", 2), ("heun", "4", 6)]
     with Image.open(tmp_path / "sweep" / "quality.png") as figure:
@@ -121,8 +116,7 @@ def test_a_sweep_goes_on_where_it_stopped(
     first, second = range(70), range(70, 140)
     assert drawn == [(2, first), (2, second), (3, first), (3, second), (3, second)]
     (table,) = tmp_path.rglob("sweep.csv")
-    with open(table) as file:
-        assert [row["status"] for row in csv.DictReader(file)] == ["finished", "finished"]
+    assert [row["status"] for row in read_table(table)] == ["finished", "finished"]
     assert (table.parent / "quality.png").exists()
     rows = table.read_text()
     changed = [option.replace("metrics.n=70", "metrics.n=80") for option in sweep]
@@ -216,14 +210,9 @@ def test_evaluate_shows_the_gap_between_splits(trained: Path, noising: Command, 
 @pytest.mark.slow
 def test_two_processes_evaluate_as_one(trained: Path, noising: Command, tmp_path: Path) -> None:
     """The plan is one, whoever makes its draws: equal to rounding, and every image counts once."""
-    import subprocess
-    import sys
-
-    script = ROOT / "scripts" / "evaluate.py"
     options = [f"checkpoint={trained}", "bound.stderr=0.3", "trainer.accelerator=cpu"]
-    command = [sys.executable, str(script), *options, "trainer.devices=2", "hydra.run.dir=two"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    outcome = run_script("scripts/evaluate.py", tmp_path, *options, "trainer.devices=2", "hydra.run.dir=two")
+    assert outcome.code == 0, outcome.err
     assert noising("evaluate", *options, "hydra.run.dir=one").code == 0
     one, two = (Run(tmp_path / name).summary for name in ("one", "two"))
     for split in ("test", "train"):

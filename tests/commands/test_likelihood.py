@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 
 from noising.diffusion.likelihood.dequantization import FlowLikelihood, offset_bits
 from noising.diffusion.likelihood.divergences import Rademacher
@@ -17,7 +16,7 @@ from noising.diffusion.likelihood.solvers import RungeKutta4
 from noising.experiment import Experiment
 from noising.randomness import Streams
 from noising.trained import load
-from tests.helpers import CONF, Command
+from tests.helpers import CONF, Command, composed
 
 QUICK = ("device=cpu", "images=6", "solver=runge_kutta4", "solver.steps=3", "start_time=0.05")
 
@@ -120,10 +119,7 @@ def test_adaptive_steps_start_at_the_chains_first_step(noising: Command, tmp_pat
 
 @pytest.mark.parametrize("experiment", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
 def test_every_family_has_a_likelihood(experiment: str) -> None:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose(
-            "train", ["model.width=8", "model.heads=1", "model.groups=4", f"experiment={experiment}", "data=digits"]
-        )
+    cfg = composed(f"experiment={experiment}", "data=digits")
     data = Experiment(cfg).data
     denoiser = Experiment(cfg, data).denoiser.eval()
     with torch.no_grad():

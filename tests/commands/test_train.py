@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -12,12 +11,7 @@ import torch
 from PIL import Image
 
 from noising.runs.folder import Run
-from tests.helpers import SMALL, TRAIN, Command, run_command
-
-
-def _rows(run: Path) -> list[dict[str, str]]:
-    with open(run / "metrics.csv") as file:
-        return list(csv.DictReader(file))
+from tests.helpers import SMALL, Command, read_table, run_command, run_script, write_images
 
 
 def test_a_run_leaves_what_it_promises(trained: Path) -> None:
@@ -58,8 +52,7 @@ def test_summary_holds_the_bound_term_by_term_with_card_and_baselines(trained: P
 
 
 def test_bound_by_step_adds_up_to_the_steps_term(trained: Path) -> None:
-    with open(trained / "bound_by_step.csv") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(trained / "bound_by_step.csv")
     steps = sum(
         (int(row["last_step"]) - int(row["first_step"]) + 1) * float(row["bits_per_dim_per_step"]) for row in rows
     )
@@ -69,7 +62,7 @@ def test_bound_by_step_adds_up_to_the_steps_term(trained: Path) -> None:
 
 
 def test_metrics_are_logged_by_optimizer_step(trained: Path) -> None:
-    rows = _rows(trained)
+    rows = read_table(trained / "metrics.csv")
     assert [int(row["step"]) for row in rows] == [5, 10, 15, 20]
     assert [row["step"] for row in rows if row["val/bound"]] == ["10", "20"]
     for row in rows:
@@ -110,10 +103,8 @@ def test_colour_images_train_and_sample(noising: Command, tmp_path: Path) -> Non
 
 
 def test_folder_of_images(noising: Command, tmp_path: Path) -> None:
-    for number in range(40):
-        pixels = np.random.default_rng(number).integers(0, 256, (20, 16, 3), dtype=np.uint8)
-        (tmp_path / "images").mkdir(exist_ok=True)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    generator = np.random.default_rng(0)
+    write_images(tmp_path / "images", generator.integers(0, 256, (40, 20, 16, 3), dtype=np.uint8))
     options = (
         "data=image_folder",
         "data.root=images",
@@ -128,17 +119,13 @@ def test_folder_of_images(noising: Command, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_count_every_image_once(trained: Path, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    command = [sys.executable, str(TRAIN), *SMALL, "trainer.devices=2", "hydra.run.dir=two"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    outcome = run_script("train.py", tmp_path, *SMALL, "trainer.devices=2", "hydra.run.dir=two")
+    assert outcome.code == 0, outcome.err
     two = Run(tmp_path / "two")
     assert two.summary["cards"]["test/bound"]["images"] == 360
     # the same times and images, other noise: a bound as good, within the noise of so short a training
     assert two.summary["test/bound"] == pytest.approx(Run(trained).summary["test/bound"], rel=0.05)
-    assert [row["step"] for row in _rows(two.path)] == ["5", "10", "15", "20"]
+    assert [row["step"] for row in read_table(two.metrics)] == ["5", "10", "15", "20"]
 
 
 def test_sweep_leaves_a_complete_run_for_each_job(tmp_path: Path) -> None:
@@ -148,7 +135,6 @@ def test_sweep_leaves_a_complete_run_for_each_job(tmp_path: Path) -> None:
     jobs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
     assert jobs == ["0_schedule=linear", "1_schedule=cosine"]
     assert {Run(tmp_path / "sweep" / job).status for job in jobs} == {"finished"}
-    with open(tmp_path / "sweep" / "sweep.csv") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(tmp_path / "sweep" / "sweep.csv")
     assert [row["schedule"] for row in rows] == ["linear", "cosine"]
     assert float(rows[0]["test/bound"]) == Run(tmp_path / "sweep" / jobs[0]).summary["test/bound"]

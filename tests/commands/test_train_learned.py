@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 import noising as package
 from noising.diffusion.variances import Optimal
 from noising.training.checkpoints import load_checkpoint
-from tests.helpers import SMALL, TRAIN, Command, same
+from tests.helpers import SMALL, Command, run_script, same
 
 
 def checkpoint(folder: Path) -> dict[str, Any]:
@@ -91,9 +89,7 @@ def test_learned_schedule_moves_and_keeps_its_ends(noising: Command, tmp_path: P
 @pytest.mark.slow
 def test_two_ranks_share_one_history(tmp_path: Path) -> None:
     options = [*SMALL, "experiment=iddpm", "times=loss_aware", "timesteps=20", "trainer.devices=2", "hydra.run.dir=run"]
-    done = subprocess.run(
-        [sys.executable, str(TRAIN), *options], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    outcome = run_script("train.py", tmp_path, *options)
+    assert outcome.code == 0, outcome.err
     heard = checkpoint(tmp_path / "run")["times"]["seen"]
     assert int(heard.sum()) == 20 * 128

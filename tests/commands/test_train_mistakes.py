@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.helpers import SMALL, Command
+from tests.helpers import SMALL, Command, write_images
 
 
 @pytest.mark.parametrize(
@@ -114,25 +113,17 @@ def test_an_option_gets_its_line(override: str, message: str, noising: Command, 
     assert list(tmp_path.iterdir()) == []
 
 
-def _save(path: Path, side: tuple[int, int] = (8, 8)) -> None:
-    path.parent.mkdir(exist_ok=True)
-    Image.fromarray(np.zeros((side[1], side[0], 3), np.uint8)).save(path)
+def _few(folder: Path) -> None:
+    write_images(folder, np.zeros((20, 8, 8, 3), np.uint8))
 
 
 def _broken(folder: Path) -> None:
-    for number in range(20):
-        _save(folder / f"{number}.png")
+    _few(folder)
     (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:40])
 
 
 def _oblong(folder: Path) -> None:
-    for number in range(20):
-        _save(folder / f"{number}.png", (9, 8) if number == 7 else (8, 8))
-
-
-def _few(folder: Path) -> None:
-    for number in range(20):
-        _save(folder / f"{number}.png")
+    write_images(folder, (np.zeros((8, 9 if number == 7 else 8, 3), np.uint8) for number in range(20)))
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ from noising.diffusion.schedules import (
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedSmall, ReverseVariance
 from noising.oracles.oracle import oracle_denoiser
-from noising.oracles.pixels import gaussian
+from noising.oracles.pixels import PixelMixture, gaussian
 from tests.reference import ddpm
 
 TABULATED: dict[str, Callable[[int], TabulatedBeta]] = {
@@ -70,7 +70,7 @@ class Crooked(nn.Module):
 
 
 class Classed(Crooked):
-    """The same, and it listens to the class; a class built in stands for one it is given."""
+    """A Crooked network that listens to the class; a class built in stands for one it is given."""
 
     def __init__(self, built_in: Tensor | None = None) -> None:
         super().__init__()
@@ -88,6 +88,7 @@ def denoiser_of(
     parameterization: Parameterization | None = None,
     variance: ReverseVariance | None = None,
 ) -> Denoiser:
+    """A denoiser that predicts ε with fixed small variances, unless told otherwise."""
     return Denoiser(model, schedule, parameterization or Epsilon(), variance or FixedSmall(), LogSNR())
 
 
@@ -97,11 +98,18 @@ def gaussian_denoiser(
     parameterization: Parameterization | None = None,
     variance: ReverseVariance | None = None,
 ) -> Denoiser:
+    """The optimal denoiser of pixels from N(0, std²)."""
     return oracle_denoiser(gaussian(std), schedule, parameterization or Epsilon(), variance or FixedSmall())
 
 
+def mixture(*stds: float) -> PixelMixture:
+    """Pixels from two Gaussians, by default 0.3 and 0.4 wide."""
+    values = ([0.4, 0.6], [-0.5, 0.6], stds or [0.3, 0.4])
+    return PixelMixture(*(torch.tensor(value, dtype=torch.float64) for value in values))
+
+
 def final_classes(base: type) -> set[type]:
-    """Every class of the package that fills in this base, wherever it is written."""
+    """Every concrete class of the package under this base, in whichever module."""
     for module in pkgutil.walk_packages(noising.diffusion.__path__, "noising.diffusion."):
         importlib.import_module(module.name)
     found: set[type] = set()
@@ -140,12 +148,14 @@ def in_turn(noises: Tensor) -> Callable[[], Tensor]:
 
 
 def pair(name: str, timesteps: int) -> tuple[Chain, ddpm.DDPM]:
+    """A chain, and the float64 reference of the same betas."""
     schedule = {"linear": LinearBeta, "cosine": Cosine}[name](timesteps)
     beta = {"linear": ddpm.linear_beta, "cosine": ddpm.cosine_beta}[name](timesteps)
     return Chain.uniform(schedule, timesteps), ddpm.DDPM(beta)
 
 
 def close(ours: torch.Tensor, theirs: np.ndarray | float, rtol: float = 1e-9, atol: float = 0.0) -> None:
+    """Require agreement with the reference's array, or with one number everywhere."""
     expected = torch.as_tensor(theirs, dtype=torch.float64)
     torch.testing.assert_close(ours, expected.expand_as(ours), rtol=rtol, atol=atol)
 
@@ -163,6 +173,7 @@ def epsilon_of(model: torch.nn.Module, parameterization: Parameterization, chain
 
 
 def randomized(seed: int = 0) -> LearnedLogSNR:
+    """A learned schedule far from where it starts."""
     schedule = LearnedLogSNR(9, -7, width=16)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -23,8 +23,7 @@ from noising.diffusion.schedules import Cosine, RectifiedFlow, Schedule
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedSmall
 from noising.oracles.oracle import oracle_denoiser
-from noising.oracles.pixels import PixelMixture
-from tests.diffusion.helpers import SCHEDULES, Classed, Crooked, denoiser_of, gaussian_denoiser, normals
+from tests.diffusion.helpers import SCHEDULES, Classed, Crooked, denoiser_of, gaussian_denoiser, mixture, normals
 
 STD = 0.5
 GEOMETRIES = {
@@ -40,9 +39,8 @@ def images(count: int = 4) -> Tensor:
 
 
 def bending_denoiser(schedule: Schedule) -> Denoiser:
-    """Of pixels from two Gaussians, whose flow is no mere scaling."""
-    weights, means, stds = (torch.tensor(v, dtype=torch.float64) for v in ([0.4, 0.6], [-0.5, 0.6], [0.3, 0.4]))
-    return oracle_denoiser(PixelMixture(weights, means, stds), schedule, Velocity(), FixedSmall())
+    """The optimum for pixels from two Gaussians, whose flow is no mere scaling."""
+    return oracle_denoiser(mixture(), schedule, Velocity(), FixedSmall())
 
 
 def known(chain: Chain, x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from noising.diffusion.schedules import Cosine, LinearBeta, LogLinearSigma, Rect
 from noising.diffusion.variances import FixedSmall
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import PixelMixture, gaussian
-from tests.diffusion.helpers import Crooked, denoiser_of, in_turn, normals
+from tests.diffusion.helpers import Crooked, denoiser_of, in_turn, mixture, normals
 
 by_log_snr = partial(uniform_log_snr, timesteps=1000)
 by_sigma = partial(karras, timesteps=1000)
@@ -29,11 +29,6 @@ GRIDS = {
     "uniform_log_snr": by_log_snr,
     "karras": by_sigma,
 }
-
-
-def mixture() -> PixelMixture:
-    weights, means, stds = (torch.tensor(v, dtype=torch.float64) for v in ([0.4, 0.6], [-0.5, 0.6], [0.3, 0.4]))
-    return PixelMixture(weights, means, stds)
 
 
 def before_the_last(sampler: Sampler, schedule: Schedule, oracle: PixelMixture) -> Tensor:

@@ -17,3 +17,8 @@ def statistics_of(features: Tensor) -> FeatureStatistics:
     statistics = FeatureStatistics(features.shape[1])
     statistics.update(features)
     return statistics
+
+
+def spread(pixels: Tensor, count: int) -> Tensor:
+    """So many of the images, at equal distances."""
+    return pixels[[i * len(pixels) // count for i in range(count)]]

@@ -11,10 +11,7 @@ from noising.data.image_data import ImageData
 from noising.errors import ConfigError
 from noising.metrics.quality import ClassifierDistance, SampleQuality
 from noising.metrics.statistics import write_statistics
-
-
-def spread(pixels: torch.Tensor, count: int) -> torch.Tensor:
-    return pixels[[i * len(pixels) // count for i in range(count)]]
+from tests.metrics.helpers import spread
 
 
 def test_real_images_show_what_they_are(digits: ImageData) -> None:

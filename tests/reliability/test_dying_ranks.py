@@ -11,10 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from noising.runs.folder import Run
-from tests.helpers import SMALL, TRAIN
+from tests.helpers import SMALL, TRAIN, write_images
 
 pytestmark = pytest.mark.slow
 
@@ -90,9 +89,7 @@ def test_ranks_read_what_the_first_reads(tmp_path: Path) -> None:
     script = "import sys, os; sys.path[0] = os.getcwd(); from noising.cli.main import main; main('train')"
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "start.py").write_text(script)
-    (tmp_path / "images").mkdir()
-    for number in range(40):
-        Image.fromarray(np.full((8, 8), 6 * number, np.uint8)).save(tmp_path / "images" / f"{number}.png")
+    write_images(tmp_path / "images", (np.full((8, 8), 6 * number, np.uint8) for number in range(40)))
     data = ["data=image_folder", "data.root=images", "data.resolution=8", "data.channels=1", "data.batch_size=4"]
     command = [sys.executable, "start.py", *SMALL, *data, "trainer.devices=2"]
     assert subprocess.run([*command, "hydra.run.dir=one"], cwd=tmp_path, check=False).returncode == 0

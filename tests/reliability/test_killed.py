@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import multiprocessing
 import os
 import random
@@ -24,7 +23,7 @@ from noising.training.ema import EMA
 from noising.training.module import DiffusionModule
 from noising.training.safety.divergence import NonFiniteGuard
 from noising.training.validation import BoundEvaluation
-from tests.helpers import SMALL, TRAIN, Command, run_command, same
+from tests.helpers import SMALL, TRAIN, Command, read_table, run_command, same
 
 SAID = "said"  # the file that a process's errors go to
 
@@ -96,10 +95,10 @@ def require_same(one: Run, other: Run) -> None:
     checkpoints = [load_checkpoint(run.last_checkpoint) for run in (one, other)]
     for name in ("state_dict", "ema", "optimizer_states", "lr_schedulers", "times", "loss_sums", "global_step"):
         same(*(checkpoint[name] for checkpoint in checkpoints), name)
-    tables: list[list[dict[str, str]]] = []
-    for run in (one, other):
-        with open(run.metrics) as file:
-            tables.append([{k: v for k, v in row.items() if not k.endswith(TIMING)} for row in csv.DictReader(file)])
+    tables = [
+        [{k: v for k, v in row.items() if not k.endswith(TIMING)} for row in read_table(run.metrics)]
+        for run in (one, other)
+    ]
     for row, again in zip(*tables, strict=True):
         assert {k: (v, again[k]) for k, v in row.items() if v != again[k]} == {}, row["step"]
     numbers = [{k: v for k, v in run.summary.items() if "/" in k and not k.endswith(TIMING)} for run in (one, other)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 from pathlib import Path
@@ -13,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 from noising.runs.folder import Run
 from noising.runs.resume import find_resumable, find_sweep
 from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
-from tests.helpers import SMALL, Command, run_command
+from tests.helpers import SMALL, Command, read_table, run_command
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +40,7 @@ def test_a_run_goes_on_with_what_is_given_beside_it(half: Run, noising: Command)
     (state,) = load_checkpoint(half.last_checkpoint)["optimizer_states"]
     assert state["param_groups"][0]["initial_lr"] == 0.001
     assert state["param_groups"][0]["betas"] == (0.5, 0.9)
-    with open(half.metrics) as file:
-        rates = {int(row["step"]): float(row["train/lr"]) for row in csv.DictReader(file) if row["train/lr"]}
+    rates = {int(row["step"]): float(row["train/lr"]) for row in read_table(half.metrics) if row["train/lr"]}
     per_step = 0.001 / 101  # of the warm-up, which goes on
     assert rates[15] - rates[10] / 8 == pytest.approx(5 * per_step)
     assert rates[20] - rates[15] == pytest.approx(5 * per_step)

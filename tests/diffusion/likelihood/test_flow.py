@@ -17,15 +17,10 @@ from noising.diffusion.variances import FixedSmall
 from noising.oracles.oracle import Oracle, oracle_denoiser
 from noising.oracles.pixels import PixelMixture, gaussian
 from noising.randomness import Streams
-from tests.diffusion.helpers import normals
+from tests.diffusion.helpers import mixture, normals
 
 # without signal at the end, or with noise that drowns it: the flow starts from the data's own q(x_T)
 SCHEDULES = [RectifiedFlow(), Cosine(1000), LogLinearSigma(0.01, 1e4)]
-
-
-def mixture() -> PixelMixture:
-    weights, means, stds = (torch.tensor(v, dtype=torch.float64) for v in ([0.4, 0.6], [-0.5, 0.6], [0.2, 0.3]))
-    return PixelMixture(weights, means, stds)
 
 
 def time_of(schedule: Schedule, ratio: float = 0.01) -> float:
@@ -53,7 +48,7 @@ def flow(oracle: Oracle, schedule: Schedule, t: float, x: Tensor, solver: Solver
     ids=["even_in_angle", "even_in_log_snr", "adaptive"],
 )
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda schedule: type(schedule).__name__)
-@pytest.mark.parametrize("oracle", [gaussian(0.5, 0.1), mixture()], ids=["gaussian", "mixture"])
+@pytest.mark.parametrize("oracle", [gaussian(0.5, 0.1), mixture(0.2, 0.3)], ids=["gaussian", "mixture"])
 def test_likelihood_is_the_exact_log_density(oracle: PixelMixture, schedule: Schedule, solver: Solver) -> None:
     x, t = 0.6 * normals(4, 1, 1, 2), time_of(schedule)
     tolerance = 5e-5 if isinstance(schedule, RectifiedFlow) else 2e-4  # what is left of the data at t = 1
@@ -79,9 +74,9 @@ def test_error_is_of_fourth_order() -> None:
     errors = []
     for steps in (8, 16, 32):
         t = time_of(schedule, 0.3)
-        found = flow(mixture(), schedule, t, x, RungeKutta4(steps, even_in_angle))
+        found = flow(mixture(0.2, 0.3), schedule, t, x, RungeKutta4(steps, even_in_angle))
         assert found.evaluations == 4 * steps
-        errors.append(float((found.log_prob - log_density(mixture(), schedule, t, x)).abs().max()))
+        errors.append(float((found.log_prob - log_density(mixture(0.2, 0.3), schedule, t, x)).abs().max()))
     assert errors[0] / errors[1] > 10  # 16 in the limit
     assert errors[1] / errors[2] == pytest.approx(16, rel=0.35)
 
@@ -89,16 +84,16 @@ def test_error_is_of_fourth_order() -> None:
 def test_tolerance_buys_accuracy() -> None:
     schedule, x = Cosine(1000), 0.6 * normals(4, 1, 1, 2)
     t = time_of(schedule, 0.05)
-    exact = flow(mixture(), schedule, t, x, DormandPrince(1e-9, 1e-9)).log_prob
+    exact = flow(mixture(0.2, 0.3), schedule, t, x, DormandPrince(1e-9, 1e-9)).log_prob
     for tolerance in (1e-3, 1e-5):
-        found = flow(mixture(), schedule, t, x, DormandPrince(tolerance, tolerance)).log_prob
+        found = flow(mixture(0.2, 0.3), schedule, t, x, DormandPrince(tolerance, tolerance)).log_prob
         assert float((found - exact).abs().max()) < 20 * tolerance  # two dimensions, some ten steps
 
 
 def test_hutchinson_is_exact_on_average_over_signs() -> None:
     """Over all four sign vectors of two pixels the estimate's mean is the trace itself."""
     schedule, x = RectifiedFlow(), 0.6 * normals(3, 1, 1, 2)
-    denoiser, t = oracle_denoiser(mixture(), schedule, Velocity(), FixedSmall()), time_of(schedule, 0.1)
+    denoiser, t = oracle_denoiser(mixture(0.2, 0.3), schedule, Velocity(), FixedSmall()), time_of(schedule, 0.1)
     signs = [torch.tensor([a, b], dtype=torch.float64).expand(3, 1, 1, 2) for a in (1.0, -1.0) for b in (1.0, -1.0)]
     estimates = [flow_log_prob(denoiser, x, t, RungeKutta4(10), probed_trace(sign)).log_prob for sign in signs]
     exact = flow_log_prob(denoiser, x, t, RungeKutta4(10), exact_trace).log_prob
@@ -108,7 +103,7 @@ def test_hutchinson_is_exact_on_average_over_signs() -> None:
 @pytest.mark.parametrize("divergence", [Rademacher(), Gaussian()], ids=lambda part: type(part).__name__)
 def test_drawn_probes_are_unbiased_along_a_flow(divergence: Divergence) -> None:
     schedule, images = RectifiedFlow(), 1000
-    denoiser, t = oracle_denoiser(mixture(), schedule, Velocity(), FixedSmall()), time_of(schedule, 0.1)
+    denoiser, t = oracle_denoiser(mixture(0.2, 0.3), schedule, Velocity(), FixedSmall()), time_of(schedule, 0.1)
     x = (0.6 * normals(1, 1, 1, 2)).expand(images, 1, 1, 2)
     trace = divergence.prepare(x, Streams(0, "test", range(images)))
     found = flow_log_prob(denoiser, x, t, RungeKutta4(8), trace).log_prob

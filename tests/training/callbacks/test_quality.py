@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from noising.training.callbacks.samples import SampleGrid
 from noising.training.checkpoints import load_checkpoint
 from noising.training.ema import EMA
 from noising.training.progress import StepProgress
-from tests.helpers import SMALL, Command, run_command
+from tests.helpers import SMALL, Command, read_table, run_command
 
 MEASURED = [*SMALL[:-1], "trainer.max_steps=10", "trainer.val_check_interval=10", "metrics.n=70", "metrics.repeats=2"]
 CHECKED = ["callbacks.quality.every_n_steps=5", "callbacks.quality.keep_best=true"]
@@ -43,8 +42,7 @@ def test_the_training_does_not_notice(runs: dict[str, Run]) -> None:
 
 def test_checks_are_logged_with_their_cost_and_the_best_is_kept(runs: dict[str, Run]) -> None:
     run = runs["checked"]
-    with open(run.metrics) as file:
-        rows = {int(row["step"]): row for row in csv.DictReader(file) if row["val/fd"]}
+    rows = {int(row["step"]): row for row in read_table(run.metrics) if row["val/fd"]}
     assert sorted(rows) == [5, 10]
     assert 0 < float(rows[5]["val/quality_seconds"]) < float(rows[10]["val/quality_seconds"])
     assert 0 < float(rows[10]["val/quality_share"]) < 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 from pathlib import Path
@@ -18,7 +17,7 @@ from noising.diffusion.schedules import Cosine
 from noising.runs.folder import Run
 from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
 from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, StepLog
-from tests.helpers import SMALL, Command
+from tests.helpers import SMALL, Command, read_table
 
 STEP, PLACE = 12, 3
 
@@ -116,8 +115,7 @@ def test_such_a_step_can_be_left_out_and_counted(noising: Command, tmp_path: Pat
     assert outcome.code == 0, outcome.err
     run = Run(tmp_path / "run")
     assert "step 12 is left out: its gradient is not finite; 1 so far" in (run.path / "train.log").read_text()
-    with open(run.metrics) as file:
-        rows = {int(row["step"]): row for row in csv.DictReader(file)}
+    rows = {int(row["step"]): row for row in read_table(run.metrics)}
     assert {step: float(row["train/skipped_steps"]) for step, row in rows.items()} == {5: 0, 10: 0, 15: 1, 20: 1}
     assert all(math.isfinite(float(row["train/loss"])) for row in rows.values())
     assert run.summary["train/skipped_steps"] == 1
