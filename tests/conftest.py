@@ -7,66 +7,26 @@ import os
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", WANDB_MODE="offline", HYDRA_FULL_ERROR="0")
 
 import atexit
-import contextlib
-import io
 import logging
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+from tests.helpers import SMALL, Command, composed, run_command
+
+if TYPE_CHECKING:
+    from noising.data.image_data import ImageData
 
 torch.set_num_threads(1)
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it
     os.environ["NOISING_CACHE"] = tempfile.mkdtemp(prefix="noising-cache-")
     atexit.register(shutil.rmtree, os.environ["NOISING_CACHE"], ignore_errors=True)
-
-# A network and a schedule of work that take a second: for tests of everything around them.
-SMALL = [
-    "model.width=8",
-    "model.heads=1",
-    "model.groups=4",
-    "trainer.max_steps=20",
-    "trainer.val_check_interval=10",
-    "trainer.log_every_n_steps=5",
-    "trainer.accelerator=cpu",
-    "checkpoint_every_n_steps=5",
-    "callbacks.samples.every_n_steps=10",
-    "callbacks.samples.count=9",
-    "sampler.steps=4",
-    "bound=stratified",
-    "bound.times=8",
-    "validation_bound.times=4",
-    "~metrics",
-]
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def run_command(name: str, folder: Path, *overrides: str) -> Outcome:
-    """`noising NAME ...` in this process, in a folder."""
-    from noising.cli import main as commands
-
-    out, err = io.StringIO(), io.StringIO()
-    before = Path.cwd()
-    os.chdir(folder)
-    code: int | str | None = 0
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            commands.main(name, overrides)
-    except SystemExit as end:
-        code = end.code
-    finally:
-        os.chdir(before)
-    return Outcome(int(code or 0), out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +39,7 @@ def logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def noising(tmp_path: Path) -> Callable[..., Outcome]:
+def noising(tmp_path: Path) -> Command:
     """noising("train", *overrides) in a folder of the test's own."""
     return lambda name, *overrides: run_command(name, tmp_path, *overrides)
 
@@ -91,6 +51,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outcome = run_command("train", folder, *SMALL, "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def digits() -> ImageData:
+    """The digits that ship with the package, as a run has them."""
+    from noising.experiment import Experiment  # Lightning with it, which the tests of the mathematics can do without
+
+    return Experiment(composed()).data
 
 
 @pytest.fixture(scope="session")

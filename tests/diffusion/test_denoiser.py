@@ -19,8 +19,7 @@ from noising.diffusion.schedules import Cosine, Schedule
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall
 from noising.diffusion.weightings import uniform
-from tests.diffusion.conftest import Classed, Crooked, denoiser_of, final_classes, images, in_turn, normals
-from tests.diffusion.test_transition import close, pair
+from tests.diffusion.helpers import Classed, Crooked, close, denoiser_of, final_classes, images, in_turn, normals, pair
 
 
 def test_asked_by_time_or_by_level(schedule: Schedule) -> None:

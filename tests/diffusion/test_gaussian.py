@@ -6,7 +6,7 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from noising.diffusion.gaussian import Gaussian
-from tests.diffusion.conftest import normals
+from tests.diffusion.helpers import normals
 
 
 def test_density_divergence_and_sample_are_torchs() -> None:

@@ -15,7 +15,7 @@ from noising.diffusion.parameterizations import CleanImage, Epsilon, Karras, Vel
 from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Heun
 from noising.diffusion.schedules import Cosine, LinearBeta, Schedule
 from noising.diffusion.variances import LearnedRange
-from tests.diffusion.conftest import PARAMETERIZATIONS, Classed, Crooked, denoiser_of, in_turn, normals
+from tests.diffusion.helpers import PARAMETERIZATIONS, Classed, Crooked, denoiser_of, in_turn, normals
 
 
 class TwoClasses(nn.Module):

@@ -13,7 +13,7 @@ from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Chain
 from noising.diffusion.weightings import sigmoid
-from tests.diffusion.conftest import PARAMETERIZATIONS, SCHEDULES, final_classes, normals
+from tests.diffusion.helpers import PARAMETERIZATIONS, SCHEDULES, final_classes, normals
 
 GEOMETRIES: list[Geometry] = [VariancePreserving(), VarianceExploding(), Straight()]
 STARTS = {"linear_log_snr": 13.3, "learned": 13.3, "log_linear_sigma": -2 * math.log(0.002)}

@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-import torch
+import math
 
-from noising.diffusion.objectives import Regression
-from noising.diffusion.parameterizations import CleanImage, Epsilon, Velocity
-from noising.diffusion.schedules import Schedule
+import pytest
+import torch
+from torch import Tensor, nn
+
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.likelihood.decoders import (
+    Decoder,
+    DiscretizedGaussian,
+    PlainGaussian,
+    SoftmaxGaussian,
+    TanhDiscretizedGaussian,
+)
+from noising.diffusion.likelihood.terms import posterior_term, variational_bound
+from noising.diffusion.noise_labels import ScaledTime
+from noising.diffusion.objectives import ContinuousBound, Hybrid, Objective, Regression, VariationalBound, WeightedBound
+from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
+from noising.diffusion.schedules import Cosine, LinearBeta, LinearLogSNR, RectifiedFlow, Schedule
+from noising.diffusion.transitions import Chain
+from noising.diffusion.variances import FixedLarge, FixedSmall, Learned, LearnedRange, ReverseVariance
 from noising.diffusion.weightings import min_snr, snr, uniform
-from tests.diffusion.conftest import Crooked, denoiser_of, gaussian_denoiser, images, normals
+from tests.diffusion.helpers import (
+    Crooked,
+    denoiser_of,
+    final_classes,
+    gaussian_denoiser,
+    images,
+    in_turn,
+    normals,
+    randomized,
+)
 
 T = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
 
@@ -72,3 +97,233 @@ def test_gradient_is_that_of_the_loss_in_float64(schedule: Schedule) -> None:
         weight -= 2e-6
         below = loss()
     torch.testing.assert_close(gradient[0], (above - below) / 2e-6, rtol=1e-7, atol=0)
+
+
+# The bounds of a chain as objectives
+
+
+STEPS = 12
+DECODER = DiscretizedGaussian(17)
+DECODERS: list[Decoder] = [DECODER, TanhDiscretizedGaussian(17), SoftmaxGaussian(17), PlainGaussian()]
+VARIANCES: list[ReverseVariance] = [FixedSmall(), FixedLarge(), LearnedRange(), Learned()]
+GRID = torch.arange(1, STEPS + 1, dtype=torch.float64) / STEPS
+
+
+def by_name(part: object) -> str:
+    return type(part).__name__
+
+
+class WithVariance(Crooked):
+    """With a second output, in and out of [−1, 1]."""
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        level = noise_label.reshape(-1, 1, 1, 1).to(x)
+        return torch.cat([super().forward(x, noise_label), 1.2 * torch.sin(2 * x + level / 300)], 1)
+
+
+class Said(nn.Module):
+    """A network that says what it is given, so that a loss has a gradient in it."""
+
+    def __init__(self, said: Tensor) -> None:
+        super().__init__()
+        self.said = said
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        return self.said
+
+
+def made(schedule: Schedule, variance: ReverseVariance, kind: type[Parameterization] = Velocity) -> Denoiser:
+    model = WithVariance() if variance.outputs > 1 else Crooked()
+    return Denoiser(model, schedule, kind(), variance, ScaledTime())
+
+
+def test_every_final_class_is_tested() -> None:
+    assert final_classes(Objective) == {Regression, WeightedBound, ContinuousBound, VariationalBound, Hybrid}
+
+
+def averages_to_the_bound(denoiser: Denoiser, decoder: Decoder) -> None:
+    """The loss of one image at all steps at once, against the bound of that image term by term; to 1e-10."""
+    x, noise = images(1), normals(STEPS, 1, 1, 3, 3)
+    objective = VariationalBound(STEPS, decoder)
+    loss = objective(denoiser, x.expand(STEPS, -1, -1, -1), GRID, noise[:, 0])["loss"]
+    chain = Chain.uniform(denoiser.schedule, STEPS)
+    bound = variational_bound(denoiser, chain, x, decoder, in_turn(noise)).bits_per_dim
+    torch.testing.assert_close(loss[0] / STEPS, bound.decoder[0], rtol=1e-10, atol=0)
+    torch.testing.assert_close(loss[1:] / STEPS, bound.steps[0], rtol=1e-10, atol=0)
+    assert float(loss.mean()) == pytest.approx(float(bound.total - bound.prior), rel=1e-10)
+
+
+def test_average_over_the_steps_is_the_bound_on_every_schedule(schedule: Schedule) -> None:
+    averages_to_the_bound(made(schedule, LearnedRange()), DECODER)
+
+
+@pytest.mark.parametrize("decoder", DECODERS, ids=by_name)
+@pytest.mark.parametrize("variance", VARIANCES, ids=by_name)
+def test_average_over_the_steps_is_the_bound_with_every_part(variance: ReverseVariance, decoder: Decoder) -> None:
+    averages_to_the_bound(made(Cosine(1000), variance), decoder)
+
+
+@pytest.mark.parametrize("kind", [CleanImage, Velocity])
+def test_weight_is_that_of_the_loss(schedule: Schedule, kind: type[Parameterization]) -> None:
+    """With the posterior's own variance T L_t is the declared weight times the output's error; to 1e-6."""
+    denoiser, objective = made(schedule, FixedSmall(), kind), VariationalBound(STEPS, DECODER)
+    t = GRID[1:]
+    x, noise = images(1).expand(STEPS - 1, -1, -1, -1), normals(STEPS - 1, 1, 3, 3)
+    with torch.no_grad():
+        level = schedule(t)
+        regression = Regression(uniform)(denoiser, x, t, noise)["mse"]
+        weight = objective.weight(schedule, level, denoiser.parameterization.gain(level)).flatten()
+        loss = objective(denoiser, x, t, noise)["loss"]
+    torch.testing.assert_close(weight * regression, loss, rtol=1e-6, atol=1e-12)
+    with torch.no_grad():
+        on_image = objective.weight(schedule, schedule(GRID[:2]), torch.ones(2)).tolist()
+    assert on_image[0] == on_image[1]  # step 1 is a decoder's: pictured as step 2
+
+
+def gradients(objective: Objective, term: str, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """Of a term's sum with respect to the network's mean and variance outputs, at all steps."""
+    x, noise, said = images(STEPS), normals(STEPS, 1, 3, 3), normals(STEPS, 2, 3, 3, seed=1).requires_grad_()
+    denoiser = Denoiser(Said(said), schedule, Epsilon(), LearnedRange(), ScaledTime())
+    terms = objective(denoiser, x, GRID, noise)
+    (gradient,) = torch.autograd.grad(terms[term].sum(), said)
+    return gradient[:, :1], gradient[:, 1:]
+
+
+@pytest.mark.parametrize("schedule", [LinearBeta(1000), Cosine(1000)], ids=["linear", "cosine"])
+def test_hybrids_bound_trains_the_variance_alone(schedule: Schedule) -> None:
+    """The mean's gradient is exactly nothing, at step 1 too; the variance's is that of the whole bound, bit by bit."""
+    hybrid, whole = Hybrid(uniform, STEPS, DECODER), VariationalBound(STEPS, DECODER)
+    mean, variance = gradients(hybrid, "bound", schedule)
+    of_the_bound = gradients(whole, "loss", schedule)
+    assert torch.equal(mean, torch.zeros_like(mean))
+    assert torch.equal(variance, of_the_bound[1])
+    for gradient in (variance, of_the_bound[0]):
+        assert bool((gradient.abs().amax((1, 2, 3)) > 0).all())
+
+
+@pytest.mark.parametrize("weighting", [uniform, min_snr], ids=["uniform", "min_snr"])
+@pytest.mark.parametrize("bound_weight", [0.001, 0.3])
+def test_hybrid_is_the_regression_and_its_share_of_the_bound(bound_weight: float, weighting) -> None:  # type: ignore[no-untyped-def]
+    """To 1e-12; and the mean's gradient is the regression's alone."""
+    schedule = Cosine(1000)
+    denoiser = made(schedule, LearnedRange(), Epsilon)
+    x, noise = images(STEPS), normals(STEPS, 1, 3, 3)
+    hybrid = Hybrid(weighting, STEPS, DECODER, bound_weight)
+    terms = hybrid(denoiser, x, GRID, noise)
+    plain = Regression(weighting)(denoiser, x, GRID, noise)
+    bound = VariationalBound(STEPS, DECODER)(denoiser, x, GRID, noise)["loss"]
+    torch.testing.assert_close(terms["loss"], plain["loss"] + bound_weight * bound, rtol=1e-12, atol=0)
+    torch.testing.assert_close(terms["bound"], bound, rtol=1e-12, atol=0)
+    torch.testing.assert_close(terms["mse"], plain["mse"], rtol=1e-12, atol=0)
+    of_hybrid, of_plain = (gradients(o, "loss", schedule)[0] for o in (hybrid, Regression(weighting)))
+    torch.testing.assert_close(of_hybrid, of_plain, rtol=1e-12, atol=1e-15)
+
+
+def test_another_schedule_gets_its_own_chain() -> None:
+    """An objective that was used with one schedule is not bent by it."""
+    used, x, noise = VariationalBound(STEPS, DECODER), images(STEPS), normals(STEPS, 1, 3, 3)
+    for schedule in (LinearBeta(1000), Cosine(1000), LinearBeta(1000)):
+        denoiser = made(schedule, FixedLarge())
+        new = VariationalBound(STEPS, DECODER)
+        assert torch.equal(used(denoiser, x, GRID, noise)["loss"], new(denoiser, x, GRID, noise)["loss"])
+
+
+def test_bad_options_are_named() -> None:
+    with pytest.raises(ValueError, match="bound_weight must be positive"):
+        Hybrid(uniform, STEPS, DECODER, bound_weight=0)
+
+
+# The bound at infinitely many steps
+
+
+def average(schedule: Schedule, points: int = 2000) -> float:
+    """The loss of one image and noise over uniform t, by the midpoint rule."""
+    t = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    x, noise = (v.expand(points, -1, -1, -1) for v in (images(1), normals(1, 1, 3, 3)))
+    with torch.no_grad():
+        return float(ContinuousBound()(denoiser_of(Crooked(), schedule), x, t, noise)["loss"].mean())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_does_not_depend_on_what_lies_between_the_ends(seed: int) -> None:
+    assert average(randomized(seed), 8000) == pytest.approx(average(LinearLogSNR(9, -7)), rel=1e-3)
+
+
+def test_is_the_limit_of_the_posterior_terms_at_rate_one_over_t() -> None:
+    schedule, off = LinearLogSNR(6, -6), []
+    limit = average(schedule)
+    x, noise = images(1), normals(1, 1, 3, 3)
+    denoiser = denoiser_of(Crooked(), schedule)
+    for steps in (100, 200, 400):
+        chain = Chain(schedule, torch.linspace(0, 1, steps + 1, dtype=torch.float64).clamp(min=1e-12))
+        every = torch.arange(2, steps + 2)
+        many = (v.expand(steps, -1, -1, -1) for v in (x, noise))
+        terms = posterior_term(denoiser, chain, next(many), every, next(many))
+        off.append(float(terms.sum()) / (9 * math.log(2)) - limit)
+    assert off[0] / off[1] == pytest.approx(2, rel=0.05)
+    assert off[1] / off[2] == pytest.approx(2, rel=0.05)
+
+
+def test_weighted_by_the_snr_it_is_the_weighted_bound_in_nats() -> None:
+    t, x, noise = torch.tensor([0.2, 0.7], dtype=torch.float64), images(2), normals(2, 1, 3, 3)
+    denoiser = denoiser_of(Crooked(), LinearLogSNR(), Velocity())
+    bits, nats = (objective(denoiser, x, t, noise)["loss"] for objective in (ContinuousBound(), WeightedBound(snr)))
+    torch.testing.assert_close(bits * math.log(2), nats, rtol=1e-12, atol=0)
+
+
+def test_learned_schedule_follows_the_square_and_the_network_the_loss() -> None:
+    """One backward pass gives both: each is compared with its own loss, written without hooks."""
+    x, noise, t = images(5), normals(5, 1, 3, 3), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+
+    class Scaled(Crooked):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(1.3, dtype=torch.float64))
+
+        def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+            return self.scale * super().forward(x, noise_label)
+
+    schedule, model = randomized(), Scaled()
+    denoiser = denoiser_of(model, schedule)
+    ContinuousBound()(denoiser, x, t, noise)["loss"].mean().backward()
+    found = {name: p.grad.clone() for name, p in denoiser.named_parameters() if p.grad is not None}
+
+    level, rate = schedule(t), schedule.log_snr_rate(t)
+    error = (denoiser.at(level.perturb(x, noise), level).output - noise).square().mean((1, 2, 3))
+    loss = -0.5 / math.log(2) * rate * error
+    parameters = dict(denoiser.named_parameters())
+    of_square = torch.autograd.grad((loss**2).mean(), list(schedule.parameters()), retain_graph=True)
+    (of_loss,) = torch.autograd.grad(loss.mean(), [model.scale])
+    torch.testing.assert_close(found["model.scale"], of_loss)
+    for parameter, expected in zip(schedule.parameters(), of_square, strict=True):
+        (name,) = [name for name, other in parameters.items() if other is parameter]
+        assert float(expected.abs().max()) > 0
+        torch.testing.assert_close(found[name], expected, rtol=1e-5, atol=1e-9)
+
+
+def test_training_the_shape_steadies_the_estimate() -> None:
+    """Gradient steps on the shape alone lower the variance over t, and leave the mean where it is."""
+    schedule = randomized()
+    denoiser = denoiser_of(Crooked(), schedule, Epsilon())
+    t = (torch.arange(512, dtype=torch.float64) + 0.5) / 512
+    x, noise = (v.expand(512, -1, -1, -1) for v in (images(1), normals(1, 1, 3, 3)))  # all variance is over t
+    optimizer = torch.optim.Adam(schedule.parameters(), lr=0.05)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = ContinuousBound()(denoiser, x, t, noise)["loss"]
+        loss.mean().backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    assert losses[-1].std() < 0.7 * losses[0].std()
+    assert float(losses[-1].mean()) == pytest.approx(float(losses[0].mean()), rel=0.02)
+
+
+def test_no_signal_at_the_end_is_no_nan() -> None:
+    """At t = 1 of a straight path the rate is infinite and its weight nothing."""
+    t, x, noise = torch.tensor([0.5, 1.0], dtype=torch.float64), images(2), normals(2, 1, 3, 3)
+    denoiser = denoiser_of(torch.nn.Identity(), RectifiedFlow(), Velocity())
+    denoiser.model.forward = lambda x, noise_label, class_label=None: 0 * x  # type: ignore[assignment]
+    loss = ContinuousBound()(denoiser, x, t, noise)["loss"]
+    assert float(loss[0]) > 0
+    assert 0 <= float(loss[1]) < 1e-9

@@ -10,7 +10,7 @@ import torch
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Flow, Karras, Parameterization, Score, Velocity
 from noising.diffusion.schedules import Cosine, LogLinearSigma, RectifiedFlow, Schedule
 from noising.diffusion.weightings import edm, min_snr, p2, sigmoid, snr, uniform
-from tests.diffusion.conftest import PARAMETERIZATIONS, final_classes, normals
+from tests.diffusion.helpers import PARAMETERIZATIONS, final_classes, normals
 
 LEVELS = torch.linspace(0.02, 0.98, 7, dtype=torch.float64)
 

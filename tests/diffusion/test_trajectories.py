@@ -10,9 +10,7 @@ from noising.diffusion.likelihood.terms import variational_bound
 from noising.diffusion.schedules import Cosine, LinearBeta
 from noising.diffusion.trajectories import forward_log_prob, forward_trajectory, reverse_log_prob, trajectory_bound
 from noising.diffusion.transitions import Chain
-from tests.diffusion.conftest import Crooked, denoiser_of, images, in_turn, normals
-from tests.diffusion.test_bound import epsilon_of
-from tests.diffusion.test_transition import close, pair
+from tests.diffusion.helpers import Crooked, close, denoiser_of, epsilon_of, images, in_turn, normals, pair
 from tests.reference import ddpm
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from noising.metrics.extractors import DINOv2, Inception, extract, three_channels
 from noising.metrics.scores import inception_score, kernel_distance
 from noising.metrics.statistics import frechet_distance
-from tests.metrics.test_statistics import statistics_of
+from tests.metrics.helpers import statistics_of
 
 
 class Bytes(Dataset[Tensor]):

@@ -17,7 +17,7 @@ from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall, ReverseVariance
 from noising.oracles.empirical import Empirical
 from noising.oracles.oracle import oracle_denoiser
-from tests.diffusion.conftest import normals
+from tests.diffusion.helpers import normals
 
 
 def rate(chain: Chain, variance: ReverseVariance, images: Tensor, draws: int = 1) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from scipy.stats import norm
 from noising.diffusion.levels import NoiseLevel
 from noising.diffusion.schedules import Cosine, LinearLogSNR, RectifiedFlow, Schedule
 from noising.oracles.pixels import PixelMixture, gaussian, grey_levels
-from tests.diffusion.conftest import normals
+from tests.diffusion.helpers import normals
 
 WEIGHTS, MEANS, STDS = (torch.tensor(v, dtype=torch.float64) for v in ([0.3, 0.7], [-0.6, 0.5], [0.1, 0.3]))
 MIXTURE = PixelMixture(WEIGHTS, MEANS, STDS)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from . import ddpm
-from .ddpm import DDPM, GaussianData, Reverse
+from tests.reference import ddpm
+from tests.reference.ddpm import DDPM, GaussianData, Reverse
 
 CHAINS = {
     (name, T): DDPM(beta(T))

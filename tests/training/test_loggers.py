@@ -16,8 +16,7 @@ from omegaconf import OmegaConf
 
 from noising.runs.folder import Run
 from noising.training.loggers import CSVMetrics, build_loggers, close_loggers, log_image
-
-CONF = Path(__file__).resolve().parents[2] / "conf"
+from tests.helpers import CONF
 
 
 def text(run: Run) -> str:

@@ -14,7 +14,7 @@ from noising.diffusion.objectives import Objective
 from noising.errors import ConfigError
 from noising.experiment import Experiment
 from noising.training.module import DiffusionModule
-from tests.test_recipes import composed
+from tests.helpers import composed
 
 
 class Listening(Objective):
@@ -26,16 +26,11 @@ class Listening(Objective):
         return {"loss": t.float()}
 
 
-@pytest.fixture(scope="module")
-def data() -> ImageData:
-    return Experiment(composed()).data
-
-
 def drawn(
-    data: ImageData, seed: int = 0, step: int = 0, micro: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1
+    digits: ImageData, seed: int = 0, step: int = 0, micro: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1
 ) -> Listening:
     """What the objective of one micro-batch of the global batch of 24 is given."""
-    module: DiffusionModule = Experiment(composed(f"seed={seed}"), data).module
+    module: DiffusionModule = Experiment(composed(f"seed={seed}"), digits).module
     module.objective = listening = Listening()
     trainer = SimpleNamespace(
         global_step=step, global_rank=rank, world_size=world, accumulate_grad_batches=accumulate, optimizers=[]
@@ -50,29 +45,29 @@ def drawn(
     return listening
 
 
-def test_equal_places_draw_equally(data: ImageData) -> None:
-    one, two = drawn(data, step=5, micro=1, accumulate=2), drawn(data, step=5, micro=1, accumulate=2)
+def test_equal_places_draw_equally(digits: ImageData) -> None:
+    one, two = drawn(digits, step=5, micro=1, accumulate=2), drawn(digits, step=5, micro=1, accumulate=2)
     assert torch.equal(one.t, two.t)
     assert torch.equal(one.noise, two.noise)
     assert torch.equal(one.dropped, two.dropped)
 
 
-def test_no_two_places_draw_the_same(data: ImageData) -> None:
+def test_no_two_places_draw_the_same(digits: ImageData) -> None:
     places: list[dict[str, int]] = [{}, {"seed": 1}, {"step": 1}, {"micro": 1}, {"rank": 1}, {"micro": 1, "rank": 1}]
-    found = [drawn(data, **place, world=2, accumulate=2) for place in places]
+    found = [drawn(digits, **place, world=2, accumulate=2) for place in places]
     for draw in ("t", "noise", "dropped"):
         values = [getattr(listening, draw) for listening in found]
         assert all(not torch.equal(a, b) for i, a in enumerate(values) for b in values[:i]), draw
 
 
-def test_times_of_a_step_do_not_depend_on_how_it_is_shared_out(data: ImageData) -> None:
-    whole = drawn(data, step=3).t
-    parts = [drawn(data, step=3, micro=m, rank=r, world=2, accumulate=3).t for m in range(3) for r in range(2)]
+def test_times_of_a_step_do_not_depend_on_how_it_is_shared_out(digits: ImageData) -> None:
+    whole = drawn(digits, step=3).t
+    parts = [drawn(digits, step=3, micro=m, rank=r, world=2, accumulate=3).t for m in range(3) for r in range(2)]
     assert torch.equal(torch.cat(parts), whole)
 
 
-def test_loss_by_quartile(data: ImageData) -> None:
-    module = Experiment(composed(), data).module
+def test_loss_by_quartile(digits: ImageData) -> None:
+    module = Experiment(composed(), digits).module
     trainer = SimpleNamespace(global_step=0)
     module.trainer = trainer  # type: ignore[assignment]
     module.all_gather = lambda sums: sums  # type: ignore[method-assign, assignment, return-value]
@@ -84,13 +79,13 @@ def test_loss_by_quartile(data: ImageData) -> None:
     assert not module._sums.any()  # a mean since the last log
 
 
-def test_importance_weights_reach_the_loss(data: ImageData) -> None:
-    class Weighted(type(Experiment(composed(), data).module.times)):  # type: ignore[misc]
+def test_importance_weights_reach_the_loss(digits: ImageData) -> None:
+    class Weighted(type(Experiment(composed(), digits).module.times)):  # type: ignore[misc]
         def sample(self, draw: Any, schedule: Any) -> tuple[Tensor, Tensor]:
             t, _ = super().sample(draw, schedule)
             return t, 2 * t
 
-    module = Experiment(composed(), data).module
+    module = Experiment(composed(), digits).module
     module.times, module.objective = Weighted(), Listening()
     trainer = SimpleNamespace(global_step=0, global_rank=0, world_size=1, accumulate_grad_batches=1, optimizers=[])
     module.trainer = trainer  # type: ignore[assignment]
@@ -107,9 +102,9 @@ class Told(Objective):
         return {"loss": t.float()}
 
 
-def told(data: ImageData, dropout: float | None, step: int = 0, rank: int = 0, size: int = 1000) -> Tensor | None:
+def told(digits: ImageData, dropout: float | None, step: int = 0, rank: int = 0, size: int = 1000) -> Tensor | None:
     module: DiffusionModule = Experiment(
-        composed(f"label_dropout={'null' if dropout is None else dropout}"), data
+        composed(f"label_dropout={'null' if dropout is None else dropout}"), digits
     ).module
     module.objective = listening = Told()
     trainer = SimpleNamespace(
@@ -121,16 +116,16 @@ def told(data: ImageData, dropout: float | None, step: int = 0, rank: int = 0, s
     return listening.class_label
 
 
-def test_classes_are_withheld_from_some(data: ImageData) -> None:
+def test_classes_are_withheld_from_some(digits: ImageData) -> None:
     whole = torch.arange(1000) % 10
-    assert told(data, None) is None
-    assert torch.equal(not_none(told(data, 0)), whole)
-    some = not_none(told(data, 0.1))
+    assert told(digits, None) is None
+    assert torch.equal(not_none(told(digits, 0)), whole)
+    some = not_none(told(digits, 0.1))
     withheld = some != whole
     assert (some[withheld] == 10).all()  # the network's row for no class
     assert abs(int(withheld.sum()) - 100) < 4 * (1000 * 0.1 * 0.9) ** 0.5
-    assert torch.equal(not_none(told(data, 0.1)), some)
-    for elsewhere in (told(data, 0.1, step=1), told(data, 0.1, rank=1)):
+    assert torch.equal(not_none(told(digits, 0.1)), some)
+    for elsewhere in (told(digits, 0.1, step=1), told(digits, 0.1, rank=1)):
         assert not torch.equal(not_none(elsewhere) == 10, withheld)
 
 
@@ -140,9 +135,9 @@ def not_none(label: Tensor | None) -> Tensor:
 
 
 @pytest.mark.parametrize("bad", ["1", "-0.1", "true", "often"])
-def test_bad_label_dropout_is_named(bad: str, data: ImageData) -> None:
+def test_bad_label_dropout_is_named(bad: str, digits: ImageData) -> None:
     with pytest.raises(ConfigError, match="label_dropout"):
-        assert Experiment(composed(f"label_dropout={bad}"), data).module
+        assert Experiment(composed(f"label_dropout={bad}"), digits).module
 
 
 def test_classes_need_labels() -> None:

@@ -27,8 +27,7 @@ from noising.diffusion.times import BatchSlot, TimeSampler
 from noising.diffusion.transitions import Transition
 from noising.diffusion.variances import LearnedRange, ReverseVariance
 from noising.verification.report import identities
-from tests.conftest import Outcome
-from tests.test_recipes import CONF, composed
+from tests.helpers import CONF, Command, composed
 
 EXPERIMENTS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))]
 
@@ -273,7 +272,7 @@ def test_a_fault_in_the_posterior_is_caught(monkeypatch: pytest.MonkeyPatch, sou
     assert "schedule" in broken(recipe._replace(schedule=Cosine(100)), sampler)
 
 
-def test_command_prints_draws_and_tells_by_its_code(noising: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_command_prints_draws_and_tells_by_its_code(noising: Command, tmp_path: Path) -> None:
     sound = noising("verify", "timesteps=100", "sampler.steps=10", "hydra.run.dir=sound")
     assert sound.code == 0, sound.err
     assert "24 of 24 hold" in sound.out
@@ -288,7 +287,7 @@ def test_command_prints_draws_and_tells_by_its_code(noising: Callable[..., Outco
     assert "2000" in (tmp_path / "mine" / "identities.csv").read_text()
 
 
-def test_weightings_are_drawn(noising: Callable[..., Outcome], tmp_path: Path) -> None:
+def test_weightings_are_drawn(noising: Command, tmp_path: Path) -> None:
     outcome = noising("weightings", "hydra.run.dir=drawn")
     assert outcome.code == 0, outcome.err
     assert (tmp_path / "drawn" / "weightings.png").stat().st_size > 20_000

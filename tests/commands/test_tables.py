@@ -1,0 +1,22 @@
+"""The tables that a command prints at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from noising.commands.tables import print_summary
+from noising.runs.folder import Run
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.02])
+def test_a_spread_that_was_not_seen_is_no_error_of_zero(
+    spread: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path)
+    run.write({"test/bound": 3.5, "test/bound_mc_se": 0.4, "test/bound_image_se": spread})
+    print_summary(run)
+    said = capsys.readouterr().out
+    assert ("is lost in the Monte Carlo error" in said) == (spread == 0)
+    assert ("0.0200" in said, "0.0000" in said) == (spread > 0, False)

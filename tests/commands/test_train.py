@@ -1,0 +1,140 @@
+"""The main job from the command line to the run's folder, on a network small enough for a second."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from noising.runs.folder import Run
+from tests.helpers import SMALL, Command, read_table, run_command, run_script, write_images
+
+
+def test_a_run_leaves_what_it_promises(trained: Path) -> None:
+    run = Run(trained)
+    assert run.status == "finished"
+    for path in (
+        run.config_file,
+        run.environment_file,
+        run.last_checkpoint,
+        run.best_checkpoint,
+        run.metrics,
+    ):
+        assert path.stat().st_size > 0
+    assert run.config["schedule"]["_target_"] == "noising.diffusion.schedules.Cosine"
+    assert sorted(path.name for path in run.samples.iterdir()) == ["step_000010.png", "step_000020.png"]
+    with Image.open(run.samples_image) as grid, Image.open(run.reverse_process) as animation:
+        assert grid.size == (504, 504)  # 3x3 images of 8 pixels, gaps of 1, enlarged 18 times
+        assert animation.n_frames == 4  # the sampler's steps
+    with Image.open(run.bound_by_step_figure) as figure:
+        assert figure.size == (1036, 616)
+
+
+def test_summary_holds_the_bound_term_by_term_with_card_and_baselines(trained: Path) -> None:
+    summary = json.loads((trained / "summary.json").read_text())
+    terms = [summary[f"test/{name}"] for name in ("prior", "steps", "decoder")]
+    assert summary["test/bound"] == pytest.approx(sum(terms))
+    assert 0 < summary["test/bound_mc_se"] < summary["test/bound"]
+    assert summary["test/uniform_baseline"] == pytest.approx(np.log2(17))
+    assert summary["test/histogram_baseline"] == pytest.approx(2.436, abs=1e-3)
+    card = summary["cards"]["test/bound"]
+    assert (card["images"], card["timesteps"], card["evaluations"]) == (360, 1000, 360 * 8)
+    with Image.open(trained / "figures" / "learning_curves.png") as figure:
+        assert figure.size == (1400, 588)
+    assert (card["step"], card["weights"]) == (
+        20,
+        {"ema_decay": card["weights"]["ema_decay"], "ema_updates": 20},
+    )
+
+
+def test_bound_by_step_adds_up_to_the_steps_term(trained: Path) -> None:
+    rows = read_table(trained / "bound_by_step.csv")
+    steps = sum(
+        (int(row["last_step"]) - int(row["first_step"]) + 1) * float(row["bits_per_dim_per_step"]) for row in rows
+    )
+    summary = Run(trained).summary
+    assert steps == pytest.approx(summary["test/steps"] + summary["test/decoder"])
+    assert float(rows[0]["rate"]) == pytest.approx(summary["test/steps"] + summary["test/prior"])
+
+
+def test_metrics_are_logged_by_optimizer_step(trained: Path) -> None:
+    rows = read_table(trained / "metrics.csv")
+    assert [int(row["step"]) for row in rows] == [5, 10, 15, 20]
+    assert [row["step"] for row in rows if row["val/bound"]] == ["10", "20"]
+    for row in rows:
+        quartiles = [float(row[f"train/loss_q{quarter}"]) for quarter in (1, 2, 3, 4)]
+        # low-discrepancy times put as many images into each quartile
+        assert float(row["train/loss"]) == pytest.approx(np.mean(quartiles), rel=1e-5)
+
+
+def test_resume_of_a_finished_run_trains_no_more(trained: Path, noising: Command) -> None:
+    before = (trained / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    outcome = noising("train", f"resume={trained}")
+    assert outcome.code == 0
+    assert "bits/dim" in outcome.out
+    assert (trained / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_sampling_and_validation_do_not_change_training(trained: Path, noising: Command, tmp_path: Path) -> None:
+    quiet = ["callbacks.samples.every_n_steps=0", "trainer.val_check_interval=20", "bound.times=4", "seed=0"]
+    assert noising("train", *SMALL, *quiet, "hydra.run.dir=quiet").code == 0
+    one = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    two = torch.load(tmp_path / "quiet" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_colour_images_train_and_sample(noising: Command, tmp_path: Path) -> None:
+    outcome = noising(
+        "train",
+        *SMALL,
+        "data=photo_patches",
+        "data.batch_size=8",
+        "trainer.max_steps=10",
+        "hydra.run.dir=run",
+    )
+    assert outcome.code == 0, outcome.err
+    with Image.open(tmp_path / "run" / "samples.png") as grid:
+        assert np.asarray(grid).shape[2] == 3
+    assert Run(tmp_path / "run").summary["test/uniform_baseline"] == 8
+
+
+def test_folder_of_images(noising: Command, tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    write_images(tmp_path / "images", generator.integers(0, 256, (40, 20, 16, 3), dtype=np.uint8))
+    options = (
+        "data=image_folder",
+        "data.root=images",
+        "data.resolution=8",
+        "data.batch_size=8",
+        "hydra.run.dir=run",
+    )
+    outcome = noising("train", *SMALL, *options, "trainer.max_steps=10")
+    assert outcome.code == 0, outcome.err
+    assert Run(tmp_path / "run").summary["cards"]["test/bound"]["data"] == "image_folder"
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_and_count_every_image_once(trained: Path, tmp_path: Path) -> None:
+    outcome = run_script("train.py", tmp_path, *SMALL, "trainer.devices=2", "hydra.run.dir=two")
+    assert outcome.code == 0, outcome.err
+    two = Run(tmp_path / "two")
+    assert two.summary["cards"]["test/bound"]["images"] == 360
+    # the same times and images, other noise: a bound as good, within the noise of so short a training
+    assert two.summary["test/bound"] == pytest.approx(Run(trained).summary["test/bound"], rel=0.05)
+    assert [row["step"] for row in read_table(two.metrics)] == ["5", "10", "15", "20"]
+
+
+def test_sweep_leaves_a_complete_run_for_each_job(tmp_path: Path) -> None:
+    options = (*SMALL, "trainer.max_steps=5", "trainer.val_check_interval=5", "hydra.sweep.dir=sweep")
+    outcome = run_command("train", tmp_path, "-m", *options, "schedule=linear,cosine")
+    assert outcome.code == 0, outcome.err
+    jobs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    assert jobs == ["0_schedule=linear", "1_schedule=cosine"]
+    assert {Run(tmp_path / "sweep" / job).status for job in jobs} == {"finished"}
+    rows = read_table(tmp_path / "sweep" / "sweep.csv")
+    assert [row["schedule"] for row in rows] == ["linear", "cosine"]
+    assert float(rows[0]["test/bound"]) == Run(tmp_path / "sweep" / jobs[0]).summary["test/bound"]

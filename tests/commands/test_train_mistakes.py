@@ -1,0 +1,171 @@
+"""Bad input gets one line that names the option and the fix, before any work, and leaves no folder behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import SMALL, Command, write_images
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("schedule=rectified_flow", "parameterization: Epsilon says nothing of the clean image at t = 1"),
+        (
+            "schedule=zero_terminal_snr parameterization=score",
+            "parameterization: Score says nothing of the clean image at t = 1",
+        ),
+        (
+            "schedule=rectified_flow parameterization=flow noise_label=log_snr",
+            "noise_label: LogSNR is infinite at t = 1, where RectifiedFlow leaves no signal",
+        ),
+        ("variance=learned_range", "variance: LearnedRange is learned, and objective Regression never trains it"),
+        ("objective=hybrid", "objective: Hybrid adds a bound that trains the variance alone"),
+        ("schedule=learned_log_snr", "schedule: LearnedLogSNR is learned, and objective Regression is no measure"),
+        (
+            "variance=optimal objective=variational_bound",
+            "variance: Optimal is fitted to a trained network, and objective VariationalBound needs",
+        ),
+        (
+            "times=log_normal objective=continuous_bound",
+            "times: LogNormal weighs the levels anew, and objective ContinuousBound is a bound over uniform times only",
+        ),
+        ("weighting=edm weighting.sigma_data=0", "weighting: sigma_data must be positive, got 0"),
+        ("weighting=min_snr weighting.limit=-1", "weighting: weighs some level by -"),
+        (
+            "schedule=zero_terminal_snr schedule@schedule.schedule=log_linear_sigma",
+            "schedule: a variance-exploding schedule cannot end without signal",
+        ),
+    ],
+)
+def test_parts_that_cannot_work_together_are_refused_with_the_reason(
+    overrides: str, message: str, noising: Command, tmp_path: Path
+) -> None:
+    outcome = noising("train", *overrides.split(), "data.batch_size=0")  # refused before the data is looked at
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {message}"), outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not any(tmp_path.iterdir())
+
+
+def test_velocity_with_min_snr_is_fine_without_terminal_signal(noising: Command) -> None:
+    parts = ("schedule=zero_terminal_snr", "parameterization=velocity", "weighting=min_snr")
+    outcome = noising("train", *SMALL, *parts, "trainer.max_steps=2")
+    assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("schedul=linear", "schedul: no such option; did you mean schedule?"),
+        (
+            "schedule=linaer",
+            "schedule=linaer: no such choice; did you mean linear? (choices: cosine, learned_log_snr, linear, ",
+        ),
+        ("trainer.max_step=3", "trainer.max_step: no such option; did you mean trainer.max_steps?"),
+        ("model.widht=3", "model.widht: no such option; did you mean model.width?"),
+        ("model.width=big", "model.width=big: expected int"),
+        ("model.width=0", "model: width must be"),
+        ("timesteps=0", "timesteps must be a whole number from 1 to 1000000, got 0"),
+        ("timesteps=2.5", "timesteps must be a whole number from 1 to 1000000, got 2.5"),
+        ("timesteps=100000000000", "timesteps must be a whole number from 1 to 1000000, got 100000000000"),
+        ("model.multipliers=3", "model.multipliers=3: expected a list of int"),
+        ("hydra.run.dir=/proc/x", "hydra.run.dir=/proc/x: cannot make this folder"),
+        ("trainer.precision=16-mixed", "trainer.precision=16-mixed cannot clip with optimizer.fused=true"),
+        ("optimizer.lr=fast", "optimizer.lr=fast: expected float"),
+        ("optimizer.lr=-1", "optimizer: Invalid learning rate: -1"),
+        ("data.batch_size=0", "data: batch_size must be at least 1, got 0"),
+        ("data.batch_size=2000", "data.batch_size=2000 is more than the 1309 training images: lower it"),
+        ("seed=-1", "seed must be a whole number from 0, got -1"),
+        ("seed=one", "seed must be a whole number from 0, got one"),
+        ("ema.decay=1", "ema: decay must lie in [0, 1), got 1"),
+        ("lr_schedule.warmup=-5", "lr_schedule: warmup must not be negative, got -5"),
+        ("grid=trailing timesteps=20", "grid: steps=100 is more than the 20 whole steps of the chain"),
+        ("sampler.steps=0", "sampler: steps must be at least 1, got 0"),
+        ("sampler.clip=-1", "sampler: clip must be positive or null, got -1"),
+        ("validation_bound.times=7", "validation_bound: times must be an even number from 4, got 7"),
+        ("bound.stderr=0", "bound: stderr must be positive, got 0"),
+        ("bound.replicates=4", "bound: replicates must be at least 8 to tell an error from, got 4"),
+        ("trainer.max_steps=0", "trainer.max_steps must be a whole number from 1, got 0"),
+        ("trainer.val_check_interval=0", "trainer.val_check_interval must be a whole number from 1, got 0"),
+        (
+            "+trainer.max_epochs=3",
+            "trainer.max_epochs: training counts optimizer steps; use trainer.max_steps",
+        ),
+        ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val must not be negative, got -1"),
+        ("trainer.accelerator=abacus", "trainer: "),
+        ("checkpoint_every_n_steps=0", "checkpoint_every_n_steps must be a whole number from 1, got 0"),
+        ("callbacks.samples.count=0", "callbacks.samples: count must be at least 1, got 0"),
+        ("resume=nowhere", "resume=nowhere: no run there"),
+        ("trainer.accumulate_grad_batches=3", "data.batch_size=128"),
+        ("schedule.timesteps=7", "schedule.timesteps: no such option; did you mean timesteps?"),
+    ],
+)
+def test_an_option_gets_its_line(override: str, message: str, noising: Command, tmp_path: Path) -> None:
+    outcome = noising("train", *override.split())
+    assert outcome.code == 2, outcome
+    assert outcome.err.startswith(f"error: {message}"), outcome.err
+    assert outcome.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def _few(folder: Path) -> None:
+    write_images(folder, np.zeros((20, 8, 8, 3), np.uint8))
+
+
+def _broken(folder: Path) -> None:
+    _few(folder)
+    (folder / "7.png").write_bytes((folder / "7.png").read_bytes()[:40])
+
+
+def _oblong(folder: Path) -> None:
+    write_images(folder, (np.zeros((8, 9 if number == 7 else 8, 3), np.uint8) for number in range(20)))
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "words"),
+    [
+        (lambda folder: None, (), ("data.root", "images")),
+        (lambda folder: folder.mkdir(), (), ("data.root", "no image")),
+        (_broken, ("data.batch_size=4",), ("7.png",)),
+        (_oblong, ("data.batch_size=4", "data.crop=false"), ("7.png", "9x8")),
+        (_few, (), ("data.batch_size=128", "lower it")),
+    ],
+    ids=["missing", "empty", "broken", "oblong", "few"],
+)
+def test_a_folder_of_images_gets_its_line(
+    make: Callable[[Path], None],
+    options: tuple[str, ...],
+    words: tuple[str, ...],
+    noising: Command,
+    tmp_path: Path,
+) -> None:
+    make(tmp_path / "images")
+    outcome = noising("train", "data=image_folder", "data.root=images", "data.resolution=8", *options)
+    assert outcome.code == 2, outcome
+    assert outcome.err.count("\n") == 1
+    assert all(word in outcome.err for word in words), outcome.err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate"])
+def test_a_checkpoint_that_is_none(name: str, noising: Command, tmp_path: Path) -> None:
+    assert noising(name).err == "error: checkpoint has no value: add checkpoint=...\n"
+    outcome = noising(name, "checkpoint=nowhere")
+    assert outcome.err.startswith("error: checkpoint=nowhere: no run's folder or checkpoint file there")
+    (tmp_path / "bad.ckpt").write_bytes(b"PK not a checkpoint")
+    outcome = noising(name, "checkpoint=bad.ckpt")
+    assert outcome.code == 2
+    assert "bad.ckpt" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+def test_a_group_of_other_commands_is_told_from_a_misspelling(noising: Command, tmp_path: Path) -> None:
+    outcome = noising("latents", "checkpoint=RUN", "sampler=ddim")
+    assert outcome.code == 2
+    assert outcome.err == "error: sampler: this command takes no such group (it takes: grid, guidance)\n"
+    assert list(tmp_path.iterdir()) == []

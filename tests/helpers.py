@@ -1,0 +1,117 @@
+"""Commands run in this process, a configuration that takes a second, and a comparison bit by bit."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+
+from noising.cli.main import main
+
+ROOT = Path(__file__).resolve().parents[1]
+CONF = ROOT / "conf"
+TRAIN = ROOT / "train.py"
+
+# A network and a schedule of work that take a second: for tests of everything around them.
+SMALL = [
+    "model.width=8",
+    "model.heads=1",
+    "model.groups=4",
+    "trainer.max_steps=20",
+    "trainer.val_check_interval=10",
+    "trainer.log_every_n_steps=5",
+    "trainer.accelerator=cpu",
+    "checkpoint_every_n_steps=5",
+    "callbacks.samples.every_n_steps=10",
+    "callbacks.samples.count=9",
+    "sampler.steps=4",
+    "bound=stratified",
+    "bound.times=8",
+    "validation_bound.times=4",
+    "~metrics",
+]
+
+
+class Outcome(NamedTuple):
+    """Exit code, stdout and stderr of a command."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+def run_command(name: str, folder: Path, *overrides: str) -> Outcome:
+    """`noising NAME ...` in this process, in a folder."""
+    out, err = io.StringIO(), io.StringIO()
+    before = Path.cwd()
+    os.chdir(folder)
+    code: int | str | None = 0
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main(name, overrides)
+    except SystemExit as end:
+        code = end.code
+    finally:
+        os.chdir(before)
+    return Outcome(int(code or 0), out.getvalue(), err.getvalue())
+
+
+def run_script(script: str, folder: Path, *overrides: str) -> Outcome:
+    """`python SCRIPT ...` in a process of its own, in a folder; the script by its path in the repository."""
+    command = [sys.executable, str(ROOT / script), *overrides]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file by its header."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_images(folder: Path, images: Iterable[NDArray[np.uint8]]) -> Path:
+    """A folder of 0.png, 1.png, ..."""
+    folder.mkdir(exist_ok=True)
+    for number, pixels in enumerate(images):
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The config of `train` with a small network."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", ["model.width=8", "model.heads=1", "model.groups=4", *overrides])
+
+
+def same(one: Any, other: Any, place: str = "") -> None:
+    """Require equality to the last bit in nested dicts, lists and tensors."""
+    assert type(one) is type(other), place
+    if isinstance(one, Tensor):
+        assert torch.equal(one, other), place
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), place
+        for name in one:
+            same(one[name], other[name], f"{place}.{name}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), place
+        for number, (a, b) in enumerate(zip(one, other, strict=True)):
+            same(a, b, f"{place}[{number}]")
+    else:
+        assert one == other, place

@@ -1,0 +1,206 @@
+"""A run that is killed at random moments and gone on with, in real processes, is bitwise the run that never was."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from noising.cli.main import main
+from noising.runs.folder import Run
+from noising.training.callbacks.samples import SampleGrid
+from noising.training.checkpoints import load_checkpoint
+from noising.training.ema import EMA
+from noising.training.module import DiffusionModule
+from noising.training.safety.divergence import NonFiniteGuard
+from noising.training.validation import BoundEvaluation
+from tests.helpers import SMALL, TRAIN, Command, read_table, run_command, same
+
+SAID = "said"  # the file that a process's errors go to
+
+# dropout, accumulation, the loss-aware sampler's history, validation, sampling and metrics: all that could remember
+OPTIONS = [
+    *SMALL[:-1],
+    "experiment=iddpm",
+    "times=loss_aware",
+    "timesteps=50",
+    "model.dropout=0.3",
+    "trainer.accumulate_grad_batches=2",
+    "trainer.max_steps=60",
+    "trainer.val_check_interval=20",
+    "callbacks.samples.every_n_steps=20",
+    "callbacks.quality.every_n_steps=20",
+    "metrics.n=70",
+    "metrics.repeats=1",
+]
+TIMING = ("seconds", "share", "images_per_second")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, float]:
+    """The run that was never killed, and the seconds it took."""
+    folder = tmp_path_factory.mktemp("whole")
+    began = time.monotonic()
+    outcome = run_command("train", folder, *OPTIONS, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    return Run(folder / "run"), time.monotonic() - began
+
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["noising.commands.train", "noising.metrics.quality"])  # once, not in every process
+
+
+def train(folder: Path, options: Sequence[str]) -> None:
+    """The command, in a process and a group of processes of its own."""
+    os.setsid()
+    os.chdir(folder)
+    for stream, target in ((1, os.devnull), (2, SAID)):
+        os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+    sys.argv = [str(TRAIN), *options]
+    main("train")
+
+
+def start(folder: Path, *more: str) -> ForkServerProcess:
+    process = _SERVER.Process(target=train, args=(folder, [*OPTIONS, *more, "hydra.run.dir=run", "resume=true"]))
+    process.start()
+    return process
+
+
+def stop(process: ForkServerProcess, written: Path, number: int, after: float = 0) -> int | None:
+    """Send a signal so many seconds after the run has written a file of it anew; the exit code."""
+    before = written.stat().st_mtime_ns if written.exists() else 0
+    while process.is_alive() and not (written.exists() and written.stat().st_mtime_ns > before):
+        time.sleep(0.02)
+    process.join(after)
+    assert process.pid is not None
+    if process.is_alive():
+        if number == signal.SIGKILL:
+            os.killpg(process.pid, number)  # all its processes, as where a machine goes down
+        else:
+            os.kill(process.pid, number)
+    process.join(60)
+    return process.exitcode
+
+
+def require_same(one: Run, other: Run) -> None:
+    checkpoints = [load_checkpoint(run.last_checkpoint) for run in (one, other)]
+    for name in ("state_dict", "ema", "optimizer_states", "lr_schedulers", "times", "loss_sums", "global_step"):
+        same(*(checkpoint[name] for checkpoint in checkpoints), name)
+    tables = [
+        [{k: v for k, v in row.items() if not k.endswith(TIMING)} for row in read_table(run.metrics)]
+        for run in (one, other)
+    ]
+    for row, again in zip(*tables, strict=True):
+        assert {k: (v, again[k]) for k, v in row.items() if v != again[k]} == {}, row["step"]
+    numbers = [{k: v for k, v in run.summary.items() if "/" in k and not k.endswith(TIMING)} for run in (one, other)]
+    assert numbers[0] == numbers[1]
+    pictures = [[*sorted((run.path / "samples").iterdir()), run.samples_image] for run in (one, other)]
+    assert [path.name for path in pictures[0]] == [path.name for path in pictures[1]]
+    for a, b in zip(*pictures, strict=True):
+        assert a.read_bytes() == b.read_bytes(), a.name
+
+
+def finish(folder: Path, *more: str) -> None:
+    last = start(folder, *more)
+    last.join(240)
+    assert last.exitcode == 0, (folder / SAID).read_text()
+
+
+def kill_until_done(folder: Path, seconds: float, signals: Sequence[int], seed: int, *more: str) -> list[int | None]:
+    """Exit codes of a process after another, each but the last sent a signal at a random moment of its work."""
+    begun, chance = Run(folder / "run").summary_file, random.Random(seed)
+    codes = []
+    for number in signals:
+        codes.append(stop(start(folder, *more), begun, number, after=chance.uniform(0, 0.5 * seconds)))
+    finish(folder, *more)
+    return codes
+
+
+def test_told_to_stop_and_killed_at_random_moments(whole: tuple[Run, float], tmp_path: Path) -> None:
+    """Told to stop, it saves and leaves with the signal's code; killed, it goes on from what was saved last."""
+    run, seconds = whole
+    part = Run(tmp_path / "run")
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        assert stop(start(tmp_path), part.last_checkpoint, number) == 128 + number
+        assert part.status == "interrupted"
+    kill_until_done(tmp_path, seconds, [signal.SIGKILL] * 3, seed=random.randrange(10**6))
+    require_same(run, part)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(7))
+def test_killed_at_random_moments_often(whole: tuple[Run, float], seed: int, tmp_path: Path) -> None:
+    run, seconds = whole
+    kill_until_done(tmp_path, seconds, [signal.SIGKILL] * 3, seed)
+    require_same(run, Run(tmp_path / "run"))
+
+
+@pytest.mark.slow
+def test_two_processes_killed_and_told_to_stop(tmp_path: Path) -> None:
+    for name in ("whole", "part"):
+        (tmp_path / name).mkdir()
+    two = ("trainer.devices=2", "trainer.log_every_n_steps=1")  # on which they agree to stop
+    began = time.monotonic()
+    finish(tmp_path / "whole", *two)
+    seconds = time.monotonic() - began
+    signals = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1]
+    codes = kill_until_done(tmp_path / "part", 0.7 * seconds, signals, 0, *two)
+    told = [{-signal.SIGKILL}, {143, -signal.SIGTERM}, {-signal.SIGKILL}, {138, -signal.SIGUSR1}]
+    assert all(code in {0, *allowed} for code, allowed in zip(codes, told, strict=True)), codes
+    require_same(Run(tmp_path / "whole" / "run"), Run(tmp_path / "part" / "run"))
+
+
+LEARNING = [*SMALL, "times=loss_aware", "timesteps=10", "times.history=2", "hydra.run.dir=run"]
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("learned")
+    assert run_command("train", folder, *LEARNING).code == 0
+    return Run(folder / "run")
+
+
+# each reached within the 20 steps, from where the one before it has left the run
+PLACES: list[tuple[Any, str, int, type[BaseException]]] = [
+    (DiffusionModule, "on_save_checkpoint", 1, KeyboardInterrupt),
+    (NonFiniteGuard, "note", 2, KeyboardInterrupt),  # the losses of the step have been learned from
+    (EMA, "update", 2, MemoryError),  # the weights are the next step's, their average is not
+    (SampleGrid, "_draw", 1, KeyboardInterrupt),
+    (DiffusionModule, "on_validation_epoch_start", 1, MemoryError),
+    (BoundEvaluation, "update", 1, KeyboardInterrupt),
+]
+
+
+class Interrupted:
+    """A function whose call of some number raises, the others not."""
+
+    def __init__(self, work: Callable[..., Any], when: int, stop: type[BaseException]) -> None:
+        self.work, self.when, self.stop, self.calls = work, when, stop, 0
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        self.calls += 1
+        if self.calls == self.when:
+            raise self.stop
+        return self.work(*args, **options)
+
+
+def test_interrupted_anywhere_it_goes_on_as_if_nothing_had_been(learned: Run, noising: Command, tmp_path: Path) -> None:
+    """By Ctrl-C, or an error: what is saved on the way out is a whole step or nothing."""
+    for part, name, when, stop in PLACES:
+        interrupted = Interrupted(getattr(part, name), when, stop)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(part, name, lambda *args, call=interrupted, **options: call(*args, **options))
+            code = noising("train", *LEARNING, "resume=true").code
+        assert interrupted.calls >= when, name
+        assert code == (130 if stop is KeyboardInterrupt else 1), name
+    assert noising("train", *LEARNING, "resume=true").code == 0
+    require_same(learned, Run(tmp_path / "run"))

@@ -1,0 +1,153 @@
+"""Samples measured in a run: the number of one process or two, and a training that does not notice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from omegaconf import DictConfig, OmegaConf
+
+import noising as package
+from noising.experiment import Experiment
+from noising.runs.folder import Run
+from noising.training.callbacks.quality import QualityCheck
+from noising.training.callbacks.samples import SampleGrid
+from noising.training.checkpoints import load_checkpoint
+from noising.training.ema import EMA
+from noising.training.progress import StepProgress
+from tests.helpers import SMALL, Command, read_table, run_command
+
+MEASURED = [*SMALL[:-1], "trainer.max_steps=10", "trainer.val_check_interval=10", "metrics.n=70", "metrics.repeats=2"]
+CHECKED = ["callbacks.quality.every_n_steps=5", "callbacks.quality.keep_best=true"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """The same training without checks and with."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, more in (("plain", []), ("checked", CHECKED)):
+        outcome = run_command("train", folder, *MEASURED, *more, f"hydra.run.dir={name}")
+        assert outcome.code == 0, outcome.err
+        assert "Fréchet distance (FD)" in outcome.out
+    return {name: Run(folder / name) for name in ("plain", "checked")}
+
+
+def test_the_training_does_not_notice(runs: dict[str, Run]) -> None:
+    plain, checked = (load_checkpoint(run.last_checkpoint)["state_dict"] for run in runs.values())
+    assert all(torch.equal(plain[name], checked[name]) for name in plain)
+    assert runs["plain"].summary["test/fd"] == runs["checked"].summary["test/fd"]
+
+
+def test_checks_are_logged_with_their_cost_and_the_best_is_kept(runs: dict[str, Run]) -> None:
+    run = runs["checked"]
+    rows = {int(row["step"]): row for row in read_table(run.metrics) if row["val/fd"]}
+    assert sorted(rows) == [5, 10]
+    assert 0 < float(rows[5]["val/quality_seconds"]) < float(rows[10]["val/quality_seconds"])
+    assert 0 < float(rows[10]["val/quality_share"]) < 1
+    best = load_checkpoint(run.best_checkpoint.with_name("best_fd.ckpt"))
+    assert best["global_step"] == min(rows, key=lambda step: float(rows[step]["val/fd"]))
+    assert run.neighbours_image.exists()
+
+
+def test_epochs_are_counted_in_steps(runs: dict[str, Run]) -> None:
+    """1,309 images in batches of 128: half an epoch is five steps."""
+    config = OmegaConf.merge(
+        package.load(runs["plain"].path).config,
+        {"callbacks": {"quality": {"every_n_epochs": 0.5}, "samples": None}},  # None: without it
+    )
+    assert isinstance(config, DictConfig)
+    trained = package.load(runs["plain"].path)
+    callbacks = Experiment(config, trained.data).callbacks(runs["plain"])
+    assert all(isinstance(callback, Callback) and not isinstance(callback, SampleGrid) for callback in callbacks)
+    (check,) = (callback for callback in callbacks if isinstance(callback, QualityCheck))
+    assert check.every == 5
+
+
+def test_the_number_is_evaluates(runs: dict[str, Run], noising: Command, tmp_path: Path) -> None:
+    same = ["sampler=ancestral", "sampler.steps=4", "metrics.n=70", "metrics.repeats=2", "device=cpu"]
+    outcome = noising("evaluate", f"checkpoint={runs['plain'].path}", *same, "hydra.run.dir=again")
+    assert outcome.code == 0, outcome.err
+    again, trained = Run(tmp_path / "again").summary, runs["plain"].summary
+    assert again["test/fd"] == pytest.approx(trained["test/fd"], rel=1e-6)
+    cards = (summary["cards"]["test/fd"] for summary in (again, trained))
+    evaluated, at_the_end = ({k: v for k, v in card.items() if k not in ("checkpoint", "sha256")} for card in cards)
+    assert evaluated == at_the_end
+
+
+def test_two_processes_find_the_number_of_one(runs: dict[str, Run], tmp_path: Path) -> None:
+    found = []
+    for devices in (1, 2):
+        trained = package.load(runs["plain"].path)
+        run = Run(tmp_path / str(devices))
+        run.start({})
+        experiment = Experiment(trained.config, trained.data)
+        module = experiment.module
+        module.load_state_dict(trained.checkpoint["state_dict"])
+        kinds = (EMA, StepProgress, QualityCheck)
+        callbacks = [callback for callback in experiment.callbacks(run) if isinstance(callback, kinds)]
+        for callback in callbacks:
+            if isinstance(callback, EMA):
+                callback.load(trained.checkpoint)
+            if isinstance(callback, QualityCheck):
+                callback.batch_size = 40  # four batches, the last one smaller
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=devices,
+            strategy="ddp_spawn" if devices > 1 else "auto",
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.test(module, trained.data, verbose=False)
+        found.append({k: v for k, v in run.summary.items() if k.startswith("test/") and "quality" not in k})
+    assert "test/fd" in found[0]
+    assert found[0] == found[1]
+
+
+def test_samples_that_are_not_finite_are_not_measured(
+    noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = "noising.training.callbacks.quality.draw_images"
+    monkeypatch.setattr(draw, lambda *given: torch.full((len(given[4]), *given[2]), torch.nan))
+    assert noising("train", *MEASURED, "hydra.run.dir=run").code == 0
+    assert "samples are not measured: 140 of 140 are not finite" in (tmp_path / "run" / "train.log").read_text()
+    assert "test/fd" not in Run(tmp_path / "run").summary
+
+
+@pytest.mark.parametrize(
+    ("options", "blamed"),
+    [
+        (["callbacks.quality.every_n_steps=5", "callbacks.quality.every_n_epochs=1"], "one of every_n_steps and"),
+        (
+            ["callbacks.quality.every_n_steps=5", "callbacks.quality.n=30"],
+            "callbacks.quality.n=30: a Fréchet distance of 64 features needs at least 65 samples",
+        ),
+        (["callbacks.quality.keep_best=true"], "keep_best=true needs checks to choose from: set every_n_steps"),
+        (["metrics=fid"], "give metrics.inception_weights=PATH"),
+        (["metrics.n=9"], "needs at least 65 samples"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_training(
+    options: list[str], blamed: str, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    outcome = noising("train", *SMALL[:-1], *options, "hydra.run.dir=run")
+    assert outcome.code == 2
+    assert blamed in outcome.err
+    assert not (tmp_path / "run").exists()
+
+
+def refuse(*given: object, **options: object) -> None:
+    raise OSError("no network")
+
+
+def test_unlabelled_data_is_trained_without_measuring(noising: Command, tmp_path: Path) -> None:
+    outcome = noising("train", *SMALL[:-1], "data=photo_patches", "trainer.max_steps=2", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert "metrics=fd needs labels" in (tmp_path / "run" / "train.log").read_text()
+    assert OmegaConf.load(tmp_path / "run" / "config.yaml").metrics.repeats == 3
