@@ -12,7 +12,7 @@ import pytest
 
 import noising as package
 from noising.training.module import DiffusionModule
-from tests.conftest import SMALL, Outcome
+from tests.helpers import SMALL, Outcome
 
 PACKAGE = Path(package.__file__).parent
 

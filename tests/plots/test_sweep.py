@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from noising.cli.sweeps import Row
 from noising.plots.sweep import draw, series
+from noising.runs.rows import Row
 
 
 def row(status: str = "finished", fd: float = 1.0, evaluations: int = 5, **swept: str) -> Row:
