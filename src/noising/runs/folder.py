@@ -33,6 +33,7 @@ class Run:
         self.environment_file = self.path / "environment.json"
         self.summary_file = self.path / "summary.json"
         self.metrics = self.path / "metrics.csv"
+        self.metrics_record = self.path / "metrics.jsonl"
         self.last_checkpoint = self.path / "checkpoints" / "last.ckpt"
         self.best_checkpoint = self.path / "checkpoints" / "best.ckpt"
         self.samples = self.path / "samples"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 from typing import Any
@@ -25,6 +24,7 @@ from noising.plots.likelihood import (
     write_bins,
 )
 from noising.runs.folder import Run
+from noising.runs.results import Results
 from noising.training.checkpoints import FORMAT
 from noising.training.ema import EMA
 from noising.training.loggers import CSVMetrics, log_image, log_table
@@ -101,7 +101,7 @@ class ResultsCallback(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed run drops the rows of metrics.csv that it will write again."""
+        """Drop the rows that a resumed run will log again."""
         self._resume_metrics(trainer)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,16 +177,11 @@ class ResultsCallback(Callback):
         log_table(trainer.loggers, "bound_by_step", StepBin._fields, bins)
 
     def _plot_curves(self, trainer: Trainer, numbers: dict[str, float]) -> None:
-        for logger in trainer.loggers:
-            logger.save()
-        if not self.run.metrics.exists():  # fast_dev_run logs nothing
-            return
-        with open(self.run.metrics, newline="") as file:
-            rows = list(csv.DictReader(file))
-        if any(row.get("train/loss") for row in rows):  # an evaluation alone has none
+        rows = Results(self.run).rows()
+        if any("train/loss" in row for row in rows):  # an evaluation alone has none, nor has fast_dev_run
             names = {"uniform over the levels": "uniform", "histogram of each pixel": "histogram"}
             baselines = {name: numbers[f"test/{key}_baseline"] for name, key in names.items()}
-            columns = [name for name in rows[0] if name in ("val/fd", "val/fid", "val/fd_dinov2")]
-            distance = columns[0] if columns else None
+            distances = ("val/fd", "val/fid", "val/fd_dinov2")
+            distance = next((name for row in rows for name in row if name in distances), None)
             yardstick = self.run.summary.get(f"{distance}_baseline".replace("val/", "test/"))
             learning_curves(self.run.learning_curves, rows, baselines, distance, yardstick)
