@@ -1,7 +1,6 @@
-"""Where metrics go: metrics.csv in the run's folder always, TensorBoard and W&B when chosen.
+"""Loggers: metrics.csv in the run's folder always, TensorBoard and W&B if chosen.
 
-conf/logger/*.yaml gives each a name and a factory that wants the run and its config; `build_loggers`
-makes them.
+conf/logger/*.yaml gives each a name and a factory of (run, config); `build_loggers` calls them.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ class TakesImages(Protocol):
 
 
 def log_image(loggers: Iterable[Logger], key: str, image: str | Path | np.ndarray, step: int) -> None:
-    """Gives an image to every logger that takes images: a file, or an array (H, W[, 1 or 3]) of uint8."""
+    """Give an image, a file or an array (H, W[, 1 or 3]) of uint8, to every logger that takes images."""
     takers = [logger for logger in loggers if isinstance(logger, TakesImages)]
     if not takers:
         return
@@ -52,7 +51,7 @@ def log_image(loggers: Iterable[Logger], key: str, image: str | Path | np.ndarra
 
 
 def log_table(loggers: Iterable[Logger], key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Gives a table to W&B, which plots it; the others have none."""
+    """Give a table to W&B, which plots it; the other loggers take none."""
     for logger in loggers:
         if isinstance(logger, WandB):
             logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
@@ -61,15 +60,15 @@ def log_table(loggers: Iterable[Logger], key: str, columns: Sequence[str], rows:
 def build_loggers(
     run: Run, config: Mapping[str, Any], chosen: Mapping[str, Callable[..., Logger]] | None = None
 ) -> list[Logger]:
-    """metrics.csv first, whatever is chosen, then the others. `chosen` is the instantiated `cfg.logger`."""
+    """Make metrics.csv's logger, always, and the chosen ones. `chosen` is the instantiated `cfg.logger`."""
     makers = {name: make for name, make in (chosen or {}).items() if name != "csv"}
     return [CSVMetrics(run, config), *(make(run=run, config=config) for make in makers.values())]
 
 
 def close_loggers(loggers: Iterable[Logger], failed: bool = False) -> None:
-    """Ends all: what is buffered is written, and W&B's run is over, as the next job of a sweep has its own.
+    """Write what is buffered, and end W&B's run, since the next job of a sweep begins its own.
 
-    Not in Lightning's `finalize`, which comes after every fit and every test.
+    Lightning's `finalize` cannot end it: it comes after every fit and every test.
     """
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
@@ -78,13 +77,10 @@ def close_loggers(loggers: Iterable[Logger], failed: bool = False) -> None:
 
 
 class TensorBoard(TensorBoardLogger):
-    """Event files under tensorboard/ in the run's folder. Needs the package tensorboard."""
+    """Event files under tensorboard/ in the run's folder."""
 
     def __init__(self, run: Run, config: Mapping[str, Any] | None = None) -> None:
-        try:
-            super().__init__(save_dir=run.path, name="tensorboard", version="")
-        except ModuleNotFoundError:
-            raise ValueError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from None
+        super().__init__(save_dir=run.path, name="tensorboard", version="")
 
     @rank_zero_only
     def record_image(self, key: str, image: np.ndarray, step: int) -> None:
@@ -92,9 +88,9 @@ class TensorBoard(TensorBoardLogger):
 
 
 class WandB(WandbLogger):
-    """Weights & Biases, under wandb/ in the run's folder: online if a key is found, else offline. Never asks.
+    """Weights & Biases, under wandb/ in the run's folder: online if a key is found, else offline, without a prompt.
 
-    WANDB_MODE (online, offline, disabled) decides if it is set; without the service the run goes on
+    WANDB_MODE (online, offline, disabled) decides if it is set. If the service cannot be reached, the run is recorded
     offline, to be sent later by `wandb sync`. A resumed run is the same run there.
     """
 
@@ -111,10 +107,7 @@ class WandB(WandbLogger):
         self._folder = run.path / "wandb"
         self._settings: dict[str, Any] = {"entity": entity, "group": group, "tags": list(tags) or None}
         self._settings["config"] = masked(dict(config or {}))
-        try:
-            super().__init__(name=name or run.path.name, save_dir=run.path, project=project, log_model=False)
-        except ModuleNotFoundError:
-            raise ValueError("logger=wandb needs the package wandb: pip install wandb") from None
+        super().__init__(name=name or run.path.name, save_dir=run.path, project=project, log_model=False)
 
     @property
     @rank_zero_experiment
@@ -143,7 +136,7 @@ class WandB(WandbLogger):
             return wandb.init(**arguments, mode="offline", settings=wandb.Settings(**quiet))
 
     def _stable_id(self) -> str:
-        """Random, as equal folders of two machines are two runs; kept in the folder for a resume."""
+        """The run's identity at W&B: random, since two machines may have equal folders, and stored for a resume."""
         file = self._folder / "id.txt"
         if not file.exists():
             with replacing(file) as out:
@@ -158,22 +151,21 @@ class WandB(WandbLogger):
 
     @rank_zero_only
     def close(self, failed: bool = False) -> None:
-        """Ends the run at W&B, if one was begun."""
+        """End the run at W&B, if one was begun."""
         if self._experiment is not None:
             self._experiment.finish(exit_code=1 if failed else 0)
             self._experiment = None
 
 
 def _wandb_mode() -> Any:
-    """What WANDB_MODE says; without it, whether there is a key. Asks neither the user nor the service."""
-    asked = os.environ.get("WANDB_MODE", "").lower()
-    if asked:
-        return {"dryrun": "offline", "run": "online"}.get(asked, asked)
+    """The mode of WANDB_MODE, or else online if there is a key; neither the user nor the service is asked."""
+    if mode := os.environ.get("WANDB_MODE", "").lower():
+        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
     return "online" if _has_wandb_key() else "offline"
 
 
 def _has_wandb_key() -> bool:
-    """Whether a key lies where W&B looks for one. Its own `wandb.login` would ask the service."""
+    """Whether W&B would find a key. Its own `wandb.login` would ask the service."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     import wandb
