@@ -129,7 +129,6 @@ class ImageData(LightningDataModule, ABC):
             self.train, self.val, self.test, self.levels, self.classes = splits
             self.channels, self.resolution = self.train.pixels.shape[1:3]
             self._check(splits)
-            self.check_batch_size(len(splits.train.pixels))
         if self.trainer is not None and stage in (None, "fit"):
             self._order(seed=0)  # the divisibility of the batch is checked by the order itself
 

@@ -55,30 +55,26 @@ def run_status(
     failed.
     """
     with _alone(run) if writes else nullcontext():
-        yield from _recorded(run, config, writes, at_end)
-
-
-def _recorded(run: Run, config: Any, writes: bool, at_end: Callable[[bool], None]) -> Iterator[None]:
-    if writes:
-        run.start(config)
-    status = "failed"
-    try:
-        yield
-        status = "finished"
-    except Exception as error:
-        _log_to_file(error)
-        raise
-    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into exit 1
-        status = "interrupted"
-        raise SystemExit(stop.code if isinstance(stop, Preempted) else _INTERRUPTED) from None
-    finally:
-        at_end(status != "finished")
         if writes:
-            run.finish(status)
-            if status != "finished":
-                path = os.path.relpath(run.path)
-                hint = f"; go on with {run.resuming}" if status == "interrupted" and "resume" in (config or {}) else ""
-                print(f"{status}: {path}{hint}", file=sys.stderr, flush=True)
+            run.start(config)
+        status = "failed"
+        try:
+            yield
+            status = "finished"
+        except Exception as error:
+            _log_to_file(error)
+            raise
+        except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into exit 1
+            status = "interrupted"
+            raise SystemExit(stop.code if isinstance(stop, Preempted) else _INTERRUPTED) from None
+        finally:
+            at_end(status != "finished")
+            if writes:
+                run.finish(status)
+                if status != "finished":
+                    can_resume = status == "interrupted" and "resume" in (config or {})
+                    hint = f"; go on with {run.resuming}" if can_resume else ""
+                    print(f"{status}: {os.path.relpath(run.path)}{hint}", file=sys.stderr, flush=True)
 
 
 def _log_to_file(error: Exception) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,7 +28,7 @@ class StepProgress(ProgressBar):
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self._given_console = console
+        self._console = console
         self._clock = clock
         self._enabled = True
         self._display: Progress | None = None
@@ -41,19 +40,13 @@ class StepProgress(ProgressBar):
         self._seconds = 0.0
         self._running_since: float | None = None
 
-    @cached_property
-    def _console(self) -> Console:
-        """Made when first needed, as is the display: their locks cannot go to the processes that ddp_spawn starts."""
-        return self._given_console or Console(stderr=True)
-
     @property
     def images_per_second(self) -> float:
         """Training images per second over all ranks, without validation, sampling and the first step.
 
         nan before the second step.
         """
-        since = self._running_since
-        seconds = self._seconds + (0.0 if since is None else self._clock() - since)
+        seconds = self._seconds + (0.0 if self._running_since is None else self._clock() - self._running_since)
         return self._images / seconds if self._images and seconds > 0 else float("nan")
 
     def enable(self) -> None:
@@ -61,10 +54,6 @@ class StepProgress(ProgressBar):
 
     def disable(self) -> None:
         self._enabled = False
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        if self._enabled:
-            self._console.print(*args, **kwargs)
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
@@ -90,14 +79,15 @@ class StepProgress(ProgressBar):
     # --- the display: tasks inside each other share it, and the last one stays on the screen
 
     def _open(self, description: str, total: int, done: int = 0) -> TaskID:
-        if self._display is None:
+        if self._display is None:  # not before: ddp_spawn cannot send its lock to the processes it starts
+            console = self._console or Console(stderr=True)
             columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._display = Progress(
                 *columns,
                 "{task.fields[text]}",
-                console=self._console,
+                console=console,
                 auto_refresh=False,  # rich's own thread would slow down short steps
-                disable=not (self._enabled and self._console.is_terminal),
+                disable=not (self._enabled and console.is_terminal),
             )
             self._display.start()
         line = LINES * done // (total or 1)
@@ -106,8 +96,7 @@ class StepProgress(ProgressBar):
     def _due(self) -> bool:
         now = self._clock()
         due = self._enabled and now - self._drawn >= REFRESH_SECONDS
-        if due:
-            self._drawn = now
+        self._drawn = now if due else self._drawn
         return due
 
     def _draw(self, task: TaskID, due: bool = True, **changes: Any) -> None:
@@ -121,7 +110,7 @@ class StepProgress(ProgressBar):
         line = LINES * shown.completed // (shown.total or 1)
         if self._enabled and self._display.disable and line > shown.fields["line"]:
             text = f"{shown.description} {shown.completed:.0f}/{shown.total:.0f}  {shown.fields['text']}".rstrip()
-            self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            self._display.console.print(text, highlight=False, markup=False, soft_wrap=True)
             self._display.update(task, line=line)
 
     def _close(self, task: TaskID, **changes: Any) -> None:

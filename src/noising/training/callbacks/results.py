@@ -62,7 +62,7 @@ class ResultsCallback(Callback):
         """config: stored in checkpoints; source: the origin of the evaluated weights, if not this training."""
         self.run, self.data, self.ema = run, data, ema
         self.config, self.source = config, source
-        self._resumed = False
+        self._start = 0  # the optimizer step that the training starts from
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the resolved config, so that a checkpoint can be used alone, and the circumstances of the training."""
@@ -78,6 +78,7 @@ class ResultsCallback(Callback):
         """
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        self._start = checkpoint["global_step"]
         if checkpoint.get("data_sha256", self.data.digest) != self.data.digest:
             raise ConfigError(
                 f"{self.data.place}: the images are not those that the run was started with: bring them back as they "
@@ -94,27 +95,17 @@ class ResultsCallback(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raise ConfigError on a rank that has read other images than the first."""
+        """Drop the rows that a resumed run will log again.
+
+        Raises ConfigError on a rank that has read other images than the first.
+        """
         if trainer.world_size > 1 and trainer.strategy.broadcast(self.data.digest) != self.data.digest:
             raise ConfigError(
                 f"{self.data.place}: this rank has read other images than the first: give all ranks the same"
             )
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop the rows that a resumed run will log again."""
-        self._resume_metrics(trainer)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Drop them too for a run that was killed after its last step, and so does not start training."""
-        self._resume_metrics(trainer)
-
-    def _resume_metrics(self, trainer: Trainer) -> None:
-        if self._resumed:
-            return
-        self._resumed = True
         for logger in trainer.loggers:
             if isinstance(logger, CSVMetrics):
-                logger.resume_from(trainer.global_step)
+                logger.resume_from(self._start)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the throughput that the progress bar measured, and the number of steps that were left out."""
