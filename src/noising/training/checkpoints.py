@@ -65,7 +65,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a file, or "". Every record has a checksum, which torch writes but does not read."""
+    """The damage of a file in words, or "". Every record has a checksum, which torch writes but does not read."""
     try:
         if not zipfile.is_zipfile(path):  # looks for the directory at the end
             return "is not a checkpoint, or is truncated"

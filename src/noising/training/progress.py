@@ -1,4 +1,4 @@
-"""How far a run is: optimizer steps, loss and images per second; a bar on a terminal, plain lines elsewhere.
+"""The progress of a run: optimizer steps, loss and images per second; a bar on a terminal, plain lines elsewhere.
 
 The loss is read from the device only when the display is redrawn, at most four times a second: to read it at every step
 would make the host wait for the device.
@@ -176,5 +176,4 @@ class StepProgress(ProgressBar):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin_evaluation("test", trainer.num_test_batches)
 
-    on_test_batch_end = on_validation_batch_end
-    on_test_end = on_validation_end
+    on_test_batch_end, on_test_end = on_validation_batch_end, on_validation_end

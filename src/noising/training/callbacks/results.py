@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def _made_with(trainer: Trainer) -> dict[str, Any]:
-    """What a bitwise equal training depends on besides its options: noise differs by rank, sums by threads."""
+    """The circumstances, besides options, of a bitwise equal training: noise differs by rank, sums by threads."""
     return {
         "processes": trainer.world_size,
         "device": trainer.strategy.root_device.type,
