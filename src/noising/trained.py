@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from noising.config.instantiate import make
-from noising.data.image_data import ImageData, Images
+from noising.data.image_data import ImageData
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.guidance import Guided, Unconditional, unconditional
 from noising.diffusion.likelihood.estimators import ImageSet
@@ -92,13 +92,8 @@ class TrainedRun:
 
     def image_set(self, split: str, device: torch.device | str = "cpu", size: int | None = None) -> ImageSet:
         """The first `size` images of a split with their classes, default all, keyed as in every evaluation of it."""
-        images: Images = getattr(self.data, split)
-
-        def fetch(index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-            labels = None if images.labels is None else images.labels[index].to(device)
-            return self.data.scale(images.pixels[index].to(device)), labels
-
-        return ImageSet(size or len(images.pixels), fetch, split)
+        size = size or len(getattr(self.data, split).pixels)
+        return ImageSet(size, partial(self.data.batch, split, device=device), split)
 
     @property
     def source(self) -> dict[str, Any]:

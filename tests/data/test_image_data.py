@@ -55,6 +55,18 @@ def training_batches(data: Any, count: int) -> list[dict[str, Tensor]]:
     return [data.on_after_batch_transfer(next(stream), 0) for _ in range(count)]
 
 
+def test_images_by_index_with_their_classes() -> None:
+    data = Numbered(batch_size=8)
+    data.setup()
+    x, classes = data.batch("train", torch.tensor([3, 38]))
+    torch.testing.assert_close(x[:, 0, 0], torch.tensor([[6, 200], [76, 200]]) / 255 - 1)
+    assert classes is not None
+    assert classes.tolist() == [0, 2]
+    assert torch.equal(data.batch("train", slice(2, 4))[0][1:], x[:1])
+    data.val = Images(data.val.pixels)
+    assert data.batch("val", slice(3))[1] is None
+
+
 def is_mirrored(data: ImageData, batch: dict[str, Tensor]) -> Tensor:
     return data.unscale(batch["image"])[:, 0, 0, 0] == 100
 

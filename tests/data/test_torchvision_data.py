@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import struct
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +99,3 @@ def test_too_many_validation_images(tmp_path: Path) -> None:
         MNIST(batch_size=4, root=str(tmp_path)).setup()
     with pytest.raises(ValueError, match=r"^val_images must be at least 1, got 0$"):
         MNIST(batch_size=4, val_images=0)
-
-
-def test_torchvision_is_needed_only_when_a_set_of_its_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchvision", None)  # importing it fails from here on
-    spec = importlib.util.find_spec("noising.data.torchvision_data")
-    assert spec is not None
-    assert spec.loader is not None
-    fresh = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fresh)
-    with pytest.raises(ValueError, match=r"^data=mnist needs torchvision: pip install torchvision$"):
-        fresh.MNIST(batch_size=4).prepare_data()

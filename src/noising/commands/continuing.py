@@ -39,8 +39,8 @@ def changed_since(run: Run, cfg: DictConfig) -> list[str]:
     config = without_secrets(cfg)
     # but another optimizer would take the one's averages for its own
     own = [f"optimizer.{name}" for name in map(str, cfg.optimizer) if name != "_target_"]
-    require_same_options(run, config, free=(*RESUMABLE_OPTIONS, *own))
-    return changed_options(run.config, config, free=("resume",))
+    require_same_options(run, config, may_differ=(*RESUMABLE_OPTIONS, *own))
+    return changed_options(run.config, config, may_differ=("resume",))
 
 
 def checkpoint_to_continue(run: Run, max_steps: int) -> Path | None:

@@ -36,7 +36,7 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> None:
     run = Run(run_dir)
     if cfg.resume:
         config = without_secrets(cfg)
-        require_same_options(run, config, free=("device", "devices", "trainer", "logger"))
+        require_same_options(run, config, may_differ=("device", "devices", "trainer", "logger"))
     if cfg.resume and run.status == "finished":
         print(f"{os.path.relpath(run.path)} is finished")
     elif cfg.get("sampler") is None:

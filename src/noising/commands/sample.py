@@ -30,7 +30,7 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
     run = Run(run_dir)
     config = without_secrets(cfg)
     if cfg.resume:
-        require_same_options(run, config, free=("device", "devices"))
+        require_same_options(run, config, may_differ=("device", "devices"))
     if cfg.resume and run.status == "finished":
         print(f"{os.path.relpath(run.path)} is finished: there is nothing left to draw")
         return

@@ -1,4 +1,4 @@
-"""Bits/dim without a model: the numbers a bound must beat before it says anything about learning."""
+"""Bits/dim without a model: baselines that a bound must beat before it shows any learning."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ _CHUNK = 2048  # images counted at once: the int64 indices of a whole CIFAR-10 w
 
 
 def uniform_bits(levels: int) -> float:
-    """log₂(levels): every grey level equally likely, in bits/dim."""
+    """log₂(levels), in bits/dim: the code length if every grey level is equally likely."""
     return math.log2(levels)
 
 
 def histogram_bits(train: Tensor, test: Tensor, levels: int) -> float:
     """Cross-entropy of the test images under the training set's histogram of each pixel, in bits/dim.
 
-    Pixels are taken as independent, each position and channel with its own histogram, smoothed by one pseudo-
-    count spread evenly over the levels (Perks' prior, Dirichlet(1/levels)): it keeps a level that training
-    never showed possible, and weighs one image however many levels there are, where add-one would weigh as
-    much as 256.
+    Pixels are taken as independent, each position and channel with its own histogram. It is smoothed by one
+    pseudo-count spread evenly over the levels (Perks' prior, Dirichlet(1/levels)), so that levels which do not occur in
+    training remain possible; with add-one smoothing the prior would weigh as much as 256 images.
 
     Args:
         train, test: (N, C, H, W) uint8 with values 0..levels-1.
@@ -35,7 +34,7 @@ def histogram_bits(train: Tensor, test: Tensor, levels: int) -> float:
 
 
 def _histograms(pixels: Tensor, levels: int) -> Tensor:
-    """How often each pixel has each level: (C·H·W, levels) float64."""
+    """Counts of each level at each pixel: (C·H·W, levels) float64."""
     flat = pixels.flatten(1)  # (N, D)
     dims = flat.shape[1]
     offset = torch.arange(dims) * levels

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits (8x8, 17 grey levels) that scikit-learn ships: no download, a CPU will do."""
+"""The 1,797 handwritten digits (8x8, 17 grey levels) that scikit-learn ships: no download, and a CPU is enough."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["Digits"]
 class Digits(ImageData):
     """360 test, 128 validation and 1,309 training digits, 10 classes.
 
-    The split is one fixed permutation that no seed changes; its generator is numpy's RandomState, whose
-    stream is frozen for good, so the split is the same under every version of numpy.
+    The split is one fixed permutation that no seed changes, drawn by numpy's RandomState, whose stream is the same in
+    every version of numpy.
 
     Alpaydin & Kaynak, "Optical Recognition of Handwritten Digits" (1998). https://doi.org/10.24432/C50P49
     """

@@ -1,8 +1,7 @@
-"""What every data set of images is: three uint8 tensors in memory, facts about them, and loaders over them.
+"""The data set of images: three uint8 tensors in memory, facts about them, and loaders over them.
 
-The loaders have no worker processes: a batch is one tensor index into memory, far cheaper than sending it
-between processes. Flips and scaling to [-1, 1] run on the device, after the (four times smaller) bytes have
-been copied there.
+The loaders have no worker processes: to index a tensor in memory is far cheaper than to send a batch between processes.
+Flips and scaling to [-1, 1] run on the device, after the bytes, a quarter of float32, have been copied there.
 """
 
 from __future__ import annotations
@@ -23,18 +22,18 @@ from noising.randomness import generator
 __all__ = ["SPLITS", "ImageData", "Images", "Splits"]
 
 SPLITS = ("test", "train", "val")
-"""What is measured first, first."""
+"""Splits in evaluation order."""
 
 
 class Images(NamedTuple):
-    """Images of one split. It is a tuple of two, so count images by ``len(images.pixels)``."""
+    """Images of one split. The tuple has two elements: count images by ``len(images.pixels)``."""
 
     pixels: Tensor  # (N, C, H, W) uint8, 0..levels-1
     labels: Tensor | None = None  # (N,) int64
 
 
 class Splits(NamedTuple):
-    """What a data set reads: its three splits, its number of grey levels and of classes (0: unlabelled)."""
+    """The content of a data set: three splits, the number of grey levels and of classes (0: unlabelled)."""
 
     train: Images
     val: Images
@@ -44,7 +43,7 @@ class Splits(NamedTuple):
 
 
 class _EvaluationSet(Dataset[dict[str, Tensor]]):
-    """Batches by one tensor index."""
+    """Batches of a split by one tensor index."""
 
     def __init__(self, images: Images) -> None:
         self.images = images
@@ -57,7 +56,7 @@ class _EvaluationSet(Dataset[dict[str, Tensor]]):
 
 
 class _TrainingSet(_EvaluationSet):
-    """The same, with who is mirrored: one draw for the whole global batch, the same on any devices."""
+    """Adds the horizontal-flip mask: one draw for the global batch, the same on any number of devices."""
 
     def __init__(self, images: Images, batch_size: int, seed: int, flip: bool) -> None:
         super().__init__(images)
@@ -78,7 +77,7 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class ImageData(LightningDataModule, ABC):
-    """Train, validation and test images, and the facts that models and decoders need of them.
+    """Train, validation and test images, and the facts about them that models and decoders need.
 
     Known after ``setup``: train, val, test; channels, resolution (square side), levels (grey levels), classes
     (0: none).
@@ -100,9 +99,9 @@ class ImageData(LightningDataModule, ABC):
     levels: int
     classes: int
     resize: str | None = None
-    """The filter that brought the images to their size; None where they were of it."""
+    """The filter that resized the images; None if none did."""
     skipped: int = 0
-    """Images that could not be read and were left out, as an option said."""
+    """The number of unreadable images that were left out, where an option allows it."""
     tested: str = "test"
     """The split that Trainer.test evaluates."""
 
@@ -115,7 +114,7 @@ class ImageData(LightningDataModule, ABC):
 
     @property
     def place(self) -> str:
-        """The option by which the images are found."""
+        """The option that says where the images are, for messages."""
         return f"data={self.name}"
 
     @abstractmethod
@@ -123,19 +122,18 @@ class ImageData(LightningDataModule, ABC):
         """Read the whole set into memory; the split must not depend on the run's seed."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Load once, and refuse a batch size that cannot be trained with. Raises ValueError."""
+        """Load the images, if not loaded. Raises ValueError for a batch size that cannot be trained with."""
         if not hasattr(self, "train"):
             splits = self.load()
             self.check_batch_size(len(splits.train.pixels))
             self.train, self.val, self.test, self.levels, self.classes = splits
             self.channels, self.resolution = self.train.pixels.shape[1:3]
             self._check(splits)
-            self.check_batch_size(len(splits.train.pixels))
         if self.trainer is not None and stage in (None, "fit"):
             self._order(seed=0)  # the divisibility of the batch is checked by the order itself
 
     def _check(self, splits: Splits) -> None:
-        """Raise ValueError if a label is of no class, or a grey level of none."""
+        """Raise ValueError if a label or a grey level is out of range."""
         for name in SPLITS:
             pixels, labels = getattr(splits, name)
             if labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
@@ -148,7 +146,7 @@ class ImageData(LightningDataModule, ABC):
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 in hex of every image and label: what a run that goes on must find as it was."""
+        """SHA-256 in hex of all images and labels, by which a resumed run knows that they are the same."""
         sha = hashlib.sha256()
         for name in SPLITS:
             for tensor in getattr(self, name):
@@ -167,15 +165,22 @@ class ImageData(LightningDataModule, ABC):
     # Pixels 0..levels-1 <-> [-1, 1]
 
     def scale(self, pixels: Tensor) -> Tensor:
-        """2 p / (levels - 1) - 1: uint8 levels to float32 in [-1, 1], both ends exact."""
+        """2 p / (levels - 1) - 1: from uint8 levels to float32 in [-1, 1], both ends exact."""
         return 2 * pixels.to(torch.float32) / (self.levels - 1) - 1
+
+    def batch(
+        self, split: str, index: Tensor | slice, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor | None]:
+        """Images (B, C, H, W) of a split in [-1, 1] and their classes (B,), if the set has any, on the device."""
+        pixels, labels = getattr(self, split)
+        return self.scale(pixels[index].to(device)), None if labels is None else labels[index].to(device)
 
     def unscale(self, x: Tensor) -> Tensor:
         """The nearest grey level of x, clamped to [-1, 1]: uint8."""
         return ((x.clamp(-1, 1) + 1) * ((self.levels - 1) / 2)).round().to(torch.uint8)
 
     def to_8bit(self, pixels: Tensor) -> Tensor:
-        """Levels 0..levels-1 spread over 0..255 for viewing: uint8."""
+        """Spread levels 0..levels-1 over 0..255 for viewing: uint8."""
         return (pixels.to(torch.float32) * 255 / (self.levels - 1)).round().to(torch.uint8)
 
     # Loaders
@@ -199,7 +204,7 @@ class ImageData(LightningDataModule, ABC):
         return DataLoader(images, batch_sampler=batches, collate_fn=_as_it_is, num_workers=0, pin_memory=on_cuda)
 
     def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Infinite; the key is the ``seed`` of the trainer's module."""
+        """Infinite batches in the order keyed by the ``seed`` of the trainer's module."""
         seed = cast(int, self.trainer.lightning_module.seed) if self.trainer is not None else 0
         return self._loader(_TrainingSet(self.train, self.batch_size, seed, self.flip), self._order(seed))
 
@@ -210,19 +215,19 @@ class ImageData(LightningDataModule, ABC):
         return self._loader(_EvaluationSet(images), batches)
 
     def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Every validation image once, in the set's order."""
+        """Each validation image once, in the set's order."""
         return self._evaluation_loader(self.val)
 
     def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Every image of the split `tested` once, in the set's order."""
+        """Each image of the split `tested` once, in the set's order."""
         return self._evaluation_loader(getattr(self, self.tested))
 
     def images_in(self, batches: int, images: int, world: int) -> int:
-        """How many of a split's images so many batches of each rank hold; they are its first."""
+        """The number of images in so many batches of each rank; they are the first of the split."""
         return min(images, batches * max(1, self.batch_size // world) * world)
 
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
-        """On the device: mirror whom the training set's draw says, then scale."""
+        """Mirror the images of the flip mask, and scale all, on the device."""
         batch = dict(batch)
         pixels, flip = batch["image"], batch.pop("flip", None)
         if flip is not None:

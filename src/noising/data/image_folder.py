@@ -1,7 +1,6 @@
 """Your own images: every picture under a folder, cropped and resized into memory.
 
-The memory is images · channels · resolution² bytes: 100,000 colour images of 64x64 take 1.2 GB. Nothing is
-cached on disk.
+They take images · channels · resolution² bytes, 1.2 GB for 100,000 colour images of 64x64. Nothing is cached on disk.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ __all__ = ["ImageFolder"]
 log = logging.getLogger(__name__)
 
 _REMEDY = "; mend or remove it, or leave such images out with data.skip_unreadable=true"
-_TOLD = 20
-"""Images that are left out, of which the log says why."""
+_LOGGED = 20
+"""The number of left-out images for which the log gives the reason."""
 
 
 class ImageFolder(ImageData):
     """The images under ``root``, in sub-folders of any depth, in every format that Pillow opens.
 
-    Files without an image's suffix and hidden files are passed over; of an animation the first frame is
-    taken. Cameras' rotation marks are obeyed, 16-bit grey is rounded to 8 bits, transparency is laid on
-    white, grey becomes three equal channels (``channels=3``) and colour its luma (``channels=1``). Resizing
-    is Pillow's Lanczos filter, which averages over all the pixels it shrinks.
+    Hidden files and files without an image's suffix are passed over, and the first frame of an animation is taken.
+    Rotation marks of cameras are applied, 16-bit grey is rounded to 8 bits, transparency is laid on white, grey becomes
+    three equal channels (``channels=3``) and colour its luma (``channels=1``). Images are resized by Pillow's Lanczos
+    filter, which averages over all the pixels it shrinks.
 
-    An image's split is decided by a hash of its path below ``root`` alone: no seed changes it, and images
-    added later move no other image.
+    An image's split is a function of a hash of its path below ``root``: no seed changes it, and images added later do
+    not move others.
 
     Args:
         batch_size, flip: as in ImageData.
@@ -51,7 +50,7 @@ class ImageFolder(ImageData):
         val_fraction, test_fraction: expected share of the images in each split, each in (0, 1).
 
     Raises:
-        ValueError: one line, for arguments out of range; in ``setup`` for a folder or image of no use.
+        ValueError: one line, for arguments out of range; in ``setup`` for a folder or image that cannot be used.
     """
 
     name = "image_folder"
@@ -122,21 +121,21 @@ class ImageFolder(ImageData):
         return splits
 
     def _require_every_class(self, splits: Splits, classes: dict[str, int]) -> None:
-        """Raise ValueError if all images of one are left out."""
-        labels = (part.labels for part in (splits.train, splits.val, splits.test))
-        there = {number for told in labels if told is not None for number in told.tolist()}
+        """Raise ValueError if all images of a class are left out."""
+        parts = (part.labels for part in (splits.train, splits.val, splits.test))
+        there = {number for labels in parts if labels is not None for number in labels.tolist()}
         for name, number in classes.items():
             if number not in there:
                 place = self.root / name
                 raise ValueError(f"data.skip_unreadable=true leaves no image of the class {place}: mend or remove it")
 
     def _log_skipped(self, images: int) -> None:
-        more = [f"and {self.skipped - _TOLD} more"] if self.skipped > _TOLD else []
-        told = "\n  ".join([*self._refused[:_TOLD], *more])
-        log.warning("%d of %d images are left out:\n  %s", self.skipped, images, told)
+        more = [f"and {self.skipped - _LOGGED} more"] if self.skipped > _LOGGED else []
+        reasons = "\n  ".join([*self._refused[:_LOGGED], *more])
+        log.warning("%d of %d images are left out:\n  %s", self.skipped, images, reasons)
 
     def _find(self) -> list[Path]:
-        """Paths below root, sorted."""
+        """The images' paths below root, sorted."""
         if not self.root.exists():
             raise ValueError(f"data.root={self.root} does not exist")
         if not self.root.is_dir():
@@ -162,7 +161,7 @@ class ImageFolder(ImageData):
         return {name: number for number, name in enumerate(names)}
 
     def _split(self, path: Path) -> int:
-        """0 train, 1 validation, 2 test."""
+        """The split of an image: 0 train, 1 validation, 2 test."""
         digest = hashlib.sha256(path.as_posix().encode("utf-8", "surrogateescape")).digest()
         place = int.from_bytes(digest[:8], "big") / 2**64  # uniform in [0, 1)
         return 2 if place < self.test_fraction else 1 if place < self.test_fraction + self.val_fraction else 0
@@ -184,22 +183,22 @@ class ImageFolder(ImageData):
                 return str(error)
             return None
 
-        # Threads do, because Pillow decodes outside the interpreter lock.
+        # Threads are enough, because Pillow decodes outside the interpreter lock.
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            refused = list(threads.map(fill, range(len(paths))))  # asked for, so that a thread's error is raised here
-        kept = [place for place, why in enumerate(refused) if why is None]
-        if len(kept) < len(paths):
+            refused = list(threads.map(fill, range(len(paths))))  # the list raises a thread's error here
+        usable = [place for place, why in enumerate(refused) if why is None]
+        if len(usable) < len(paths):
             self._refused += [why for why in refused if why is not None]
-            if not kept:
+            if not usable:
                 raise ValueError(f"data.skip_unreadable=true leaves no image of a split: {self._refused[-1]}")
-            pixels, paths = pixels[kept], [paths[place] for place in kept]
+            pixels, paths = pixels[usable], [paths[place] for place in usable]
         labels: Tensor | None = None
         if classes:
             labels = torch.tensor([classes[path.parts[0]] for path in paths], dtype=torch.int64)
         return Images(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
 
     def _decode(self, path: Path) -> NDArray[np.uint8]:
-        """One image: (resolution, resolution, channels)."""
+        """Read one image: (resolution, resolution, channels)."""
         try:
             with Image.open(path) as opened:
                 image = _eight_bits(ImageOps.exif_transpose(opened)).convert(self.mode)
@@ -218,7 +217,7 @@ class ImageFolder(ImageData):
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """An image of 8 bits a channel without transparency: 16 bits rounded, transparency laid on white."""
+    """Convert to 8 bits a channel without transparency: 16 bits are rounded, transparency is laid on white."""
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         # Not by Pillow's convert, which in many versions clips everything above 255 to white.
         return Image.fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).astype(np.uint8))

@@ -1,7 +1,7 @@
-"""The training order: what step k sees is a pure function of (seed, k), so that a run resumes exactly.
+"""The training order: the images of step k are a pure function of (seed, k), so that a run resumes exactly.
 
-The permutations of epochs 0, 1, 2, ... are laid end to end, and step k takes images [k·B, (k+1)·B) of that
-stream: no image is dropped when B does not divide the set, and every image is seen equally often.
+The permutations of epochs 0, 1, 2, ... are laid end to end, and step k takes images [k·B, (k+1)·B) of that stream: no
+image is dropped when B does not divide the set, and all images are used equally often.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["BatchSlice", "StepOrder", "evaluation_batches"]
 
 
 class BatchSlice(NamedTuple):
-    """One rank's micro-batch: the images [first, first + len(indices)) of the global batch of a step."""
+    """One rank's micro-batch: images [first, first + len(indices)) of the global batch of a step."""
 
     step: int
     first: int
@@ -30,9 +30,9 @@ class BatchSlice(NamedTuple):
 class StepOrder(Sampler[BatchSlice]):
     """An infinite batch sampler that is indexed by the optimizer step.
 
-    ``start_step`` is asked whenever the iteration starts: a resumed run goes on behind its last optimizer
-    step, and nothing of the sampler needs saving. Micro-batch m of rank r is the slice [(m·world + r)·b, +b)
-    of the step's global batch, so ranks and accumulation change who computes, never what is computed.
+    ``start_step`` is called whenever the iteration starts, so that a resumed run goes on after its last optimizer step,
+    and the sampler has no state to save. Micro-batch m of rank r is the slice [(m·world + r)·b, +b) of the step's
+    global batch: ranks and accumulation change where an image is computed, not which images make a step.
     """
 
     def __init__(
@@ -61,14 +61,14 @@ class StepOrder(Sampler[BatchSlice]):
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch not in self._permutations:
-            # A batch reaches over at most two epochs (batch_size <= images): only those are worth keeping.
+            # A batch reaches over at most two epochs, since batch_size <= images: cache only those.
             self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
             drawn = generator(self.seed, "order", epoch).permutation(self.images)
             self._permutations[epoch] = torch.from_numpy(drawn)
         return self._permutations[epoch]
 
     def global_batch(self, step: int) -> Tensor:
-        """The training images of one optimizer step over all ranks and micro-batches: (batch_size,) int64."""
+        """Indices (batch_size,) int64 of the images of one optimizer step, over all ranks and micro-batches."""
         parts: list[Tensor] = []
         position, missing = step * self.batch_size, self.batch_size
         while missing:
@@ -88,6 +88,6 @@ class StepOrder(Sampler[BatchSlice]):
 
 
 def evaluation_batches(images: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Tensor]:
-    """The images rank, rank + world, ... in batches: over the ranks each image once, none as padding."""
+    """Batches of the images rank, rank + world, ...: each image is on one rank, and none is padding."""
     indices = torch.arange(images)[rank::world]
     return list(torch.split(indices, max(1, batch_size // world))) if len(indices) else []

@@ -20,9 +20,9 @@ class PhotoPatches(ImageData):
 
     The photographs are cut into upright strips: training patches lie in columns 0-415, on a stride;
     validation in 416-511 and test in 512-639, edge to edge. No pixel is in two splits, and no pixel twice in
-    validation or test, whose standard errors would otherwise be too small. The strips show different things:
-    a large gap between training and test is the photographs', and the set is for trying things out, not for
-    comparing models.
+    validation or test, whose standard errors would otherwise be too small. The strips show different things, so that a
+    large gap between training and test comes from the photographs: the set is for trying things out, not for comparing
+    models.
 
     Args:
         batch_size, flip: as in ImageData.

@@ -1,7 +1,7 @@
-"""MNIST, Fashion-MNIST and CIFAR-10, read (and downloaded once) by torchvision's own loaders.
+"""MNIST, Fashion-MNIST and CIFAR-10, read and, if missing, downloaded by torchvision's own loaders.
 
-Each keeps the official test set as test. Validation is the last ``val_images`` of the official training set,
-by default only 1,000, so that validating the bound during training stays cheap; the rest is trained on.
+The test split is the official one. Validation is the last ``val_images`` of the official training set, by default only
+1,000, so that validating the bound during training stays cheap; the rest is for training.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["CIFAR10", "MNIST", "FashionMNIST"]
 
 
 class _TorchvisionData(ImageData):
-    """A set of 10 classes that ``torchvision.datasets`` has under the name of the class."""
+    """A set of 10 classes, named as in ``torchvision.datasets``."""
 
-    files: str  # what must lie in root, for who has no network
+    files: str  # the files to put in root where there is no network
 
     def __init__(self, batch_size: int, root: str = "data", flip: bool = False, val_images: int = 1000) -> None:
         super().__init__(batch_size, flip)
@@ -38,7 +38,7 @@ class _TorchvisionData(ImageData):
         return f"data.root={self.root}"
 
     def prepare_data(self) -> None:
-        """Download what is not there, on one process. Raises ValueError if it cannot."""
+        """Download missing files, in one process. Raises ValueError if that fails."""
         self._read(train=True, download=True)
 
     def load(self) -> Splits:
@@ -57,10 +57,8 @@ class _TorchvisionData(ImageData):
         )
 
     def _read(self, train: bool, download: bool = False) -> Images:
-        try:
-            import torchvision.datasets  # type: ignore[import-untyped]  # here: importing it takes a second
-        except ImportError as error:
-            raise ValueError(f"data={self.name} needs torchvision: pip install torchvision") from error
+        import torchvision.datasets  # type: ignore[import-untyped]  # here: importing it takes a second
+
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints every mirror it tries
                 reader = getattr(torchvision.datasets, type(self).__name__)
@@ -75,11 +73,11 @@ class _TorchvisionData(ImageData):
 
     @abstractmethod
     def pixels(self, raw: Any) -> Tensor:
-        """torchvision's array as (N, C, H, W) uint8."""
+        """Convert torchvision's array to (N, C, H, W) uint8."""
 
 
 class _GreyTorchvisionData(_TorchvisionData):
-    """28x28 grey, or 32x32 with ``pad``, a border of zeros: bits/dim with and without it do not compare."""
+    """28x28 grey images, or 32x32 with ``pad``, a border of zeros; bits/dim of the two do not compare."""
 
     def __init__(
         self,

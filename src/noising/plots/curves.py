@@ -19,20 +19,20 @@ MIN_POINTS = 5
 
 def learning_curves(
     path: Path,
-    rows: Sequence[Mapping[str, str]],
+    rows: Sequence[Mapping[str, float]],
     baselines: Mapping[str, float],
     distance: str | None = None,
     yardstick: float | None = None,
 ) -> None:
     """Plot the loss by quartile of t, and the validation bound with its baselines (bits/dim), by optimizer step.
 
-    rows: of metrics.csv; distance: column of a Fréchet distance to plot beside them, if any, and yardstick, that of
-    real images.
+    rows: the numbers of each step by name, with "step"; distance: the name of a Fréchet distance, drawn as well, with
+    that of real images.
     """
 
     def curve(column: str) -> tuple[list[int], list[float]]:
-        logged = [row for row in rows if row.get(column)]
-        return [int(row["step"]) for row in logged], [float(row[column]) for row in logged]
+        logged = [row for row in rows if column in row]
+        return [int(row["step"]) for row in logged], [row[column] for row in logged]
 
     panels = 2 if distance is None else 3
     figure = Figure(figsize=(5 * panels, 4.2), layout="constrained")

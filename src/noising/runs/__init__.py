@@ -1,1 +1,1 @@
-"""What a run leaves: its folder, its results, how it ends, and what may go on from it."""
+"""A run on the disk: its folder, its results, its status, and which run a command may resume."""

@@ -1,6 +1,6 @@
-"""What a run ran on: commit, versions, devices, command line; nothing secret.
+"""The machine and the code of a run: commit, versions, devices, command line.
 
-Neither the environment's variables nor the user's, host's or folders' names are recorded.
+Nothing secret is recorded: no environment variables, and no names of users, hosts or folders.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def _masked_argument(argument: str) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What environment.json holds."""
+    """The content of environment.json."""
     import torch  # here: the search for a run to resume comes before torch is needed
 
     return {
@@ -50,24 +50,24 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and state of the checkout the package comes from, else of the working directory's, else None."""
+    """Commit and state of the checkout that holds the package, or else the working directory; None without one."""
     here = Path(__file__).resolve()
-    # a package installed below somebody's checkout is not of that checkout: ask whether this file is tracked
-    tracked = _ask_git(here.parent, "ls-files", "--error-unmatch", here.name) is not None
+    # a package installed inside somebody's checkout does not belong to it: its files are not tracked
+    tracked = _git_output(here.parent, "ls-files", "--error-unmatch", here.name) is not None
     folder = here.parent if tracked else Path.cwd()
-    commit = _ask_git(folder, "rev-parse", "--verify", "HEAD")
+    commit = _git_output(folder, "rev-parse", "--verify", "HEAD")
     if commit is None:
         return None
-    changes = _ask_git(folder, "status", "--porcelain", "--untracked-files=no")
+    changes = _git_output(folder, "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
-def _ask_git(folder: Path, *arguments: str) -> str | None:
+def _git_output(folder: Path, *arguments: str) -> str | None:
     try:
-        answer = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        git = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
+    return git.stdout.strip()
 
 
 def _cpu() -> str:

@@ -1,7 +1,6 @@
-"""A run's folder: what a run leaves, where, and in what state it is.
+"""A run's folder: the names of its files, its config, its summary and its status.
 
-Evaluation, resume and sweeps read it here. Only rank 0 may call the methods that write. Every file
-appears whole or not at all. Light to import: no torch.
+Only rank 0 may call the methods that write. Every file appears whole or not at all. Light to import: no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ __all__ = ["Run", "replacing"]
 
 
 class Run:
-    """The folder of one run. Reading needs no call before; `start` marks it as running."""
+    """The folder of one run. `start` marks it as running; the properties can be read at any time."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -33,6 +32,7 @@ class Run:
         self.environment_file = self.path / "environment.json"
         self.summary_file = self.path / "summary.json"
         self.metrics = self.path / "metrics.csv"
+        self.metrics_record = self.path / "metrics.jsonl"
         self.last_checkpoint = self.path / "checkpoints" / "last.ckpt"
         self.best_checkpoint = self.path / "checkpoints" / "best.ckpt"
         self.samples = self.path / "samples"
@@ -52,15 +52,15 @@ class Run:
 
     @property
     def resuming(self) -> str:
-        """What to add to the command to go on with this run, for a shell; a job of a sweep goes on with that."""
+        """The words that make the command go on with this run, quoted for a shell; for a job, with its sweep."""
         sweep = (self.path.parent / "multirun.yaml").exists()
         path = os.path.relpath(self.path.parent if sweep else self.path)
-        if not re.fullmatch(r"[A-Za-z0-9_/.:@+-]+", path):  # to Hydra the rest is grammar
+        if not re.fullmatch(r"[A-Za-z0-9_/.:@+-]+", path):  # other characters are Hydra's grammar
             path = '"{}"'.format(path.replace('"', '\\"'))
         return ("-m " if sweep else "") + shlex.quote(f"resume={path}")
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Writes the config, the environment and the status "running". A resumed run keeps its metrics."""
+        """Write the config, the environment and the status "running"; numbers of a resumed run stay in its summary."""
         self.path.mkdir(parents=True, exist_ok=True)
         summary = self.summary
         text = yaml.safe_dump(masked(dict(config)), sort_keys=False, allow_unicode=True)
@@ -69,7 +69,7 @@ class Run:
         _write(self.summary_file, _json({**summary, "status": "running"}))
 
     def write(self, metrics: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        """Merges metrics ("split/name": number) into the summary, and cards saying how they were measured."""
+        """Merge metrics ("split/name": number) into the summary, and cards that say how they were measured."""
         summary = self.summary
         reserved = sorted({"status", "cards"} & set(metrics))
         if reserved:
@@ -80,17 +80,17 @@ class Run:
         _write(self.summary_file, _json(summary))
 
     def finish(self, status: str = "finished") -> None:
-        """Writes how the run ended: finished, failed or interrupted."""
+        """Write the final status: finished, failed or interrupted."""
         _write(self.summary_file, _json({**self.summary, "status": status}))
 
     @property
     def status(self) -> str:
-        """running, finished, failed or interrupted; "none" before the start. A killed run stays "running"."""
+        """One of running, finished, failed, interrupted; "none" before the start. A killed run stays "running"."""
         return str(self.summary.get("status", "none"))
 
     @property
     def summary(self) -> dict[str, Any]:
-        """What summary.json holds; empty if there is none. Numbers that were not finite are None.
+        """The content of summary.json, empty if there is none. Numbers that were not finite are None.
 
         Raises `ValueError` if the file is damaged.
         """
@@ -120,7 +120,7 @@ class Run:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Gives a file to write, which takes the place of `path` when all of it is on the disk, never before.
+    """Give a file to write, which takes the place of `path` once all of it is on the disk, never before.
 
     The temporary file lies beside the target: only within one file system is a rename atomic.
     """
@@ -139,7 +139,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """The rename itself reaches the disk with the folder. Where a folder cannot be synced, it need not."""
+    """Bring a rename to the disk. A system that cannot sync folders needs no such call."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -162,7 +162,7 @@ def _json(content: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in JSON's types: tensors and arrays of one number as the number, nan and infinities as null."""
+    """Convert to JSON's types: tensors and arrays of one number to the number, nan and infinities to null."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

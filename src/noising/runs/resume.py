@@ -1,4 +1,4 @@
-"""What a run may go on with, and which run a command means by `resume`."""
+"""Which run a command means by `resume`, and under which options it may go on."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def quoted(text: str) -> str:
     return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (r"\'" if found[2] else ""), text) + "'"
 
 
-def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], free: Sequence[str]) -> list[str]:
-    """What a config says otherwise than the one before, as "option=now, not before".
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Sequence[str]) -> list[str]:
+    """Differences between two configs, as "option=now, not before".
 
-    free: options that may differ, or groups.
+    may_differ: options or groups that are passed over.
     """
     old, new = flat(before), flat(now)
     return [
         f"{option}={new.get(option)}, not {old.get(option)}"
         for option in {**old, **new}
-        if old.get(option) != new.get(option) and not {option, option.partition(".")[0]} & {*free}
+        if old.get(option) != new.get(option) and not {option, option.partition(".")[0]} & {*may_differ}
     ]
 
 
@@ -49,9 +49,9 @@ def find_resumable(root: Path, overrides: Sequence[str]) -> Path | None:
 
 
 def find_sweep(root: Path, overrides: Sequence[str], jobs: int | None) -> Path | None:
-    """The newest sweep under `root` started with these overrides with a job not begun or not finished.
+    """The newest sweep under `root` started with these overrides of which a job has not finished.
 
-    jobs: how many the overrides make; None where that is not known.
+    jobs: how many the overrides make; None if only the sweeper knows, and any such sweep may go on.
     """
     wanted = _essential(overrides)
     for file in _newest_first(root, "multirun.yaml"):
@@ -73,7 +73,7 @@ def _newest_first(root: Path, name: str) -> list[Path]:
 
 
 def _load_list(file: Path, *keys: str) -> list[str]:
-    """The list of strings at `keys` of a YAML file; an unreadable file has none that equals anything."""
+    """The list of strings at `keys` of a YAML file; for an unreadable file one that equals no other."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         for key in keys:
@@ -83,11 +83,11 @@ def _load_list(file: Path, *keys: str) -> list[str]:
         return ["\0"]
 
 
-def require_same_options(run: Run, config: Mapping[str, Any], free: Sequence[str]) -> None:
-    """Raise ConfigError if the folder holds a run of other options, but for those that change nothing it holds."""
+def require_same_options(run: Run, config: Mapping[str, Any], may_differ: Sequence[str]) -> None:
+    """Raise ConfigError if the folder holds a run of other options than these, apart from those that may differ."""
     if not run.config_file.exists():
         return
-    changed = changed_options(run.config, config, ("resume", *free))
+    changed = changed_options(run.config, config, ("resume", *may_differ))
     if changed:
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ConfigError(

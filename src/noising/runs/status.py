@@ -1,4 +1,4 @@
-"""How a run begins and ends: its lock, its status, and the line that says how to go on."""
+"""The beginning and end of a run: its lock, its status, and the line that says how to go on."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INTERRUPTED = 130  # the shell's 128 + number of the signal
 
 @contextmanager
 def _alone(run: Run) -> Iterator[None]:
-    """Within it no other process writes this run. The lock ends with the process, however that ends."""
+    """Keep other processes from writing this run. The lock ends with the process, however that ends."""
     run.path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run.path / ".lock")
     try:
@@ -49,49 +49,46 @@ def _alone(run: Run) -> Iterator[None]:
 def run_status(
     run: Run, config: Any, writes: bool = True, at_end: Callable[[bool], None] = lambda failed: None
 ) -> Iterator[None]:
-    """Within it the run is "running"; afterwards finished, interrupted (Ctrl-C, SIGTERM, SIGUSR1) or failed.
+    """Mark the run as running, and afterwards as finished, interrupted (Ctrl-C, SIGTERM, SIGUSR1) or failed.
 
-    writes: whether this is the rank that does; at_end: called with whether it failed, before the status is written.
+    writes: whether this rank writes the run's files; at_end: called before the status is written, with whether the run
+    failed.
     """
     with _alone(run) if writes else nullcontext():
-        yield from _recorded(run, config, writes, at_end)
-
-
-def _recorded(run: Run, config: Any, writes: bool, at_end: Callable[[bool], None]) -> Iterator[None]:
-    if writes:
-        run.start(config)
-    status = "failed"
-    try:
-        yield
-        status = "finished"
-    except Exception as error:
-        _log_to_file(error)
-        raise
-    except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into exit 1
-        status = "interrupted"
-        raise SystemExit(stop.code if isinstance(stop, Preempted) else _INTERRUPTED) from None
-    finally:
-        at_end(status != "finished")
         if writes:
-            run.finish(status)
-            if status != "finished":
-                path = os.path.relpath(run.path)
-                hint = f"; go on with {run.resuming}" if status == "interrupted" and "resume" in (config or {}) else ""
-                print(f"{status}: {path}{hint}", file=sys.stderr, flush=True)
+            run.start(config)
+        status = "failed"
+        try:
+            yield
+            status = "finished"
+        except Exception as error:
+            _log_to_file(error)
+            raise
+        except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into exit 1
+            status = "interrupted"
+            raise SystemExit(stop.code if isinstance(stop, Preempted) else _INTERRUPTED) from None
+        finally:
+            at_end(status != "finished")
+            if writes:
+                run.finish(status)
+                if status != "finished":
+                    can_resume = status == "interrupted" and "resume" in (config or {})
+                    hint = f"; go on with {run.resuming}" if can_resume else ""
+                    print(f"{status}: {os.path.relpath(run.path)}{hint}", file=sys.stderr, flush=True)
 
 
 def _log_to_file(error: Exception) -> None:
-    """The console has it from whoever ends the process."""
+    """Log to the files alone: whoever ends the process prints the error."""
     mistake = isinstance(error, UsageError)
-    told = None if mistake else (type(error), error, error.__traceback__)
-    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, str(error) if mistake else "failed", (), told)
+    traceback = None if mistake else (type(error), error, error.__traceback__)
+    record = log.makeRecord(log.name, logging.ERROR, __file__, 0, str(error) if mistake else "failed", (), traceback)
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
 
 
 class Preempted(SystemExit):
-    """The run was told to stop; its code is the shell's, 128 + the signal's number: not finished, to be requeued."""
+    """A signal asked the run to stop. The exit code is the shell's, 128 + its number, so it can be requeued."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)

@@ -1,4 +1,4 @@
-"""What a sweep leaves: a folder a job, and sweep.csv, one row a job."""
+"""The table of a sweep: sweep.csv, one row a job."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["columns", "rows", "write_sweep"]
 def rows(sweep: Path) -> list[Row]:
     """One row a job, by number: its overrides, its status, the numbers of its summary.json, its folder's name.
 
-    A job without a summary.json has the status "failed": it ended before there was anything to say.
+    A job without a summary.json has the status "failed": it ended before its run began.
     """
     jobs = [path.parent.parent for path in sweep.glob("*/.hydra/overrides.yaml")]
     table = []
@@ -43,7 +43,7 @@ def _number(job: Path) -> tuple[int, str]:
 
 
 def columns(table: list[Row]) -> list[str]:
-    """Every key once: overrides, status, numbers, folder, each kind in the order in which it first comes."""
+    """The keys of all rows: overrides, status, numbers, folder, each kind in order of first appearance."""
     names = dict.fromkeys(name for row in table for name in row)
     before = [n for n in names if any(n in row and list(row).index(n) < list(row).index("status") for row in table)]
     after = [name for name in names if name not in before and name not in ("status", "folder")]

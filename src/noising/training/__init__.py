@@ -1,1 +1,1 @@
-"""Training with Lightning: the module, and the callbacks that average, sample, measure and record."""
+"""Training with Lightning: the module, its checkpoints, and everything that runs while it is trained."""

@@ -1,4 +1,4 @@
-"""Checkpoints: last.ckpt to go on from, best.ckpt to use. A crash at any moment leaves the last one whole."""
+"""Checkpoints: last.ckpt to resume from, best.ckpt to use. A crash at any moment leaves a whole last.ckpt."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from noising.training.safety.divergence import DivergenceError
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-"""Of what a checkpoint holds and where; those without a number are of the first."""
+"""The version of a checkpoint's layout; a checkpoint without a number has the first."""
 
 __all__ = [
     "FORMAT",
@@ -39,19 +39,19 @@ __all__ = [
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """What a checkpoint file holds, unpickling nothing but tensors and plain containers.
+    """Read a checkpoint file, unpickling nothing but tensors and plain containers.
 
-    Raises `ValueError` if there is no such file, if it is not a whole checkpoint with its checksums in order, or if a
-    later version wrote it.
+    Raises `ValueError` if there is no such file, if it is truncated or a checksum is wrong, or if a later version wrote
+    it.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}")
     if damage := _damage(path):
-        raise ValueError(f"{path} {damage}: {_instead_of(path)}")
+        raise ValueError(f"{path} {damage}: {_alternatives(path)}")
     try:
         content = torch.load(path, map_location=map_location, weights_only=True)
-    except Exception as error:  # the unpickler raises whatever the damage makes it stumble over
+    except Exception as error:  # the unpickler raises nearly anything on a damaged file
         raise ValueError(
             f"{path} cannot be read as a checkpoint of weights and plain values: if there is code in it, it was not run"
         ) from error
@@ -65,9 +65,9 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
 
 
 def _damage(path: Path) -> str:
-    """What is wrong with a file, or nothing; every record has a checksum, which torch writes and never looks at."""
+    """The damage of a file in words, or "". Every record has a checksum, which torch writes but does not read."""
     try:
-        if not zipfile.is_zipfile(path):  # the end of the file says so
+        if not zipfile.is_zipfile(path):  # looks for the directory at the end
             return "is not a checkpoint, or is truncated"
         with zipfile.ZipFile(path) as records:
             damaged = records.testzip()
@@ -76,8 +76,8 @@ def _damage(path: Path) -> str:
     return f"is damaged, the checksum of {damaged} is wrong" if damaged is not None else ""
 
 
-def _instead_of(path: Path) -> str:
-    """What to take instead."""
+def _alternatives(path: Path) -> str:
+    """Advice for a damaged checkpoint: the whole ones beside it."""
     written = [other for form in ("last", "best*", "step_*") for other in sorted(path.parent.glob(f"{form}.ckpt"))]
     others = [other.name for other in written if other.name != path.name and not _damage(other)]
     if not others:
@@ -86,22 +86,22 @@ def _instead_of(path: Path) -> str:
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's plugin that writes beside the target, syncs, and renames.
+    """A Lightning plugin that writes beside the target, syncs, and renames.
 
-    Lightning's own stages in the system's temporary folder: if that is another file system, a kill leaves an
-    empty last.ckpt. A disk that is full leaves the checkpoint before in its place, and the training goes on.
+    Lightning's own writes into the system's temporary folder first: if that is another file system, a kill leaves an
+    empty last.ckpt. If the disk is full, the previous checkpoint stays, and the training goes on.
     """
 
     def __init__(self) -> None:
         self.failure: str | None = None
-        """Why the newest checkpoint is not on the disk; None if it is. Known to the rank that writes."""
+        """Why the newest checkpoint could not be written, on the rank that writes; None if it was."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
             with replacing(Path(path)) as file:
                 torch.save(checkpoint, file)
             self.failure = None
-        except (OSError, RuntimeError) as error:  # torch's zip writer turns the file's error into its own
+        except (OSError, RuntimeError) as error:  # torch's zip writer raises its own in the place of the file's
             cause = error.__context__ if isinstance(error.__context__, OSError) else error
             if not isinstance(cause, OSError):
                 raise
@@ -109,7 +109,7 @@ class AtomicCheckpointIO(CheckpointIO):
             log.warning("%s; training goes on, and the next checkpoint is tried as ever", self.failure)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        # Lightning gives a function that keeps the storage on the device it came from: always the CPU here
+        # map_location is a function of Lightning's that keeps each tensor where it is loaded: always the CPU here
         return load_checkpoint(path)
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -117,10 +117,10 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `path` every `every` optimizer steps, at the end of the training and on an exception.
+    """Writes `path` every so many optimizer steps, at the end of the training and on an exception.
 
-    Lightning's ModelCheckpoint does not write at the end if it has written before, and after a resume may
-    write in the middle of an accumulation.
+    Lightning's ModelCheckpoint does not write at the end if it has written before, and after a resume it may write in
+    the middle of an accumulation.
     """
 
     def __init__(
@@ -130,9 +130,8 @@ class LastCheckpoint(Checkpoint):
         keep: int = 1,
         write: Callable[[dict[str, float]], None] | None = None,
     ) -> None:
-        """keep: so many of the newest are on the disk; those before the last as step_NNNNNN.ckpt beside it.
-
-        write: is told at the end how many seconds the training has waited for checkpoints.
+        """every: optimizer steps between checkpoints; keep: how many of the newest stay on the disk, those before the
+        last as step_NNNNNN.ckpt; write: is given, at the end, the seconds that the training has waited for checkpoints.
         """
         if every < 1:
             raise ValueError(f"every must be at least 1 (optimizer steps between checkpoints), got {every}")
@@ -143,9 +142,9 @@ class LastCheckpoint(Checkpoint):
         self.keep = keep
         self.write = write
         self._seconds = 0.0
-        self._whole = True  # every hook of the newest step has run, its validation too; and the next changed no weight
-        self._saved = 0  # the step that was written last, or that training started from
-        self._on_disk = 0  # the step of the file, where the disk is not full the same
+        self._whole = True  # all hooks of the newest step have run, and the next step has not changed a weight
+        self._saved = 0  # the step that was last written or tried, or that training started from
+        self._on_disk = 0  # the step of the file, an earlier one if the disk is full
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved = self._on_disk = trainer.global_step
@@ -173,7 +172,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises ConfigError on every rank if the trained weights cannot be written."""
-        # even if this step was written: what is fitted to the trained weights has come since
+        # again, if this step was written: the variance has been fitted to the trained weights since
         self.save(trainer, again=True)
         if self.write is not None and trainer.is_global_zero:
             self.write({"train/checkpoint_seconds": self._seconds})
@@ -182,15 +181,15 @@ class LastCheckpoint(Checkpoint):
             raise ConfigError(f"{failure}: make room and go on with {Run(self.path.parent.parent).resuming}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        # other ranks may have gone on or hang: only where no other must take part
+        # other ranks may have gone on or hang, and all must take part in saving
         if trainer.state.fn == TrainerFn.FITTING and trainer.world_size == 1:
-            with suppress(DivergenceError):  # what is on the disk is from before
+            with suppress(DivergenceError):  # the checkpoint on the disk is from before
                 self.save(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Counts the batches of whole steps only: an exception amid an accumulation throws away its part."""
+        """Count the batches of whole steps only: an exception within an accumulation discards its part."""
         loop = checkpoint.get("loops", {}).get("fit_loop", {})
-        if "epoch_loop.state_dict" in loop:  # counted only once the step's hooks have ended
+        if "epoch_loop.state_dict" in loop:  # Lightning counts it only after the step's hooks
             loop["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
         progress = loop.get("epoch_loop.batch_progress")
         if progress is not None:
@@ -199,13 +198,13 @@ class LastCheckpoint(Checkpoint):
                 counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), batches))
 
     def save(self, trainer: Trainer, again: bool = False) -> None:
-        """Write it, if this step is whole and not on the disk, or again; all ranks take part."""
+        """Write the checkpoint if the step is whole and not yet written, or if `again`; all ranks take part."""
         same = trainer.global_step == self._saved
         if ((same or not self._whole) and not again) or _trial(trainer) or trainer.sanity_checking:
             return
         began = time.monotonic()
         for logger in trainer.loggers:
-            logger.save()  # the metrics on the disk are never older than the checkpoint
+            logger.save()  # metrics on the disk are never older than the checkpoint
         if trainer.is_global_zero and self.keep > 1 and not same:
             self._set_aside()
         trainer.save_checkpoint(self.path)
@@ -215,20 +214,20 @@ class LastCheckpoint(Checkpoint):
         self._seconds += time.monotonic() - began
 
     def _set_aside(self) -> None:
-        """Give the file that is about to be replaced a second name, and remove the oldest of these."""
+        """Give the file that will be replaced a name of its own, and remove the oldest of such files."""
         if self.path.exists():
             name = self.path.with_name(f"step_{self._on_disk:06d}.ckpt")
             name.unlink(missing_ok=True)
             os.link(self.path, name)
-        kept = sorted(self.path.parent.glob("step_*.ckpt"))
-        for name in kept[: len(kept) - (self.keep - 1)]:
+        older = sorted(self.path.parent.glob("step_*.ckpt"))
+        for name in older[: len(older) - (self.keep - 1)]:
             name.unlink()
 
 
 class BestCheckpoint(Checkpoint):
-    """Writes `path` when a validation has brought the lowest `metric` so far.
+    """Writes `path` when a validation has given the lowest `metric` so far.
 
-    Unlike ModelCheckpoint's, its memory survives moving the run's folder.
+    Unlike ModelCheckpoint, it remembers its score when the run's folder has been moved.
     """
 
     def __init__(self, path: str | Path, metric: str = "val/bound") -> None:
@@ -241,7 +240,7 @@ class BestCheckpoint(Checkpoint):
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or _trial(trainer):
             return
         value = trainer.callback_metrics.get(self.metric)
-        # rank 0 decides: a metric that is not reduced may differ, and all must take part in saving
+        # rank 0 decides, since a metric that is not reduced differs between ranks, and all must take part in saving
         score = float(trainer.strategy.broadcast(math.nan if value is None else float(value)))
         if score < self.score:
             self.score, self.step = score, trainer.global_step
@@ -255,7 +254,7 @@ class BestCheckpoint(Checkpoint):
 
 
 def _trial(trainer: Trainer) -> bool:
-    """Whether the run only tries out the code: fast_dev_run leaves nothing behind."""
+    """Whether this is a fast_dev_run, which leaves no files."""
     return bool(getattr(trainer, "fast_dev_run", False))
 
 

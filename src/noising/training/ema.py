@@ -1,9 +1,7 @@
-"""The exponential moving average of the weights: what validation, tests and samples see.
+"""The exponential moving average of the weights, which validation, tests and samples use; training uses the raw ones.
 
-Training itself goes on with the raw weights.
-After update n the average is θ̄ ← d θ̄ + (1 - d) θ with d = min(decay, (1 + n)/(10 + n)): the warm-up keeps
-the random initial weights from weighing on short runs. Every update belongs to one optimizer step, whatever
-the accumulation.
+After update n the average is θ̄ ← d θ̄ + (1 - d) θ with d = min(decay, (1 + n)/(10 + n)): the warm-up keeps the random
+initial weights from weighing on short runs. There is one update an optimizer step, whatever the accumulation.
 """
 
 from __future__ import annotations
@@ -23,8 +21,8 @@ __all__ = ["EMA"]
 class EMA(Callback):
     """float32 averages of the floating-point parameters of `pl_module.denoiser`; buffers stay as they are.
 
-    A checkpoint holds them under "ema": {"decay", "updates", "weights": {name in the denoiser: tensor}}, and
-    its "state_dict" always holds the raw weights, even if it is written while the averages are swapped in.
+    A checkpoint holds them under "ema": {"decay", "updates", "weights": {name in the denoiser: tensor}}. Its
+    "state_dict" always holds the raw weights, even if it is written while the averages are swapped in.
 
     Raises `ValueError` if `decay` lies outside [0, 1).
     """
@@ -47,27 +45,27 @@ class EMA(Callback):
         return dict(self._shadows)
 
     def momentum(self) -> float:
-        """d of the coming update."""
+        """The factor d of the next update."""
         return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     def load(self, checkpoint: dict[str, Any]) -> None:
-        """Takes the averages of a checkpoint; without any there, the average starts anew at its weights."""
+        """Take the averages of a checkpoint; if it has none, the average starts at the current weights."""
         self._denoiser = None
         state = checkpoint.get("ema")
         self.updates = 0 if state is None else int(state["updates"])
         self._shadows = {} if state is None else {name: w.float().clone() for name, w in state["weights"].items()}
 
     def attach(self, pl_module: LightningModule) -> None:
-        """Binds the averages to the module's denoiser, on its device; without any, they are its weights."""
+        """Bind the averages to the module's denoiser, on its device; they start as its weights."""
         denoiser = _denoiser(pl_module)
         parameters = _averaged(denoiser)
-        if self._denoiser is not None and self._denoiser is not denoiser:  # another module: nothing to carry over
+        if self._denoiser is not None and self._denoiser is not denoiser:  # the averages of another module
             self._shadows, self.updates = {}, 0
         if not self._shadows:
             self._shadows = {name: p.detach().float().clone() for name, p in parameters.items()}
         elif self._denoiser is not denoiser:
             _check_same(self._shadows, parameters)
-            # in the parameters' order: the update walks both lists side by side
+            # in the parameters' order, since the update pairs the two lists
             self._shadows = {name: self._shadows[name] for name in parameters}
         self._denoiser = denoiser
         for name, parameter in parameters.items():
@@ -76,7 +74,7 @@ class EMA(Callback):
 
     @torch.no_grad()
     def update(self, pl_module: LightningModule) -> None:
-        """One step of the average."""
+        """Update the average by the current weights."""
         self.attach(pl_module)
         parameters = [p.detach().float() for p in _averaged(_denoiser(pl_module)).values()]  # float32: no copy
         torch._foreach_lerp_(list(self._shadows.values()), parameters, 1 - self.momentum())
@@ -84,7 +82,7 @@ class EMA(Callback):
 
     @contextmanager
     def swapped(self, pl_module: LightningModule) -> Iterator[None]:
-        """Within it the denoiser computes with the averages. May be nested; undone on exceptions too."""
+        """Let the denoiser compute with the averages. May be nested; undone on exceptions too."""
         self._swap_in(pl_module)
         try:
             yield
@@ -105,7 +103,7 @@ class EMA(Callback):
             parameter.copy_(self._shadows[name])
 
         def restore(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
-            # torch marks the hook, and cannot mark a method
+            # a function, since torch sets an attribute of the hook, which a method does not allow
             self._raw_state_dict(module, state, prefix, metadata)
 
         self._hook = denoiser.register_state_dict_post_hook(restore)  # type: ignore[no-untyped-call]
@@ -126,7 +124,7 @@ class EMA(Callback):
         self._raw, self._hook = None, None
 
     def _raw_state_dict(self, denoiser: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
-        """Puts the raw weights back into a state dict made while the averages are in, by all their names."""
+        """Put the raw weights, under all their names, into a state dict made while the averages are swapped in."""
         assert self._raw is not None
         raw = {id(p): self._raw[name] for name, p in _averaged(denoiser).items()}
         for name, parameter in denoiser.named_parameters(remove_duplicate=False):
@@ -155,11 +153,7 @@ class EMA(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._swap_out()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap_in(pl_module)
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._swap_out()
+    on_test_start, on_test_end = on_validation_start, on_validation_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._depth = min(self._depth, 1)

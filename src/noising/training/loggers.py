@@ -1,13 +1,10 @@
-"""Where metrics go: metrics.csv in the run's folder always, TensorBoard and W&B when chosen.
+"""Loggers: metrics.csv in the run's folder always, TensorBoard and W&B if chosen.
 
-conf/logger/*.yaml gives each a name and a factory that wants the run and its config; `build_loggers`
-makes them.
+conf/logger/*.yaml gives each a name and a factory of (run, config); `build_loggers` calls them.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import netrc
 import os
 import uuid
@@ -23,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from noising.config.secrets import masked
 from noising.runs.folder import Run, replacing
+from noising.runs.results import Results
 
 __all__ = ["CSVMetrics", "TensorBoard", "WandB", "build_loggers", "close_loggers", "log_image", "log_table"]
 
@@ -35,7 +33,7 @@ class TakesImages(Protocol):
 
 
 def log_image(loggers: Iterable[Logger], key: str, image: str | Path | np.ndarray, step: int) -> None:
-    """Gives an image to every logger that takes images: a file, or an array (H, W[, 1 or 3]) of uint8."""
+    """Give an image, a file or an array (H, W[, 1 or 3]) of uint8, to every logger that takes images."""
     takers = [logger for logger in loggers if isinstance(logger, TakesImages)]
     if not takers:
         return
@@ -53,7 +51,7 @@ def log_image(loggers: Iterable[Logger], key: str, image: str | Path | np.ndarra
 
 
 def log_table(loggers: Iterable[Logger], key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Gives a table to W&B, which plots it; the others have none."""
+    """Give a table to W&B, which plots it; the other loggers take none."""
     for logger in loggers:
         if isinstance(logger, WandB):
             logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
@@ -62,15 +60,15 @@ def log_table(loggers: Iterable[Logger], key: str, columns: Sequence[str], rows:
 def build_loggers(
     run: Run, config: Mapping[str, Any], chosen: Mapping[str, Callable[..., Logger]] | None = None
 ) -> list[Logger]:
-    """metrics.csv first, whatever is chosen, then the others. `chosen` is the instantiated `cfg.logger`."""
+    """Make metrics.csv's logger, always, and the chosen ones. `chosen` is the instantiated `cfg.logger`."""
     makers = {name: make for name, make in (chosen or {}).items() if name != "csv"}
     return [CSVMetrics(run, config), *(make(run=run, config=config) for make in makers.values())]
 
 
 def close_loggers(loggers: Iterable[Logger], failed: bool = False) -> None:
-    """Ends all: what is buffered is written, and W&B's run is over, as the next job of a sweep has its own.
+    """Write what is buffered, and end W&B's run, since the next job of a sweep begins its own.
 
-    Not in Lightning's `finalize`, which comes after every fit and every test.
+    Lightning's `finalize` cannot end it: it comes after every fit and every test.
     """
     for logger in loggers:
         logger.finalize("failed" if failed else "success")
@@ -79,13 +77,10 @@ def close_loggers(loggers: Iterable[Logger], failed: bool = False) -> None:
 
 
 class TensorBoard(TensorBoardLogger):
-    """Event files under tensorboard/ in the run's folder. Needs the package tensorboard."""
+    """Event files under tensorboard/ in the run's folder."""
 
     def __init__(self, run: Run, config: Mapping[str, Any] | None = None) -> None:
-        try:
-            super().__init__(save_dir=run.path, name="tensorboard", version="")
-        except ModuleNotFoundError:
-            raise ValueError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from None
+        super().__init__(save_dir=run.path, name="tensorboard", version="")
 
     @rank_zero_only
     def record_image(self, key: str, image: np.ndarray, step: int) -> None:
@@ -93,9 +88,9 @@ class TensorBoard(TensorBoardLogger):
 
 
 class WandB(WandbLogger):
-    """Weights & Biases, under wandb/ in the run's folder: online if a key is found, else offline. Never asks.
+    """Weights & Biases, under wandb/ in the run's folder: online if a key is found, else offline, without a prompt.
 
-    WANDB_MODE (online, offline, disabled) decides if it is set; without the service the run goes on
+    WANDB_MODE (online, offline, disabled) decides if it is set. If the service cannot be reached, the run is recorded
     offline, to be sent later by `wandb sync`. A resumed run is the same run there.
     """
 
@@ -112,10 +107,7 @@ class WandB(WandbLogger):
         self._folder = run.path / "wandb"
         self._settings: dict[str, Any] = {"entity": entity, "group": group, "tags": list(tags) or None}
         self._settings["config"] = masked(dict(config or {}))
-        try:
-            super().__init__(name=name or run.path.name, save_dir=run.path, project=project, log_model=False)
-        except ModuleNotFoundError:
-            raise ValueError("logger=wandb needs the package wandb: pip install wandb") from None
+        super().__init__(name=name or run.path.name, save_dir=run.path, project=project, log_model=False)
 
     @property
     @rank_zero_experiment
@@ -144,7 +136,7 @@ class WandB(WandbLogger):
             return wandb.init(**arguments, mode="offline", settings=wandb.Settings(**quiet))
 
     def _stable_id(self) -> str:
-        """Random, as equal folders of two machines are two runs; kept in the folder for a resume."""
+        """The run's identity at W&B: random, since two machines may have equal folders, and stored for a resume."""
         file = self._folder / "id.txt"
         if not file.exists():
             with replacing(file) as out:
@@ -159,22 +151,21 @@ class WandB(WandbLogger):
 
     @rank_zero_only
     def close(self, failed: bool = False) -> None:
-        """Ends the run at W&B, if one was begun."""
+        """End the run at W&B, if one was begun."""
         if self._experiment is not None:
             self._experiment.finish(exit_code=1 if failed else 0)
             self._experiment = None
 
 
 def _wandb_mode() -> Any:
-    """What WANDB_MODE says; without it, whether there is a key. Asks neither the user nor the service."""
-    asked = os.environ.get("WANDB_MODE", "").lower()
-    if asked:
-        return {"dryrun": "offline", "run": "online"}.get(asked, asked)
+    """The mode of WANDB_MODE, or else online if there is a key; neither the user nor the service is asked."""
+    if mode := os.environ.get("WANDB_MODE", "").lower():
+        return {"dryrun": "offline", "run": "online"}.get(mode, mode)
     return "online" if _has_wandb_key() else "offline"
 
 
 def _has_wandb_key() -> bool:
-    """Whether a key lies where W&B looks for one. Its own `wandb.login` would ask the service."""
+    """Whether W&B would find a key. Its own `wandb.login` would ask the service."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     import wandb
@@ -190,20 +181,11 @@ def _has_wandb_key() -> bool:
 
 
 class CSVMetrics(Logger):
-    """metrics.csv: one row a step, first column `step`, the others as metrics come up. It outlives a resume.
-
-    What is logged at one step, in several calls, is one row, written when the next step comes, on `finalize`
-    and before every checkpoint: a kill loses at most the row that is being made.
-    """
+    """The run's own table, metrics.csv: written when logging ends, from a record to which every call adds a line."""
 
     def __init__(self, run: Run, config: Mapping[str, Any] | None = None) -> None:
         super().__init__()
-        self.path = run.metrics
-        self._columns: list[str] | None = None  # of the file; None: not looked at yet
-        self._step: int | None = None
-        self._row: dict[str, str] = {}
-        self._changed = False
-        self._at: int | None = None  # the byte where the row of `_step` lies in the file already
+        self.results = Results(run)
 
     @property
     def name(self) -> str:
@@ -215,92 +197,29 @@ class CSVMetrics(Logger):
 
     @property
     def save_dir(self) -> str:
-        return str(self.path.parent)
+        return str(self.results.table.parent)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """config.yaml has them."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        step = 0 if step is None else int(step)
-        if step != self._step:
-            self._write_row()
-            self._step, self._row, self._at = step, {}, None
-        for name, value in metrics.items():
-            if name not in ("epoch", "step"):
-                self._row[name] = repr(float(value)) if not isinstance(value, int) else str(value)
-                self._changed = True
+        numbers = {
+            name: value if isinstance(value, int) else float(value)
+            for name, value in metrics.items()
+            if name not in ("epoch", "step")  # Lightning adds them
+        }
+        self.results.log(numbers, step or 0)
 
     @rank_zero_only
     def resume_from(self, step: int) -> None:
-        """Drops the rows after `step` (of what will be done again) and keeps every byte of the others.
-
-        If the last row kept is of `step` itself, what is logged at it again is merged into it.
-        """
-        self._step, self._row, self._changed, self._at = None, {}, False, None
-        self._columns = None
-        lines = self._whole_lines()
-        if not lines:
-            return
-        kept = [line for line in lines[1:] if int(line.split(b",", 1)[0]) <= step]
-        with replacing(self.path) as file:
-            file.write(b"".join([lines[0], *kept]))
-        self._columns = _cells(lines[0])
-        if kept and int(kept[-1].split(b",", 1)[0]) == step:
-            cells = zip(self._columns[1:], _cells(kept[-1])[1:], strict=True)
-            self._step, self._row = step, {name: cell for name, cell in cells if cell}
-            self._at = len(lines[0]) + sum(map(len, kept[:-1]))
+        """Drop the rows after `step`, which the training will log again."""
+        self.results.resume_from(step)
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the row being made. If more is logged at its step, it is written again in its place."""
-        self._write_row()
+        self.results.sync()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self._write_row()
-
-    def _whole_lines(self) -> list[bytes]:
-        """The lines of the file, without one that a crash has cut off."""
-        if not self.path.exists():
-            return []
-        return [line for line in self.path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
-
-    def _write_row(self) -> None:
-        if self._step is None or not self._changed:
-            return
-        if self._columns is None:
-            lines = self._whole_lines()
-            self._columns = _cells(lines[0]) if lines else []
-        if new := [name for name in self._row if name not in self._columns]:
-            self._widen(new)
-        row = _line([str(self._step), *(self._row.get(name, "") for name in self._columns[1:])])
-        with open(self.path, "r+b") as file:
-            self._at = file.seek(0, io.SEEK_END) if self._at is None else file.seek(self._at)
-            file.write(row)
-            file.truncate()
-        self._changed = False
-
-    def _widen(self, new: list[str]) -> None:
-        assert self._columns is not None
-        lines = self._whole_lines()
-        before = self._columns or ["step"]
-        self._columns = [*before, *new]
-        rows = lines[1:]
-        if self._at is not None:  # the row being made is the last one: the caller writes it again
-            rows = rows[:-1]
-        tail = b"," * len(new) + b"\n"
-        content = b"".join([_line(self._columns), *(row[:-1] + tail for row in rows)])
-        with replacing(self.path) as file:
-            file.write(content)
-        self._at = None
-
-
-def _line(cells: list[str]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue().encode()
-
-
-def _cells(line: bytes) -> list[str]:
-    return next(csv.reader([line.decode()]))
+        self.results.export()

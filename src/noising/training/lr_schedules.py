@@ -1,4 +1,4 @@
-"""Learning-rate factors as functions of the optimizer step: factor 1 is the optimizer's own rate."""
+"""Learning-rate factors as functions of the optimizer step; a factor of 1 is the optimizer's own rate."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ __all__ = ["constant", "cosine"]
 
 
 def constant(step: int, warmup: int = 0) -> float:
-    """Rises linearly over the first `warmup` steps, then stays."""
+    """Rise linearly over the first `warmup` steps, then stay."""
     _require_warmup(warmup)
     return min(1.0, (step + 1) / (warmup + 1))
 
 
 def cosine(step: int, max_steps: int, warmup: int = 0, final: float = 0.0) -> float:
-    """Rises linearly over `warmup` steps, then falls along half a cosine to `final` at max_steps."""
+    """Rise linearly over `warmup` steps, then fall along half a cosine to `final` at max_steps."""
     _require_warmup(warmup)
     if not 0 <= final <= 1:
         raise ValueError(f"final must be between 0 and 1, got {final}")

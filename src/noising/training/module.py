@@ -1,7 +1,7 @@
-"""The LightningModule: a denoiser, an objective, and the times it is trained at.
+"""The LightningModule: a denoiser, an objective, and the times at which it is trained.
 
-Every draw of a training step is keyed by (seed, purpose, step, micro-batch, rank); the validation and test bounds have
-keys of their own. So nothing that happens between two steps can change the second.
+Every draw of a training step is keyed by (seed, purpose, step, micro-batch, rank), and the validation and test bounds
+have keys of their own. So nothing that happens between two steps can change the later one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 QUARTILES = 4
 MAX_SKIPPED = 20
-"""Steps in a row that may be left out."""
+"""Steps in a row that are left out before the training ends."""
 
 
 class DiffusionModule(LightningModule):
@@ -55,12 +55,12 @@ class DiffusionModule(LightningModule):
     ) -> None:
         """optimizer: parameters -> Optimizer; lr_schedule: optimizer step -> factor on its rate.
 
-        classes: what the network is told apart, 0 if it is told none; label_dropout: the part of the training images
-        whose class is withheld, by the class number `classes`. Ho & Salimans, "Classifier-Free Diffusion Guidance"
+        classes: number of classes, 0 for an unconditional network; label_dropout: probability that a training image's
+        class is replaced by the extra class number `classes`. Ho & Salimans, "Classifier-Free Diffusion Guidance"
         (2022), algorithm 1. https://arxiv.org/abs/2207.12598
 
         skip_nonfinite_steps: leave out and count steps whose gradient is not finite, at the price of waiting for its
-        norm every step; else such a step ends the training (DivergenceError).
+        norm at every step; otherwise such a step ends the training (DivergenceError).
         """
         super().__init__()
         self.denoiser = denoiser
@@ -75,21 +75,21 @@ class DiffusionModule(LightningModule):
         self.label_dropout = label_dropout
         self.skip_nonfinite_steps = skip_nonfinite_steps
         self.skipped_steps = self._skipped_in_a_row = 0
-        self.watch = NonFiniteGuard()
+        self.nonfinite_guard = NonFiniteGuard()
         self.restored_step = 0
-        # Loss sums and counts by quartile of t since they were last logged. Kept on the device, so that no step waits
-        # for a number; no buffer, since DDP would overwrite each rank's with rank 0's.
+        # Loss sums and counts by quartile of t since they were last logged. On the device, so that no step waits for a
+        # number; not a buffer, since DDP would overwrite each rank's with rank 0's.
         self._sums = torch.zeros(2, QUARTILES)
-        # as after the last optimizer step, for a checkpoint that is written amid one
+        # their state after the last optimizer step, for a checkpoint that is written within one
         self._settled, self._settled_times = self._sums, times.state_dict()
 
     @property
     def trained_steps(self) -> int:
-        """Optimizer steps behind the weights; `global_step` is 0 where a checkpoint is only tested."""
+        """Optimizer steps that made the weights; `global_step` is 0 where a checkpoint is only tested."""
         return max(self.global_step, self.restored_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.watch.look(self, self.denoiser.schedule)  # weights that diverged are never written
+        self.nonfinite_guard.check(self, self.denoiser.schedule)  # diverged weights are never written
         checkpoint["skipped_steps"] = self.skipped_steps
         checkpoint["times"] = self._settled_times
         gathered: Tensor = self.all_gather(self._settled)  # type: ignore[assignment]
@@ -111,7 +111,10 @@ class DiffusionModule(LightningModule):
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
-        """As Lightning does, which refuses fused optimizers under any autocast; only a scaled loss (fp16) needs it."""
+        """Clip, and note or check the gradient's norm.
+
+        Lightning refuses to clip for a fused optimizer under any autocast, though only a scaled loss (fp16) forbids it.
+        """
         scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
         if scaled:  # a scaled gradient that overflows is left out by the scaler, which lowers the scale
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
@@ -122,16 +125,16 @@ class DiffusionModule(LightningModule):
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if not self.skip_nonfinite_steps:
-            self.watch.note_gradient(self.global_step, norm)
+            self.nonfinite_guard.note_gradient(self.global_step, norm)
         elif bool(norm.isfinite()):
             self._skipped_in_a_row = 0
         else:
             self._skip(optimizer)
 
     def _skip(self, optimizer: Optimizer) -> None:
-        """An optimizer passes over parameters without a gradient, and keeps their averages as they are."""
+        """Leave out a step: an optimizer passes over parameters without a gradient, and keeps their averages."""
         optimizer.zero_grad(set_to_none=True)
-        self.watch.forget(self.global_step)
+        self.nonfinite_guard.forget(self.global_step)
         self.skipped_steps += 1
         log.warning("step %d is left out: its gradient is not finite; %d so far", self.global_step, self.skipped_steps)
         self._skipped_in_a_row += 1
@@ -142,13 +145,9 @@ class DiffusionModule(LightningModule):
             )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """One micro-batch: draw t and ε by their keys, and return the loss."""
+        """Draw t and ε of a micro-batch by their keys, and return the loss."""
         x = batch["image"]
-        rank, world, accumulate = (
-            self.global_rank,
-            self.trainer.world_size,
-            self.trainer.accumulate_grad_batches,
-        )
+        rank, world, accumulate = self.global_rank, self.trainer.world_size, self.trainer.accumulate_grad_batches
         step, micro = self.global_step, batch_idx % accumulate
         draw = BatchSlot(
             generator(self.seed, "times", step),
@@ -159,24 +158,22 @@ class DiffusionModule(LightningModule):
         t, weight = self.times.sample(draw, self.denoiser.schedule)
         noise = normal(x.shape, self.seed, "noise", step, micro, rank, device=x.device)
         seed_global_generators(self.seed, "dropout", step, micro, rank)
-        terms = self.objective(self.denoiser, x, t, noise, class_label=self._with_some_withheld(batch, step, micro))
+        terms = self.objective(self.denoiser, x, t, noise, class_label=self._with_label_dropout(batch, step, micro))
         loss: Tensor = terms["loss"]
         if self.times.learns:  # from all ranks, so that all go on drawing from one distribution
-            seen: Tensor = self.all_gather(torch.stack([t.to(loss), loss.detach()]))  # type: ignore[assignment]
-            self.times.observe(*self._usable(seen.reshape(-1, 2, len(t)).transpose(0, 1).flatten(1)))
-        self.watch.note(StepLog(step, t, batch["index"], loss.detach()))
+            gathered: Tensor = self.all_gather(torch.stack([t.to(loss), loss.detach()]))  # type: ignore[assignment]
+            observed = gathered.reshape(-1, 2, len(t)).transpose(0, 1).flatten(1)  # (2, world · B)
+            # a step may be left out for images whose loss is not finite
+            self.times.observe(*(observed[:, observed[1].isfinite()] if self.skip_nonfinite_steps else observed))
+        self.nonfinite_guard.note(StepLog(step, t, batch["index"], loss.detach()))
         self._note(t, loss.detach())
         return (weight.to(loss, non_blocking=True) * loss).mean()
 
-    def _usable(self, seen: Tensor) -> Tensor:
-        """Times and losses (2, N) without those of images that a step may be left out for."""
-        return seen[:, seen[1].isfinite()] if self.skip_nonfinite_steps else seen
-
     def class_label(self, batch: dict[str, Tensor]) -> Tensor | None:
-        """What the network is told of a batch: (B,) int64, or None."""
+        """The classes of a batch, (B,) int64, or None for an unconditional network."""
         return batch["label"] if self.classes else None
 
-    def _with_some_withheld(self, batch: dict[str, Tensor], step: int, micro: int) -> Tensor | None:
+    def _with_label_dropout(self, batch: dict[str, Tensor], step: int, micro: int) -> Tensor | None:
         label = self.class_label(batch)
         if label is None or not self.label_dropout:
             return label
@@ -194,13 +191,13 @@ class DiffusionModule(LightningModule):
 
     def on_train_start(self) -> None:
         self._renew_options()
-        # what a resumed run had summed over its ranks goes on with the first
+        # a resumed run's sums over all ranks go on with the first
         summed = self._settled if self.global_rank == 0 else torch.zeros(2, QUARTILES)
         self._sums = summed.to(self.device, copy=True)
 
     def _renew_options(self) -> None:
-        """A run that goes on takes its optimizer's options from its config: the checkpoint has those of before."""
-        chosen: dict[str, Any] = getattr(self.optimizer, "keywords", {})  # of a partial
+        """Take the optimizer's options from the config: a checkpoint restores those that it was written with."""
+        chosen: dict[str, Any] = getattr(self.optimizer, "keywords", {})  # the optimizer is a partial
         scheduler = self.trainer.lr_scheduler_configs[0].scheduler
         groups = scheduler.optimizer.param_groups
         for group in groups:
@@ -214,10 +211,10 @@ class DiffusionModule(LightningModule):
         return [_EndOfStep()]
 
     def end_step(self, batch_idx: int) -> None:
-        """Log the mean losses since the last log, and the rate, every log_every_n_steps."""
+        """Log the mean losses since the last log, and the learning rate, every log_every_n_steps."""
         stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
         if stepped and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.watch.look(self, self.denoiser.schedule)
+            self.nonfinite_guard.check(self, self.denoiser.schedule)
             numbers = {name: float(value) for name, value in self.mean_losses().items()}
             if self.skip_nonfinite_steps:
                 numbers["train/skipped_steps"] = float(self.skipped_steps)
@@ -226,7 +223,7 @@ class DiffusionModule(LightningModule):
             self._settled, self._settled_times = self._sums.clone(), self.times.state_dict()
 
     def write(self, numbers: dict[str, float]) -> None:
-        """Hand numbers to every logger, under the count of optimizer steps taken; `self.log` would be one behind."""
+        """Give numbers to every logger, under the number of steps taken; `self.log` would be one behind."""
         for logger in self.trainer.loggers:
             logger.log_metrics(numbers, step=self.trained_steps)
 
@@ -252,37 +249,37 @@ class DiffusionModule(LightningModule):
         self._begin(self.test, self.trainer.num_test_batches)
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add a batch to the bound of the split that is tested."""
+        """Add a batch to the bound of the tested split."""
         self.test.update(batch["image"], batch["index"], self.class_label(batch))
 
     def on_test_epoch_end(self) -> None:
         self._log_bound(self.test)
 
     def _begin(self, evaluation: BoundEvaluation, batches: Sequence[int | float]) -> None:
-        """Plan the evaluation of the images that so many batches of every rank hold."""
+        """Plan the evaluation of the images in so many batches of every rank."""
         data: ImageData = self.trainer.datamodule  # type: ignore[attr-defined]
-        pixels, labels = getattr(data, evaluation.split)
-        count = data.images_in(int(sum(batches)), len(pixels), self.trainer.world_size)
+        images = len(getattr(data, evaluation.split).pixels)
+        count = data.images_in(int(sum(batches)), images, self.trainer.world_size)
 
         def fetch(index: Tensor) -> tuple[Tensor, Tensor | None]:
-            told = labels[index].to(self.device) if self.classes else None
-            return data.scale(pixels[index].to(self.device)), told
+            x, class_label = data.batch(evaluation.split, index, self.device)
+            return x, class_label if self.classes else None
 
         evaluation.begin(self.denoiser, count, fetch, self.trainer.strategy.broadcast)
 
     def _log_bound(self, evaluation: BoundEvaluation) -> None:
-        """Sums over ranks, not means of means: every image counts once wherever it was evaluated."""
+        """Log the bound from sums over ranks, not means of means: every image counts the same on any rank."""
         sums = evaluation.meter.sums.to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
         evaluation.meter.merge(self.trainer.strategy.reduce(sums, reduce_op="sum").cpu())
         split = evaluation.split
         numbers = {f"{split}/{name}": value for name, value in evaluation.meter.compute().items()}
         self.write({name: value for name, value in numbers.items() if not math.isnan(value)})
-        # for callbacks that watch a number, on every rank the same
+        # for callbacks that follow a number, the same on every rank
         self.log(f"{split}/bound", torch.tensor(numbers[f"{split}/bound"]), logger=False, sync_dist=True)
 
 
 class _EndOfStep(Callback):
-    """Lets the module end its step before a checkpoint is written, which its own hook would come after."""
+    """Ends the module's step before a checkpoint is written; the module's own hook would come after."""
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

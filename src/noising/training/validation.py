@@ -1,6 +1,6 @@
 """The bound of a split of images, on times and noise that are always the same.
 
-They are keyed by the image's index alone, not by the run's seed: the bound of two epochs, or of two runs, differs
+They are keyed by the image's index alone, not by the run's seed: bounds of two epochs, or of two runs, differ only
 because the models do.
 """
 
@@ -30,7 +30,7 @@ _SEED = 0
 
 @contextmanager
 def _outside_autocast() -> Iterator[None]:
-    """A bound computed in half precision is off by +0.005 bits/dim."""
+    """Switch autocast off: a bound computed in half precision is off by +0.005 bits/dim."""
     with ExitStack() as stack:
         for device_type in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device_type):
@@ -39,10 +39,10 @@ def _outside_autocast() -> Iterator[None]:
 
 
 class BoundEvaluation:
-    """An estimator of the bound, the decoder that ends its chain of T steps, and the sums over images so far."""
+    """An estimator of the bound, the decoder of its chain of T steps, and the sums over the images so far."""
 
     def __init__(self, estimator: BoundEstimator, decoder: Decoder, timesteps: int, split: str) -> None:
-        """split: the name of the images, part of the key of the draws."""
+        """split: the name of the set of images, which is part of the key of the draws."""
         self.estimator = estimator
         self.decoder = decoder
         self.timesteps = timesteps
@@ -56,10 +56,10 @@ class BoundEvaluation:
         fetch: Callable[[Tensor], tuple[Tensor, Tensor | None]],
         share: Callable[[Any], Any] | None = None,
     ) -> None:
-        """Plan the draws for `count` images, and forget those seen before; the schedule may have changed since.
+        """Plan the draws for `count` images with the denoiser's present schedule, and start the sums anew.
 
-        fetch: indices (B,) -> images (B, C, H, W) in [−1, 1] and their classes, if the network is told them, on the
-        denoiser's device; share: rank 0's to every rank.
+        fetch: indices (B,) -> images (B, C, H, W) in [−1, 1] and their classes, None for an unconditional network, on
+        the denoiser's device; share: value -> that of rank 0.
         """
         self.chain = Chain.uniform(denoiser.schedule, self.timesteps)
         self.terms = ModelTerms(denoiser, self.chain, self.decoder, self.estimator.clip)
@@ -72,13 +72,13 @@ class BoundEvaluation:
     @torch.no_grad()
     def update(self, x: Tensor, index: Tensor, class_label: Tensor | None = None) -> None:
         """Add images x (B, C, H, W) in [−1, 1], of global indices (B,) and classes (B,); in float32 always."""
-        self._at_once = max(self._at_once, len(x))  # the last batch, of few images, has its many draws in few batches
+        self._at_once = max(self._at_once, len(x))  # a small last batch still evaluates many draws at once
         with _outside_autocast():
             images = self._images
             self.meter.update(evaluate_draws(self.terms, self.plan, images, index.cpu(), x, class_label, self._at_once))
 
     def card(self) -> dict[str, Any]:
-        """All that the numbers depend on beside the weights."""
+        """Everything that the numbers depend on besides the weights."""
         options = {name: getattr(self.estimator, name) for name in inspect.signature(type(self.estimator)).parameters}
         return {
             "unit": self.decoder.unit,

@@ -23,14 +23,14 @@ STEP, PLACE = 12, 3
 
 
 class Alone:
-    """As much of a module as a look needs."""
+    """As much of a module as a check needs."""
 
     class trainer:  # noqa: N801
         world_size = 1
 
 
-def look(watch: NonFiniteGuard) -> None:
-    watch.look(Alone(), Cosine(1000))  # type: ignore[arg-type]
+def check(guard: NonFiniteGuard) -> None:
+    guard.check(Alone(), Cosine(1000))  # type: ignore[arg-type]
 
 
 def seen(step: int, *losses: float) -> StepLog:
@@ -40,38 +40,38 @@ def seen(step: int, *losses: float) -> StepLog:
 
 
 def test_the_first_image_that_is_not_finite_is_named() -> None:
-    watch = NonFiniteGuard()
-    watch.note(seen(6, 1.0, 2.0, 3.0))
-    watch.note(seen(7, 1.0, math.inf, math.nan))
-    watch.note(seen(8, math.nan, math.nan, math.nan))
-    watch.note_gradient(7, torch.tensor(math.nan))
+    guard = NonFiniteGuard()
+    guard.note(seen(6, 1.0, 2.0, 3.0))
+    guard.note(seen(7, 1.0, math.inf, math.nan))
+    guard.note(seen(8, math.nan, math.nan, math.nan))
+    guard.note_gradient(7, torch.tensor(math.nan))
     half = float(Cosine(1000)(torch.tensor([0.5], dtype=torch.float64)).log_snr)
     with pytest.raises(DivergenceError) as error:
-        look(watch)
+        check(guard)
     assert str(error.value) == (
         f"diverged at step 7: the loss of training image 101 (and of 1 more) is inf at t = 0.5, λ = {half:.4g}"
     )
     with pytest.raises(DivergenceError, match="at step 7"):  # the weights have not got better since
-        look(watch)
-    watch = NonFiniteGuard()
-    watch.note_gradient(9, torch.tensor(math.inf))
+        check(guard)
+    guard = NonFiniteGuard()
+    guard.note_gradient(9, torch.tensor(math.inf))
     with pytest.raises(DivergenceError, match=r"^diverged at step 9: the gradient is not finite$"):
-        look(watch)
+        check(guard)
 
 
 def test_a_spike_is_logged_with_its_time(caplog: pytest.LogCaptureFixture) -> None:
-    watch = NonFiniteGuard()
+    guard = NonFiniteGuard()
     for step in range(20):
-        watch.note(seen(step, 1.0, 30.0 if step == 13 else 1.0, 1.0))
+        guard.note(seen(step, 1.0, 30.0 if step == 13 else 1.0, 1.0))
     with caplog.at_level(logging.WARNING):
-        look(watch)
+        check(guard)
     assert "loss spike at step 13: 10.67, 10.7 times the median of the last 20" in caplog.text
     assert "t = 0.5, λ =" in caplog.text
     assert "training image 101" in caplog.text
     caplog.clear()
     for step in range(20):
-        watch.note(seen(step, 1.0, 4.0 if step == 13 else 1.0))
-    look(watch)
+        guard.note(seen(step, 1.0, 4.0 if step == 13 else 1.0))
+    check(guard)
     assert caplog.text == ""
 
 

@@ -1,1 +1,1 @@
-"""What happens while a network trains: samples, quality checks, results, the fitted variance."""
+"""Lightning callbacks: sample grids, quality checks, results, the fitted variance."""

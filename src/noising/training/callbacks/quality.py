@@ -1,4 +1,4 @@
-"""The callback that measures samples: now and then while training, if asked, and with all of them at the end."""
+"""The callback that measures the quality of samples: on few while training, if chosen, and on all at the end."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ MAX_EPOCHS = 10**9
 
 
 class QualityCheck(Callback):
-    """Draws with the averaged weights on all ranks, and measures on the first: val/NAME while training, test/NAME last.
+    """Draws with the averaged weights on all ranks, and measures on rank 0: val/NAME in training, test/NAME at the end.
 
-    Whole batches are shared among the ranks, and their features brought back into order: two ranks give the number
-    of one. What it draws is keyed by (seed, index), so that the training that follows is the same without it.
+    The ranks share the batches, and the features are put in order again, so that any number of ranks gives the same
+    numbers. Draws are keyed by (seed, index), so that a check does not change the training that follows.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class QualityCheck(Callback):
         batch_size: int = 256,
         keep_best: bool = False,
     ) -> None:
-        """quality: None measures nothing. every_n_steps, or every_n_epochs of the training images: between checks while
-        training; 0 for none; n: samples of a check, None for those of one repeat at the end. keep_best: write
-        checkpoints/best_NAME.ckpt whenever a check has found the least Fréchet distance.
+        """quality: None measures nothing; every_n_steps or every_n_epochs: steps, or passes over the training images,
+        between checks while training, 0 for none; n: samples of a check, None for as many as one repeat at the end has;
+        keep_best: write checkpoints/best_NAME.ckpt whenever a check has found the least Fréchet distance.
 
-        Raises ValueError for numbers that cannot be, ConfigError for an n that cannot be measured.
+        Raises ValueError for numbers out of range, ConfigError for an n that cannot be measured.
         """
         if every_n_steps < 0 or every_n_epochs < 0 or (every_n_steps and every_n_epochs):
             raise ValueError("one of every_n_steps and every_n_epochs can be positive, and neither negative")
@@ -84,12 +84,12 @@ class QualityCheck(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """A check, every so many optimizer steps."""
+        """Run a check every so many optimizer steps."""
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if self.checked is None or trainer.global_step % self.every or not stepped:
             return
         with self.ema.swapped(pl_module):
-            numbers, _ = self._measure(self.checked, trainer, pl_module)
+            numbers, _ = self._evaluate(self.checked, trainer, pl_module)
         numbers |= {"quality_seconds": self.seconds, "quality_share": self._share}
         if trainer.is_global_zero:
             changing = {f"val/{name}": value for name, value in numbers.items() if not name.endswith("_baseline")}
@@ -103,10 +103,10 @@ class QualityCheck(Callback):
                 trainer.save_checkpoint(self.run.best_checkpoint.with_name(f"best_{distance}.ckpt"))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """All samples; the averaged weights are in place during the test."""
+        """Measure all samples; during the test the averaged weights are in place."""
         if self.quality is None:
             return
-        numbers, (features, pixels) = self._measure(self.quality, trainer, pl_module)
+        numbers, (features, pixels) = self._evaluate(self.quality, trainer, pl_module)
         if trainer.is_global_zero and numbers:
             assert isinstance(pl_module, DiffusionModule)
             card = {**self._card(pl_module), **self.quality.card}
@@ -124,10 +124,10 @@ class QualityCheck(Callback):
     def _share(self) -> float:
         return self.seconds / (time.monotonic() - self._began)
 
-    def _measure(
+    def _evaluate(
         self, quality: SampleQuality, trainer: Trainer, pl_module: LightningModule
     ) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
-        """The numbers, on the first rank and elsewhere none; features and pixels of all samples, on every rank."""
+        """The numbers, empty on other ranks than the first; features and pixels of all samples, on every rank."""
         began = time.monotonic()
         progress = trainer.progress_bar_callback
         assert isinstance(progress, StepProgress)
@@ -145,7 +145,7 @@ class QualityCheck(Callback):
     def _draw(
         self, quality: SampleQuality, trainer: Trainer, pl_module: LightningModule, advance: Callable[[int], None]
     ) -> tuple[Tensor, Tensor]:
-        """Features (total, dims) float32 and grey levels (total, C, H, W) uint8 of all samples, on the host."""
+        """Draw all samples: features (total, dims) float32 and grey levels (total, C, H, W) uint8, on the host."""
         assert isinstance(pl_module, DiffusionModule)
         data, references, size = quality.data, quality.references, min(self.batch_size, quality.total)
         world, rank, device = trainer.world_size, trainer.global_rank, pl_module.device
@@ -159,24 +159,24 @@ class QualityCheck(Callback):
             batch = range(first, min(first + size, quality.total))
             if not batch:
                 continue
-            asked = class_labels_for(batch, self.classes, device=device)
-            drawn = draw_images(pl_module.denoiser, self.sampler, shape, self.seed, batch, asked)
+            class_label = class_labels_for(batch, self.classes, device=device)
+            drawn = draw_images(pl_module.denoiser, self.sampler, shape, self.seed, batch, class_label)
             grey = data.unscale(drawn)
-            seen = references.features(grey)
-            seen[~drawn.isfinite().flatten(1).all(dim=1).cpu()] = math.nan
-            features[place, : len(batch)], pixels[place, : len(batch)] = seen, grey.cpu()
+            of_batch = references.features(grey)
+            of_batch[~drawn.isfinite().flatten(1).all(dim=1).cpu()] = math.nan
+            features[place, : len(batch)], pixels[place, : len(batch)] = of_batch, grey.cpu()
             advance(len(batch) * world)
         return self._gather(pl_module, features)[: quality.total], self._gather(pl_module, pixels)[: quality.total]
 
     def _gather(self, pl_module: LightningModule, mine: Tensor) -> Tensor:
-        """(share, size, ...) of each rank -> (world · share · size, ...), batch after batch, on the host."""
+        """Gather (share, size, ...) of each rank into (world · share · size, ...), batch after batch, on the host."""
         gathered = pl_module.all_gather(mine.to(pl_module.device))
         assert isinstance(gathered, Tensor)
         batches = gathered.reshape(-1, *mine.shape).transpose(0, 1)  # (share, world, size, ...)
         return batches.flatten(0, 2).cpu()
 
     def _card(self, module: DiffusionModule) -> dict[str, Any]:
-        """All that the samples depend on."""
+        """Everything that the samples depend on."""
         return {
             "step": module.trained_steps,
             "weights": {"decay": self.ema.decay, "updates": self.ema.updates},

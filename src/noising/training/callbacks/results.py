@@ -1,8 +1,7 @@
-"""The callback that writes a run's results down: the bound with its card and baselines, its plot, its table."""
+"""The callback that writes a run's results: the bound with its card and baselines, its table, and figures."""
 
 from __future__ import annotations
 
-import csv
 import logging
 import math
 from typing import Any
@@ -25,6 +24,7 @@ from noising.plots.likelihood import (
     write_bins,
 )
 from noising.runs.folder import Run
+from noising.runs.results import Results
 from noising.training.checkpoints import FORMAT
 from noising.training.ema import EMA
 from noising.training.loggers import CSVMetrics, log_image, log_table
@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 def _made_with(trainer: Trainer) -> dict[str, Any]:
-    """What the bits of a training depend on besides its options. The noise is keyed by rank, sums by threads."""
+    """The circumstances, besides options, of a bitwise equal training: noise differs by rank, sums by threads."""
     return {
         "processes": trainer.world_size,
         "device": trainer.strategy.root_device.type,
@@ -49,7 +49,7 @@ def _made_with(trainer: Trainer) -> dict[str, Any]:
 
 
 class ResultsCallback(Callback):
-    """After the test: summary.json, bound_by_step.csv, and the figures of the bound and of the training."""
+    """Writes summary.json, bound_by_step.csv, and the figures of the bound and of the training after the test."""
 
     def __init__(
         self,
@@ -59,25 +59,26 @@ class ResultsCallback(Callback):
         config: dict[str, Any] | None = None,
         source: dict[str, Any] | None = None,
     ) -> None:
-        """config: stored in checkpoints; source: where the evaluated weights come from, if not from this training."""
+        """config: stored in checkpoints; source: the origin of the evaluated weights, if not this training."""
         self.run, self.data, self.ema = run, data, ema
         self.config, self.source = config, source
-        self._resumed = False
+        self._start = 0  # the optimizer step that the training starts from
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """The resolved config, so that a checkpoint alone is enough to go on with; and what bits depend on besides."""
+        """Store the resolved config, so that a checkpoint can be used alone, and the circumstances of the training."""
         checkpoint["noising_format"] = FORMAT
         checkpoint["config"] = self.config
         checkpoint["made_with"] = _made_with(trainer)
         checkpoint["data_sha256"] = self.data.digest
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A run that goes on under other circumstances says in which it is not bitwise what it would have been.
+        """Warn if the circumstances are others than before, so that the run will not be bitwise the same.
 
-        Raises ConfigError if its images are others.
+        Raises ConfigError if the images are others.
         """
         if trainer.state.fn != TrainerFn.FITTING:
             return
+        self._start = checkpoint["global_step"]
         if checkpoint.get("data_sha256", self.data.digest) != self.data.digest:
             raise ConfigError(
                 f"{self.data.place}: the images are not those that the run was started with: bring them back as they "
@@ -94,30 +95,20 @@ class ResultsCallback(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Raises ConfigError on a rank that has read other images than the first: it would train on them in silence."""
+        """Drop the rows that a resumed run will log again.
+
+        Raises ConfigError on a rank that has read other images than the first.
+        """
         if trainer.world_size > 1 and trainer.strategy.broadcast(self.data.digest) != self.data.digest:
             raise ConfigError(
                 f"{self.data.place}: this rank has read other images than the first: give all ranks the same"
             )
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """A resumed run drops the rows of metrics.csv that it will write again."""
-        self._resume_metrics(trainer)
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """One that was killed after its last step has not started training: the row of that step goes on."""
-        self._resume_metrics(trainer)
-
-    def _resume_metrics(self, trainer: Trainer) -> None:
-        if self._resumed:
-            return
-        self._resumed = True
         for logger in trainer.loggers:
             if isinstance(logger, CSVMetrics):
-                logger.resume_from(trainer.global_step)
+                logger.resume_from(self._start)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What the progress bar measured, and the steps that were left out."""
+        """Write the throughput that the progress bar measured, and the number of steps that were left out."""
         assert isinstance(pl_module, DiffusionModule)
         if trainer.is_global_zero and pl_module.skip_nonfinite_steps:
             self.run.write({"train/skipped_steps": pl_module.skipped_steps})
@@ -126,7 +117,7 @@ class ResultsCallback(Callback):
             self.run.write({"train/images_per_second": rate})
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the bound of the split down, once the module has summed it over ranks.
+        """Write the bound of the split, which the module has summed over ranks.
 
         Raises DivergenceError on every rank if it is not finite.
         """
@@ -163,7 +154,7 @@ class ResultsCallback(Callback):
             self._plot_curves(trainer, numbers)
 
     def _draw_bound(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
-        """The figures of every split that was measured so far, to the loggers too."""
+        """Draw the figures of every split evaluated so far, and give them to the loggers."""
         run, bins = self.run, read_bins(self.run.bound_by_step)
         bounds = {split: run.summary[f"{split}/bound"] for split in dict.fromkeys(row.split for row in bins)}
         title = f"{self.data.name}: " + ", ".join(f"{split} {bits:.3f}" for split, bits in bounds.items()) + " bits/dim"
@@ -177,16 +168,11 @@ class ResultsCallback(Callback):
         log_table(trainer.loggers, "bound_by_step", StepBin._fields, bins)
 
     def _plot_curves(self, trainer: Trainer, numbers: dict[str, float]) -> None:
-        for logger in trainer.loggers:
-            logger.save()
-        if not self.run.metrics.exists():  # fast_dev_run logs nothing
-            return
-        with open(self.run.metrics, newline="") as file:
-            rows = list(csv.DictReader(file))
-        if any(row.get("train/loss") for row in rows):  # an evaluation alone has none
+        rows = Results(self.run).rows()
+        if any("train/loss" in row for row in rows):  # an evaluation alone has none, nor has fast_dev_run
             names = {"uniform over the levels": "uniform", "histogram of each pixel": "histogram"}
             baselines = {name: numbers[f"test/{key}_baseline"] for name, key in names.items()}
-            columns = [name for name in rows[0] if name in ("val/fd", "val/fid", "val/fd_dinov2")]
-            distance = columns[0] if columns else None
+            distances = ("val/fd", "val/fid", "val/fd_dinov2")
+            distance = next((name for row in rows for name in row if name in distances), None)
             yardstick = self.run.summary.get(f"{distance}_baseline".replace("val/", "test/"))
             learning_curves(self.run.learning_curves, rows, baselines, distance, yardstick)

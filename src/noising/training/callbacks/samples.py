@@ -1,4 +1,4 @@
-"""The callback that draws: a grid of samples now and then, and at the end samples.png and the reverse process."""
+"""The callback that draws samples: grids while training, at the end samples.png and the reverse process."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SampleGrid(Callback):
         count: int = 64,
         classes: int = 0,
     ) -> None:
-        """every_n_steps: optimizer steps between grids while training; 0 for none. classes: in turn, one a row."""
+        """every_n_steps: optimizer steps between grids while training, 0 for none; classes: how many take turns."""
         if every_n_steps < 0:
             raise ValueError(f"every_n_steps must not be negative, got {every_n_steps}")
         if count < 1:
@@ -63,21 +63,21 @@ class SampleGrid(Callback):
         images = self._images(pl_module, indices)
         gathered = pl_module.all_gather(images)
         assert isinstance(gathered, Tensor)
-        # rank r drew the indices r, r + world, ...: (world, share, ...) back to their order
+        # rank r drew the indices r, r + world, ...: put them in order again
         ordered = gathered.reshape(world, share, *self._shape).transpose(0, 1).flatten(0, 1)[: self.count]
         return self.data.to_8bit(self.data.unscale(ordered))
 
     def _images(
-        self, pl_module: LightningModule, indices: range, watch: Callable[[int, PathPoint], None] | None = None
+        self, pl_module: LightningModule, indices: range, on_step: Callable[[int, PathPoint], None] | None = None
     ) -> Tensor:
         assert isinstance(pl_module, DiffusionModule)
-        asked = class_labels_for(indices, self.classes, device=pl_module.device)
-        return draw_images(pl_module.denoiser, self.sampler, self._shape, self.seed, indices, asked, watch)
+        class_label = class_labels_for(indices, self.classes, device=pl_module.device)
+        return draw_images(pl_module.denoiser, self.sampler, self._shape, self.seed, indices, class_label, on_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw a grid, every so many optimizer steps."""
+        """Draw a grid every so many optimizer steps."""
         step = trainer.global_step
         stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not self.every_n_steps or step % self.every_n_steps or not stepped:
@@ -89,15 +89,15 @@ class SampleGrid(Callback):
             log_image(trainer.loggers, "samples", grid, step)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The final grid and the reverse process; the averaged weights are in place during the test."""
+        """Draw the final grid and the reverse process; during the test the averaged weights are in place."""
         images = self._draw(trainer, pl_module)
         if trainer.is_global_zero:
             grid = sample_grid(images, self.classes, self.count)
             save_png(self.run.samples_image, grid)
             log_image(trainer.loggers, "samples_final", grid, trainer.global_step)
-            watch = PathFrames(self.sampler.steps, PATH_IMAGES)
-            self._images(pl_module, range(min(self.count, PATH_IMAGES)), watch)
-            path = self.data.to_8bit(self.data.unscale(watch.tensor))
+            frames = PathFrames(self.sampler.steps, PATH_IMAGES)
+            self._images(pl_module, range(min(self.count, PATH_IMAGES)), on_step=frames)
+            path = self.data.to_8bit(self.data.unscale(frames.tensor))
             save_animation(self.run.reverse_process, [side_by_side(*frame) for frame in path])
         if torch.distributed.is_initialized():
             torch.distributed.barrier()

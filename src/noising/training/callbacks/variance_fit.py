@@ -1,4 +1,4 @@
-"""The callback that fits the optimal reverse variance, where the config has it, to the averaged weights."""
+"""The callback that fits the optimal reverse variance, if the config has it, to the averaged weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _SEED = 0
 
 
 class VarianceFit(Callback):
-    """Before each validation and at the end of training, on the same images and noise on every rank.
+    """Fits before each validation and at the end of training, on the same images and noise on every rank.
 
-    What it fits is part of the denoiser's state, so of each checkpoint that is written after.
+    The fitted variance is part of the denoiser's state, and so of each later checkpoint.
     """
 
     def __init__(self, data: ImageData, ema: EMA) -> None:
@@ -38,11 +38,9 @@ class VarianceFit(Callback):
         variance = pl_module.denoiser.variance
         if not isinstance(variance, Optimal):
             return
-        device = pl_module.device
-        x = self.data.scale(self.data.train.pixels[: variance.images]).to(device)
-        labels = self.data.train.labels
-        classes = labels[: variance.images].to(device) if pl_module.classes and labels is not None else None
-        noises = (normal(x.shape, _SEED, "variance", knot, device=device) for knot in range(variance.knots))
+        x, class_label = self.data.batch("train", slice(variance.images), pl_module.device)
+        noises = (normal(x.shape, _SEED, "variance", knot, device=x.device) for knot in range(variance.knots))
         evaluation = pl_module.test
         with self.ema.swapped(pl_module), in_evaluation(pl_module.denoiser):
-            fit(pl_module.denoiser, x, noises, evaluation.timesteps, evaluation.estimator.clip, classes)
+            class_label = class_label if pl_module.classes else None
+            fit(pl_module.denoiser, x, noises, evaluation.timesteps, evaluation.estimator.clip, class_label)

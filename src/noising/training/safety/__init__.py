@@ -1,1 +1,1 @@
-"""What ends a training safely: preemption, divergence, ranks that end together."""
+"""Safe ends of a training: preemption, divergence, ranks that end together."""

@@ -1,7 +1,7 @@
-"""A loss or gradient that is not finite: noticed where the host waits anyway, before anything of it is written.
+"""Losses and gradients that are not finite: noticed before weights that came of them are written.
 
-A step must not wait for a number. So what each step saw is kept on the device and looked at when losses are logged and
-before a checkpoint is assembled: the weights on the disk are always from before.
+A step must not wait for a number. So losses and norms stay on the device, and are checked when losses are logged and
+before a checkpoint is assembled, where the host waits anyway.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ log = logging.getLogger(__name__)
 
 
 SPIKE = 5.0
-"""Times the median of the steps since the last look, from which on a step's loss is a spike."""
+"""A step's loss is a spike if it is more than this many times the median since the last check."""
 MIN_STEPS = 10
-"""Steps that a median needs."""
+"""Steps that the median needs."""
 
 
 class DivergenceError(UsageError):
@@ -36,46 +36,46 @@ class DivergenceError(UsageError):
 
 
 class StepLog(NamedTuple):
-    """One micro-batch of this rank, as trained on at an optimizer step."""
+    """One micro-batch of this rank at an optimizer step."""
 
     step: int
     t: Tensor  # (B,) float64, on the host
-    image: Tensor  # (B,) int64, which of the training images
+    image: Tensor  # (B,) int64, indices of training images
     loss: Tensor  # (B,), on the device
 
 
 class NonFiniteGuard:
-    """What was seen since the last look."""
+    """The losses and gradient norms since the last check."""
 
     def __init__(self) -> None:
-        self._seen: list[StepLog] = []
+        self._logs: list[StepLog] = []
         self._norms: list[tuple[int, Tensor]] = []
         self._diverged: DivergenceError | None = None
 
-    def note(self, seen: StepLog) -> None:
-        """Keep what a micro-batch saw."""
-        self._seen.append(seen)
+    def note(self, micro_batch: StepLog) -> None:
+        """Add the losses of a micro-batch."""
+        self._logs.append(micro_batch)
 
     def note_gradient(self, step: int, norm: Tensor) -> None:
-        """Keep the norm of the gradient of all of a step's micro-batches."""
+        """Add the norm of a step's gradient."""
         self._norms.append((step, norm.detach()))
 
     def forget(self, step: int) -> None:
-        """A step that is left out has not been trained on."""
-        self._seen = [one for one in self._seen if one.step != step]
+        """Drop a step that is left out of the training."""
+        self._logs = [one for one in self._logs if one.step != step]
 
-    def look(self, module: LightningModule, schedule: Schedule) -> None:
-        """Raise DivergenceError on every rank if a loss or gradient of one was not finite; log a spike of the loss.
+    def check(self, module: LightningModule, schedule: Schedule) -> None:
+        """Raise DivergenceError on every rank if a loss or gradient of any was not finite; log a spike of the loss.
 
-        All ranks must call it at the same step. Weights that diverged stay so: it is raised from then on.
+        All ranks must call it at the same step. It raises at every call from then on, since the weights are lost.
         """
         if self._diverged is not None:
             raise self._diverged
-        seen, norms = self._seen, self._norms
-        self._seen, self._norms = [], []
-        losses = torch.stack([one.loss.detach().float().mean() for one in seen]).tolist() if seen else []
+        logs, norms = self._logs, self._norms
+        self._logs, self._norms = [], []
+        losses = torch.stack([one.loss.detach().float().mean() for one in logs]).tolist() if logs else []
         gradients = torch.stack([norm.float() for _, norm in norms]).tolist() if norms else []
-        bad = [one for one, loss in zip(seen, losses, strict=True) if not math.isfinite(loss)]
+        bad = [one for one, loss in zip(logs, losses, strict=True) if not math.isfinite(loss)]
         bad_norms = [step for (step, _), norm in zip(norms, gradients, strict=True) if not math.isfinite(norm)]
         first = _first(bad, bad_norms, schedule)
         if module.trainer.world_size > 1:
@@ -85,11 +85,11 @@ class NonFiniteGuard:
         if first[1]:
             self._diverged = DivergenceError(first[1])
             raise self._diverged
-        _log_spike(seen, losses, schedule)
+        _log_spike(logs, losses, schedule)
 
 
 def _first(bad: list[StepLog], norms: list[int], schedule: Schedule) -> tuple[float, str]:
-    """The first step that had something not finite, and what; or infinity."""
+    """The first step with a loss or gradient that is not finite, and the message; infinity if there is none."""
     if bad and (not norms or bad[0].step <= norms[0]):
         one = bad[0]
         which = (~one.loss.isfinite()).nonzero().flatten().cpu()
@@ -104,13 +104,13 @@ def _first(bad: list[StepLog], norms: list[int], schedule: Schedule) -> tuple[fl
     return math.inf, ""
 
 
-def _log_spike(seen: list[StepLog], losses: list[float], schedule: Schedule) -> None:
+def _log_spike(logs: list[StepLog], losses: list[float], schedule: Schedule) -> None:
     if len(losses) < MIN_STEPS:
         return
     median = sorted(losses)[len(losses) // 2]
     highest = max(range(len(losses)), key=losses.__getitem__)
     if losses[highest] > SPIKE * median > 0:
-        one = seen[highest]
+        one = logs[highest]
         place = int(one.loss.argmax())
         log.warning(
             "loss spike at step %d: %.4g, %.1f times the median of the last %d; most of it at %s, training image %d",

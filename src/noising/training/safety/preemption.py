@@ -1,6 +1,6 @@
-"""SIGTERM and SIGUSR1, by which a scheduler takes the machine back: save after the step, and leave with their code.
+"""Preemption: on SIGTERM or SIGUSR1 the training saves after the step and exits with the signal's code.
 
-Lightning's own handling exits with code 0, which looks finished; on several ranks it waits for all in the handler.
+Lightning's own handling exits with code 0, as if the run had finished; with several ranks it waits inside the handler.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 class Preemption(Checkpoint):
     """On SIGTERM or SIGUSR1: finish the step, write last.ckpt, and raise Preempted.
 
-    Several ranks agree on the step to stop at whenever losses are logged, since no other step waits for anything. In
-    validation and test, or before a validation that is due, the signal ends the run at once: what a step does is on the
-    disk whole or not at all, and resume goes on from the last checkpoint.
-    Under Slurm SIGUSR1 (`#SBATCH --signal=USR1@90`) requeues the job as well.
+    Several ranks agree on the step to stop at when losses are logged, since no other step waits for the device. During
+    validation and test, and when a validation is due, the signal ends the run at once, and resume goes on from the last
+    checkpoint. Under Slurm SIGUSR1 (`#SBATCH --signal=USR1@90`) also requeues the job.
 
     A Checkpoint, because Lightning calls these last.
     """
@@ -51,7 +50,7 @@ class Preemption(Checkpoint):
             raise Preempted(number)
 
     def _listen(self) -> None:
-        """Lightning has put its own handlers in place by now, and puts those from before back at the stage's end."""
+        """Replace the handlers that Lightning has just set; at the stage's end it restores those from before."""
         for number in SIGNALS:
             signal.signal(number, self._note)
 
@@ -85,15 +84,15 @@ class Preemption(Checkpoint):
         raise Preempted(number)
 
     def _agreed(self, trainer: Trainer, batch_idx: int) -> int:
-        """The signal that one of the ranks has received, once all have heard of it and a step is whole."""
+        """The signal that a rank has received, at a step where all ranks agree to stop; otherwise 0."""
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return 0
         if trainer.world_size == 1:
             return self._received
         if trainer.global_step % trainer.log_every_n_steps:  # type: ignore[attr-defined]
             return 0
-        heard = torch.tensor([float(self._received)], device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(heard, reduce_op="max"))  # type: ignore[arg-type]
+        received = torch.tensor([float(self._received)], device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(received, reduce_op="max"))  # type: ignore[arg-type]
 
 
 def _requeue(number: int) -> None:

@@ -1,4 +1,4 @@
-"""The ranks of a run end together: one that is left behind would hold its device, and wait for ever."""
+"""Ranks that end together: one that is left behind would hold its device and wait for ever."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ __all__ = ["RankError", "end_with_main_process", "ending_with_other_ranks", "mai
 
 
 _VARIABLE = "NOISING_MAIN_PROCESS"
-_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 
 
 def end_with_main_process() -> None:
-    """In the process that Lightning starts the other ranks from: let them know it. In those: watch it.
+    """Make the ranks that Lightning starts end with the process that started them.
 
-    Where a launcher starts all ranks (torchrun, Slurm), ending them is the launcher's.
+    In that process, leave its number in the environment; in the others, wait for it to end. Where a launcher starts all
+    ranks (torchrun, Slurm), it also ends them.
     """
     main = os.environ.get(_VARIABLE)
     if main is None or os.environ.get("LOCAL_RANK", "0") == "0":
         os.environ[_VARIABLE] = str(os.getpid())
     elif "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ:
-        threading.Thread(target=_watch, daemon=True).start()
+        threading.Thread(target=_exit_after_main_process, daemon=True).start()
 
 
 def main_process_ends(seconds: float) -> bool:
-    """Whether this process is left by the one that started it, within so many seconds."""
+    """Wait for at most so many seconds, and say whether the process that started this one has ended."""
     until = time.monotonic() + seconds
     while str(os.getppid()) == os.environ.get(_VARIABLE):
         if time.monotonic() >= until:
             return False
-        time.sleep(_SECONDS)
+        time.sleep(_POLL_SECONDS)
     return True
 
 
-def _watch() -> None:
+def _exit_after_main_process() -> None:
     main_process_ends(math.inf)
     os._exit(1)
 
@@ -56,11 +57,11 @@ class RankError(UsageError):
 
 @contextmanager
 def ending_with_other_ranks(run: Run) -> Iterator[None]:
-    """Raises RankError where torch tells of a connection that another rank has left."""
+    """Raise RankError where torch reports a connection that another rank has left."""
     try:
         yield
     except RuntimeError as error:
-        # NCCL's and the store's have a class; gloo's are told apart by the file that they name first
+        # errors of NCCL and of the store have a class; those of gloo only name its source file
         if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
             raise RankError(
                 f"another process of the run has ended, and so do all: if nothing above says why, it was ended from "
