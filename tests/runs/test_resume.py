@@ -146,11 +146,11 @@ def test_finds_a_sweep_until_all_its_jobs_have_finished(tmp_path: Path) -> None:
     sweep, overrides = tmp_path / "day" / "sweep", ["seed=1,2", "model=unet"]
     sweep.mkdir(parents=True)
     (sweep / "multirun.yaml").write_text(yaml.safe_dump({"hydra": {"overrides": {"task": overrides}}}))
-    assert find_sweep(tmp_path, ["model=unet", "resume=true", "seed=1,2"]) == sweep
+    assert find_sweep(tmp_path, ["model=unet", "resume=true", "seed=1,2"], 2) == sweep
     make_run(sweep / "0", ["seed=1", "model=unet"], "finished", age=1)
-    assert find_sweep(tmp_path, overrides) == sweep  # the second job has not begun
+    assert find_sweep(tmp_path, overrides, 2) == sweep  # the second job has not begun
     second = make_run(sweep / "1", ["seed=2", "model=unet"], "failed", age=1)
-    assert find_sweep(tmp_path, overrides) == sweep
+    assert find_sweep(tmp_path, overrides, 2) == sweep
     Run(second).finish()
-    assert find_sweep(tmp_path, overrides) is None
-    assert find_sweep(tmp_path, ["seed=1,3", "model=unet"]) is None
+    assert find_sweep(tmp_path, overrides, 2) is None
+    assert find_sweep(tmp_path, ["seed=1,3", "model=unet"], 2) is None
