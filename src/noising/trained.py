@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from noising.config.instantiate import make
+from noising.config.moved import with_current_names
 from noising.data.image_data import ImageData
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.guidance import Guided, Unconditional, unconditional
@@ -125,8 +126,9 @@ def load(run: str | Path) -> TrainedRun:
     for key in ("config", "ema"):
         if key not in checkpoint:
             raise ConfigError(f"checkpoint={run}: {path} holds no {key}: it was not written by noising")
-    require_trusted(checkpoint["config"], f"checkpoint={run}")
-    return TrainedRun(path, OmegaConf.create(checkpoint["config"]), int(checkpoint["global_step"]), checkpoint)
+    config = with_current_names(checkpoint["config"])
+    require_trusted(config, f"checkpoint={run}")
+    return TrainedRun(path, OmegaConf.create(config), int(checkpoint["global_step"]), checkpoint)
 
 
 def trained_denoiser(checkpoint: str) -> Denoiser:

@@ -26,6 +26,7 @@ from torch import Tensor
 from noising.commands.devices import find_device, find_devices
 from noising.commands.tables import evaluations_bar
 from noising.config.instantiate import require_whole
+from noising.config.moved import with_current_names
 from noising.config.theory import build_sampler
 from noising.diffusion.drawing import PathFrames, class_labels_for, draw_images
 from noising.diffusion.guidance import Guided
@@ -150,7 +151,8 @@ class SampleShards:
         """Raise ConfigError if the folder holds images of another job."""
         if not self._card_file.exists():
             return
-        before, now = json.loads(self._card_file.read_text(encoding="utf-8")), json.loads(json.dumps(self._card))
+        before = with_current_names(json.loads(self._card_file.read_text(encoding="utf-8")))
+        now = json.loads(json.dumps(self._card))
         for name in {**before, **now}:
             if before.get(name) != now.get(name):
                 raise ConfigError(

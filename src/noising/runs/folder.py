@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import yaml  # type: ignore[import-untyped]
 
+from noising.config.moved import with_current_names
 from noising.config.secrets import masked
 from noising.runs.environment import environment
 
@@ -102,7 +103,7 @@ class Run:
             content = None
         if not isinstance(content, dict):
             raise ValueError(f"{self.summary_file} is damaged: delete it and start the run again with resume=true")
-        return content
+        return dict(with_current_names(content))  # cards hold nodes of a config
 
     @property
     def config(self) -> dict[str, Any]:
@@ -115,7 +116,7 @@ class Run:
             content = None
         if not isinstance(content, dict):
             raise ValueError(f"{self.config_file} is damaged")
-        return content
+        return dict(with_current_names(content))
 
 
 @contextmanager

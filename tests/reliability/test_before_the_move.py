@@ -1,0 +1,112 @@
+"""A run that the code before commit d8b68fc left, when classes lay in other modules: read, used and gone on with.
+
+before_the_move/run was interrupted at step 15 of 20, on one thread; whole.csv are the metrics of the same run without
+a stop, drawn.npy four images of the interrupted one, all by the code of that time.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+from noising.config.choices import targets
+from noising.config.instantiate import locate
+from noising.config.moved import TARGETS, with_current_names
+from noising.runs.folder import Run
+from tests.conftest import Outcome
+
+BEFORE = Path(__file__).parent / "before_the_move"
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Run:
+    return Run(shutil.copytree(BEFORE / "run", tmp_path / "old"))
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="") as text:
+        return list(csv.DictReader(text))
+
+
+def test_every_name_of_before_leads_to_a_choice_of_today() -> None:
+    assert set(TARGETS.values()) <= targets()
+    assert not set(TARGETS) & targets()
+    assert all(callable(locate(name, "")) for name in TARGETS.values())
+
+
+def test_names_are_replaced_wherever_a_config_has_them() -> None:
+    before = {
+        "schedule": {"_target_": "noising.diffusion.schedule_wrappers.ZeroTerminalSNR", "schedule": None},
+        "callbacks": {"record": {"_target_": "noising.training.record.Record"}, "mine": {"record": 1}},
+        "record": [{"_target_": "noising.diffusion.heun.Heun"}, "noising.diffusion.heun.Heun"],
+    }
+    assert with_current_names(before) == {
+        "schedule": {"_target_": "noising.diffusion.schedules.ZeroTerminalSNR", "schedule": None},
+        "callbacks": {
+            "results": {"_target_": "noising.training.callbacks.results.ResultsCallback"},
+            "mine": {"record": 1},
+        },
+        "record": [{"_target_": "noising.diffusion.samplers.Heun"}, "noising.diffusion.heun.Heun"],
+    }
+
+
+def test_its_bound_is_what_it_was(old: Run, noising: Command, tmp_path: Path) -> None:
+    options = ("bound=stratified", "bound.times=8", "trainer.accelerator=cpu", "hydra.run.dir=evaluation")
+    outcome = noising("evaluate", "checkpoint=old", *options)
+    assert outcome.code == 0, outcome.err
+    summary = Run(tmp_path / "evaluation").summary
+    assert summary["test/bound"] == pytest.approx(4.995006526375288, abs=1e-6)
+    assert summary["test/bound_mc_se"] == pytest.approx(0.09162403599074058, abs=1e-6)
+
+
+def test_its_samples_are_what_they_were(old: Run, noising: Command, tmp_path: Path) -> None:
+    options = ("n=4", "sampler=heun", "sampler.steps=4", "device=cpu", "hydra.run.dir=drawn")
+    outcome = noising("sample", "checkpoint=old", *options)
+    assert outcome.code == 0, outcome.err
+    np.testing.assert_array_equal(np.load(tmp_path / "drawn" / "samples.npz")["arr_0"], np.load(BEFORE / "drawn.npy"))
+
+
+def test_it_goes_on_to_the_numbers_it_would_have_had(old: Run, noising: Command) -> None:
+    outcome = noising("train", "resume=old")
+    assert outcome.code == 0, outcome.err
+    assert old.status == "finished"
+    log = (old.path / "train.log").read_text()
+    assert "goes on from step 15" in log
+    assert "other options" not in log
+    now, before = rows(old.metrics), rows(BEFORE / "whole.csv")
+    assert old.metrics.read_bytes().splitlines()[:4] == (BEFORE / "whole.csv").read_bytes().splitlines()[:4]
+    assert [row["step"] for row in now] == ["5", "10", "15", "20"]
+    for name, value in before[-1].items():
+        assert float(now[-1][name]) == pytest.approx(float(value), abs=1e-6), name
+    assert old.summary["test/bound"] == pytest.approx(5.034804933922907, abs=1e-6)
+    # and finished, it is as it is
+    text = old.metrics.read_bytes()
+    assert noising("train", "resume=old").code == 0
+    assert old.metrics.read_bytes() == text
+
+
+def test_samples_begun_before_are_gone_on_with(old: Run, noising: Command, tmp_path: Path) -> None:
+    """Their card names the sampler as it was."""
+    options = ("n=4", "batch_size=2", "sampler=heun", "sampler.steps=4", "device=cpu", "hydra.run.dir=drawn")
+    assert noising("sample", "checkpoint=old", *options).code == 0
+    run = Run(tmp_path / "drawn")
+    card = run.summary["cards"]["sample/images"] | {"n": 4, "batch_size": 2}
+    del card["checkpoint"]
+    today, then = "noising.diffusion.samplers.Heun", "noising.diffusion.heun.Heun"
+    (run.path / "shards").mkdir()
+    (run.path / "shards" / "card.json").write_text(json.dumps(card).replace(today, then))
+    config = OmegaConf.to_yaml(OmegaConf.create(run.config)).replace(today, then)
+    assert then in config
+    run.config_file.write_text(config)
+    run.finish("interrupted")
+    outcome = noising("sample", "resume=drawn")
+    assert outcome.code == 0, outcome.err
+    np.testing.assert_array_equal(np.load(run.path / "samples.npz")["arr_0"], np.load(BEFORE / "drawn.npy"))
