@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from noising.config.option_types import BUILT, LARGEST, MismatchError, convert
+from noising.config.option_types import LARGEST, Built, MismatchError, convert
 from noising.errors import ConfigError, config_errors, one_line
 
 T = TypeVar("T")
@@ -97,7 +97,7 @@ def _check(node: Any, path: str) -> None:
 def _stand_in(value: Any) -> Any:
     """The value with every nested node replaced by a mark that fits any annotation."""
     if isinstance(value, Mapping):
-        return BUILT if "_target_" in value else {k: _stand_in(v) for k, v in value.items()}
+        return Built() if "_target_" in value else {k: _stand_in(v) for k, v in value.items()}
     return [_stand_in(v) for v in value] if isinstance(value, list) else value
 
 

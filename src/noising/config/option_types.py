@@ -1,18 +1,26 @@
-"""Config values against annotations: int, float, bool, str, Path, and lists, tuples and unions of these."""
+"""Config values against annotations, by pydantic in strict mode, and what was expected in the user's words.
+
+pydantic is imported where it is first used: the command line's help needs none of it.
+"""
 
 from __future__ import annotations
 
-import math
 import types
-import typing
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
 
 LARGEST = 2**63 - 1
 """The largest whole number that torch and NumPy count to."""
-BUILT = object()  # stands for an object built from a nested node: fits any annotation
-_YAML = (str, int, float, list, dict, type(None))
+_UNIONS = (Union, types.UnionType)
+
+
+class Built:
+    """Stands for an object that a nested node will be built into: fits any annotation."""
 
 
 class MismatchError(Exception):
@@ -23,88 +31,67 @@ def convert(value: Any, hint: Any) -> Any:
     """The value as the annotation wants it; raises MismatchError where it cannot be.
 
     An int becomes a float, an integral float (YAML's 1e5) an int, a string a Path, a list a tuple; a bool is
-    no number, and neither are nan, infinity, and what 64 bits cannot hold. An annotation that is not simple
-    (a class of ours, a callable) accepts anything.
+    no number, and neither are nan, infinity, and what 64 bits cannot hold. Annotations that are neither simple
+    nor a class (a callable, a mapping) accept anything.
     """
-    origin, inner = get_origin(hint), get_args(hint)
-    if value is BUILT:
+    if isinstance(value, Built):
         return value
-    if origin in (Union, types.UnionType):
-        return _convert_union(value, inner)
-    if hint is None or hint is type(None):
-        if value is None:
-            return None
-        raise MismatchError("null")
-    if origin is Literal:
-        if value in inner:
-            return value
-        raise MismatchError("one of " + ", ".join(map(str, inner)))
-    if hint in _SCALARS:
-        accepts, change = _SCALARS[hint]
-        if accepts(value):
-            return change(value)
-        infinite = hint is float and isinstance(value, (int, float)) and not isinstance(value, bool)
-        raise MismatchError("a finite float" if infinite else _words(hint))
-    collection = origin or hint
-    if collection in (list, tuple, Sequence, Iterable, typing.Sequence):
-        if not isinstance(value, (list, tuple)) or (
-            collection is tuple and inner and inner[-1] is not Ellipsis and len(inner) != len(value)
-        ):
-            raise MismatchError(_words(hint))
-        fixed = collection is tuple and inner and inner[-1] is not Ellipsis
-        types_ = inner if fixed else [inner[0] if inner else Any] * len(value)
-        try:
-            values = [convert(item, kind) for item, kind in zip(value, types_, strict=True)]
-        except MismatchError:
-            raise MismatchError(_words(hint)) from None
-        return tuple(values) if collection is tuple else values
-    return value
-
-
-def _convert_union(value: Any, members: Sequence[Any]) -> Any:
-    for exact in (member for member in members if isinstance(member, type) and type(value) is member):
-        return convert(value, exact)
-    simple = any(member in _SCALARS for member in members)
-    for member in members:
-        if simple and isinstance(value, _YAML) and _is_class_of_objects(member) and not isinstance(value, member):
-            continue  # float | Tensor: what YAML writes is no Tensor
-        try:
-            return convert(value, member)
-        except MismatchError:
-            continue
-    raise MismatchError(" or ".join(_words(member) for member in members))
-
-
-def _is_class_of_objects(hint: Any) -> bool:
-    return isinstance(hint, type) and hint not in _SCALARS and hint not in (type(None), object, list, tuple)
-
-
-def _number(value: Any) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
     try:
-        return math.isfinite(value)
-    except OverflowError:  # an int beyond all floats
-        return False
+        return _adapter(hint).validate_python(value)
+    except ValueError:
+        raise MismatchError(_expected(value, hint)) from None
 
 
-def _whole(value: Any) -> bool:
-    return _number(value) and abs(value) <= LARGEST and float(value).is_integer()
+@cache
+def _adapter(hint: Any) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
+    return TypeAdapter(_option_type(hint), config=ConfigDict(strict=True, allow_inf_nan=False))
 
 
-_SCALARS: dict[Any, tuple[Callable[[Any], bool], Callable[[Any], Any]]] = {
-    bool: (lambda value: isinstance(value, bool), bool),
-    int: (_whole, int),
-    float: (_number, float),
-    str: (lambda value: isinstance(value, str), str),
-    Path: (lambda value: isinstance(value, (str, Path)), Path),
-}
+def _option_type(hint: Any) -> Any:
+    """The annotation as pydantic is to read it."""
+    from pydantic import BeforeValidator, Field, GetPydanticSchema, Strict
+    from pydantic_core.core_schema import is_instance_schema
+
+    origin, inner = get_origin(hint), get_args(hint)
+    collection = origin or hint
+    if hint is int:
+        return Annotated[int, Field(ge=-LARGEST, le=LARGEST), BeforeValidator(_integral)]
+    if origin is Literal or hint in (float, bool, str, None, type(None), Any):
+        return hint
+    if hint is Path:
+        return Annotated[Path, Strict(False)]
+    if origin in _UNIONS:  # int last, for an integral float is a float first
+        members = sorted(inner, key=lambda member: member is int)
+        return Union[tuple(map(_option_type, members))]  # noqa: UP007
+    if collection in (list, tuple, Sequence, Iterable):
+        items = tuple(item if item is ... else _option_type(item) for item in inner)
+        if collection is tuple:
+            return Annotated[tuple[items or (Any, ...)], Strict(False)]  # type: ignore[misc]
+        return Annotated[list[items or Any], Strict(False)]  # type: ignore[misc,valid-type]
+    if isinstance(hint, type) and not getattr(hint, "_is_protocol", False):
+        return Annotated[Any, GetPydanticSchema(lambda *_: is_instance_schema((hint, Built)))]
+    return Any
+
+
+def _integral(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _expected(value: Any, hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, get_args(hint)))
+    members = get_args(hint) if get_origin(hint) in _UNIONS else (hint,)
+    if float in members and (type(value) is float or (hint is float and type(value) is int)):
+        return "a finite float"
+    return _words(type(value) if type(value) in members else hint)
 
 
 def _words(hint: Any) -> str:
     if hint is type(None) or hint is None:
         return "null"
-    if get_origin(hint) in (Union, types.UnionType):
+    if get_origin(hint) in _UNIONS:
         return " or ".join(_words(member) for member in get_args(hint))
     if hint in (str, Path):
         return {str: "text", Path: "a path"}[hint]
