@@ -1,0 +1,89 @@
+"""The options at the top of a command's config, and those of its trainer that we read: what each must be.
+
+They are checked once, before a job starts or a checkpoint is used. No job looks at them again, but for what only its
+data can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter
+
+from noising.config.option_types import LARGEST
+from noising.errors import ConfigError
+
+__all__ = ["MAX_DEVICES", "check_options"]
+
+MAX_DEVICES = 1024
+"""Of one machine; Lightning lists them before it looks whether they are there."""
+MAX_IMAGES = 10_000_000
+"""Of one drawing: all are read into memory in the end."""
+
+
+def _whole(least: int, most: int = LARGEST, null: bool = False) -> tuple[Any, str]:
+    whole = Annotated[int, Field(ge=least, le=most)]
+    limits = f"from {least}" + (f" to {most}" if most < LARGEST else "{to_largest}")
+    return whole | None if null else whole, f"{{}} must be a whole number {limits}, got {{}}"
+
+
+_SPLIT = Literal["test", "train", "val"]
+_PATH = Annotated[str, Field(min_length=1)] | None
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "seed": _whole(0),
+    "timesteps": _whole(1, 1_000_000),
+    "label_dropout": (
+        Annotated[float, Field(ge=0, lt=1)] | None,
+        "{} must be null (no classes) or a number in [0, 1), got {}",
+    ),
+    "skip_nonfinite_steps": (bool, "{} must be true or false, got {}"),
+    "checkpoint_every_n_steps": _whole(1),
+    "keep_checkpoints": _whole(1),
+    "tags": (list[str], "{} must be a list of words, got {}: e.g. tags=[first,try]"),
+    "trainer.max_steps": _whole(1),
+    "trainer.val_check_interval": _whole(1),
+    "trainer.log_every_n_steps": _whole(1),
+    "trainer.accumulate_grad_batches": _whole(1),
+    "batch_size": _whole(1),
+    "devices": _whole(1, MAX_DEVICES),
+    "n": _whole(1, MAX_IMAGES),
+    "class_label": _whole(0, null=True),
+    "format": (Literal["npz", "png"], "{} must be one of npz, png, got {}"),
+    "split": (_SPLIT, "{} must be test, train or val, got {}"),
+    "splits": (
+        Annotated[list[_SPLIT], Field(min_length=1)],
+        "{} must be a list of test, train, val, got {}: e.g. splits=[test]",
+    ),
+    "runs": (Annotated[list[Any], Field(min_length=2)], "{} must be two or more run folders, got {}: compare A B"),
+    "vary": (list[Any], "{} must be a list of entries of the cards, got {}: e.g. vary=[sampler,grid]"),
+    "pairs": _whole(1),
+    "between": _whole(1),
+    "latents images": _whole(1),
+    "likelihood images": _whole(2, null=True),
+    "replicates": _whole(2),
+    "steps": (
+        Annotated[list[Annotated[int, Field(ge=2, le=LARGEST)]], Field(min_length=1)],
+        "{} must be a list of whole numbers from 2, as [10,50], got {}",
+    ),
+    "start_time": (float | None, "{}={}: expected a number or null"),
+    "latents clip": (Annotated[float, Field(gt=0)] | None, "{} must be a positive number or null, got {}"),
+    "likelihood clip": (float | None, "{}={}: expected a number or null"),
+    "count": _whole(2, null=True),
+    "from": (_PATH, "{}={}: expected a file's path, or null"),
+    "to": (_PATH, "{}={}: expected a file's path, or null"),
+}
+"""The type of each, and the line for what is not of it. Where one name has two meanings, the command is named too."""
+
+
+def check_options(command: str, config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for an option of a command's resolved config that is not what it must be."""
+    trainer = config.get("trainer")
+    nested = {f"trainer.{name}": value for name, value in trainer.items()} if isinstance(trainer, Mapping) else {}
+    for option, value in {**config, **nested}.items():
+        type_, line = OPTIONS.get(f"{command} {option}") or OPTIONS.get(option) or (Any, "")
+        try:
+            TypeAdapter(type_, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+        except ValueError:
+            to_largest = f" to {LARGEST}" if isinstance(value, int) and value > LARGEST else ""
+            raise ConfigError(line.format(option, value, to_largest=to_largest)) from None
