@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class UsageError(ValueError):
-    """What the user asked for cannot be done; the message is one line and is shown without a traceback."""
+    """A request of the user's that cannot be met; its message is one line, shown without a traceback."""
 
     exit_code = 2
 
@@ -18,10 +18,7 @@ class ConfigError(UsageError):
 
 @contextmanager
 def config_errors(path: str) -> Iterator[None]:
-    """Turns a ValueError of the block into `ConfigError("path: ...")`, e.g. where a data module is set up.
-
-    So it does with an OverflowError and its like, which numbers too large lead to.
-    """
+    """Turn a ValueError of the block into `ConfigError("path: ...")`, and an ArithmeticError of numbers too large."""
     try:
         yield
     except UsageError:
@@ -31,6 +28,7 @@ def config_errors(path: str) -> Iterator[None]:
 
 
 def one_line(error: BaseException) -> str:
+    """The error's message on one line, explained where Python or torch says little."""
     words = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ArithmeticError):
         return f"a number is too large, or too small, to compute with ({words})"

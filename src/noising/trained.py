@@ -60,33 +60,33 @@ class TrainedRun:
 
     @property
     def classes(self) -> int:
-        """How many classes the network is told apart, 0 if it was trained without."""
+        """Number of classes, 0 for an unconditional network."""
         return self._experiment.num_classes
 
     def guided(self, guidance: DictConfig | None) -> Denoiser:
-        """The denoiser, driven as a `guidance` node says; as it is without one."""
+        """The denoiser under the guidance of a `guidance` node; as it is without one."""
         if guidance is None:
             return self.denoiser
         with config_errors("guidance"):
             guide: Any = make(guidance, "guidance", object)
             guided: Guided = guide(self.denoiser)
         weaker = guided.guide.model
-        by_itself = isinstance(weaker, Unconditional) and weaker.model is self.denoiser.model
-        if by_itself and not self.config.get("label_dropout"):
+        guides_itself = isinstance(weaker, Unconditional) and weaker.model is self.denoiser.model
+        if guides_itself and not self.config.get("label_dropout"):
             raise ConfigError(
                 "guidance=classifier_free needs a model that was trained with classes and without: this one had "
                 f"label_dropout={self.config.get('label_dropout')}; train with experiment=class_conditional"
             )
-        told = getattr(weaker, "classes", self.classes)
-        if told not in (0, self.classes):
+        classes = getattr(weaker, "classes", self.classes)
+        if classes not in (0, self.classes):
             raise ConfigError(
-                f"guidance.guide.checkpoint: that model is told {told} classes, the one it guides {self.classes}: "
+                f"guidance.guide.checkpoint: that model is told {classes} classes, the one it guides {self.classes}: "
                 "the guide must be of the same classes, or of none"
             )
         return guided
 
     def bound_terms(self, clip: float | None, device: torch.device | str = "cpu") -> ModelTerms:
-        """The terms of its bound, with the averaged weights, on the chain and decoder it was trained with."""
+        """The terms of the bound: averaged weights, and the chain and decoder of the training."""
         denoiser = self.denoiser.to(device) if self.classes else unconditional(self.denoiser.to(device))
         chain = Chain.uniform(denoiser.schedule, self.config.timesteps)
         return ModelTerms(denoiser, chain, self._experiment.recipe.decoder, clip)
@@ -98,7 +98,7 @@ class TrainedRun:
 
     @property
     def source(self) -> dict[str, Any]:
-        """Which model a number is of, for its card."""
+        """The model's identity, for the cards of its numbers."""
         return {"checkpoint": str(self.path), "sha256": self._digest, "step": self.step, "weights": self.weights}
 
     @cached_property
@@ -108,7 +108,7 @@ class TrainedRun:
 
     @property
     def weights(self) -> dict[str, Any]:
-        """What the weights are, for the card of a number: the average's decay and updates."""
+        """Decay and number of updates of the averaged weights."""
         return {name: self.checkpoint["ema"][name] for name in ("decay", "updates")}
 
 
@@ -132,7 +132,7 @@ def load(run: str | Path) -> TrainedRun:
 
 
 def trained_denoiser(checkpoint: str) -> Denoiser:
-    """The denoiser of a run or checkpoint file, for an option that wants one; deaf to the class if it is told none."""
+    """The denoiser of a run or a checkpoint file, for `guidance.guide`; it ignores the class if trained without."""
     try:
         run = load(checkpoint)
         denoiser = run.denoiser if run.classes else unconditional(run.denoiser)

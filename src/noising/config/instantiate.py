@@ -1,9 +1,8 @@
-"""From a config node (`_target_` and its options) to the object it describes.
+"""Objects from config nodes: a `_target_` and its options.
 
-`make` builds a node and hands it what the code knows and YAML should not repeat (channels, resolution,
-timesteps): those of the given facts that the constructor has as parameters. `check` is the same look at names
-and types without building anything. Whatever is wrong with an option is one line that begins with the
-option's path.
+`make` builds a node. What the code knows and YAML should not repeat (channels, resolution, timesteps) it passes on
+as facts, to the constructors that have parameters of these names. `check` looks at names and types alone and builds
+nothing. Whatever is wrong with an option is one line that begins with the option's path.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ _DIRECTIVES = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that `name` most likely stands for."""
+    """The candidate most like `name`, or None if none is like it."""
     found = difflib.get_close_matches(name, sorted(set(candidates)), n=1, cutoff=0.6)
     return found[0] if found else None
 
 
 def make(node: Any, path: str, kind: type[T], /, **facts: Any) -> T:
-    """Builds a node: a mapping with `_target_`, or a plain mapping or list of such.
+    """Build a node: a mapping with `_target_`, or a plain mapping or list of such.
 
-    `path` is the node's place in the config, for messages; `kind` the class that what is built must be of. A nested
-    node is built too and gets the same facts. An option that the node sets wins over a fact. With `_partial_: true`
+    `path` is the node's place in the config, for messages; `kind` the class of the result. A nested node is built too,
+    with the same facts. An option that the node sets wins over a fact. With `_partial_: true`
     the result is a functools.partial. Raises ConfigError for all that is wrong with an option, for a ValueError or
     TypeError of the constructor, where its numbers are too large to compute with or to hold, and for another kind.
     """
@@ -47,7 +46,7 @@ def make(node: Any, path: str, kind: type[T], /, **facts: Any) -> T:
 
 
 def check(node: Any, path: str) -> None:
-    """Raises the ConfigError that `make` would for names and types anywhere in the tree; builds nothing."""
+    """Raise the ConfigError that `make` would raise for names and types anywhere in the tree; build nothing."""
     _check(_plain(node, path), path)
 
 
@@ -95,7 +94,7 @@ def _check(node: Any, path: str) -> None:
 
 
 def _stand_in(value: Any) -> Any:
-    """The value with every nested node replaced by a mark that fits any annotation."""
+    """The value with a `Built` in place of every nested node."""
     if isinstance(value, Mapping):
         return Built() if "_target_" in value else {k: _stand_in(v) for k, v in value.items()}
     return [_stand_in(v) for v in value] if isinstance(value, list) else value
@@ -142,7 +141,7 @@ def _make(node: Any, path: str, facts: Mapping[str, Any]) -> Any:
 
 
 def _is_size(error: RuntimeError) -> bool:
-    """Whether torch says that something is too large; it has no class of errors for it but CUDA's."""
+    """Whether torch found something too large; it has no class of errors for that on a CPU."""
     return any(words in str(error) for words in ("can't allocate memory", "out of memory", "verflow"))
 
 

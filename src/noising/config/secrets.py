@@ -26,7 +26,7 @@ _REFERENCE = re.compile(r"\$\{oc\.env:\w+\}")
 
 
 def is_reference(name: str, value: str) -> bool:
-    """Whether an option that is named as secrets are refers to a variable of the environment, and to nothing else."""
+    """Whether the value of a secret option is a reference to a variable of the environment, and nothing else."""
     return _SECRET.search(name) is not None and _REFERENCE.fullmatch(value) is not None
 
 
@@ -42,7 +42,7 @@ def masked(value: Any, name: str = "") -> Any:
 
 
 def without_secrets(cfg: DictConfig) -> dict[str, Any]:
-    """The resolved config as the run's files have it."""
+    """The resolved config as it is written to a run's files."""
     resolved, given = (OmegaConf.to_container(cfg, resolve=resolve) for resolve in (True, False))
     found: dict[str, Any] = masked(_with_references(resolved, given))
     return found
@@ -67,7 +67,7 @@ def require_no_secret(config: DictConfig) -> None:
 
 
 def _strings(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Every string of a config, but what Hydra repeats of the command line."""
+    """Path and text of every string in a config, without Hydra's copy of the command line."""
     if isinstance(node, Mapping):
         for name, value in node.items():
             if f"{path}.{name}" != "hydra.overrides":
