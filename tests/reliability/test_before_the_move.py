@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,9 @@ from noising.config.choices import targets
 from noising.config.instantiate import locate
 from noising.config.moved import TARGETS, with_current_names
 from noising.runs.folder import Run
-from tests.conftest import Outcome
+from tests.helpers import Command
 
 BEFORE = Path(__file__).parent / "before_the_move"
-Command = Callable[..., Outcome]
 
 
 @pytest.fixture
