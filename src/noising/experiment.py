@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from noising.config.instantiate import make, require_whole
+from noising.config.instantiate import make
+from noising.config.options import MAX_DEVICES
 from noising.config.secrets import without_secrets
 from noising.config.theory import build_recipe, build_sampler
 from noising.data.image_data import ImageData
@@ -36,12 +37,9 @@ from noising.training.progress import StepProgress
 from noising.training.safety.preemption import Preemption
 from noising.training.validation import BoundEvaluation
 
-__all__ = ["MAX_DEVICES", "Experiment", "evaluation_trainer"]
+__all__ = ["Experiment", "evaluation_trainer"]
 
 log = logging.getLogger(__name__)
-
-MAX_DEVICES = 1024
-"""Of one machine; Lightning lists them before it looks whether they are there."""
 
 
 class Experiment:
@@ -78,8 +76,6 @@ class Experiment:
         dropout = self.config.get("label_dropout")
         if dropout is None:
             return 0
-        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise ConfigError(f"label_dropout must be null (no classes) or a number in [0, 1), got {dropout}")
         if not self.data.classes:
             raise ConfigError(f"label_dropout={dropout}: {self.data.name} has no classes; use label_dropout=null")
         return self.data.classes
@@ -88,7 +84,6 @@ class Experiment:
     def denoiser(self) -> Denoiser:
         """The network in its recipe; its first weights are keyed by the seed."""
         recipe, data = self.recipe, self.data
-        require_whole(self.config, "seed", least=0)
         torch.manual_seed(self.config.seed)
         network = make(
             self.config.model,
@@ -111,7 +106,6 @@ class Experiment:
         """The LightningModule."""
         cfg, recipe = self.config, self.recipe
         validation, test = self._bound("validation_bound", "val"), self._bound("bound", "test")
-        require_whole(cfg, "trainer.max_steps", least=1)
         optimizer: Any = make(cfg.optimizer, "optimizer", object)
         lr_schedule: Any = make(cfg.lr_schedule, "lr_schedule", object, max_steps=cfg.trainer.max_steps)
         with config_errors("optimizer"):
@@ -129,7 +123,7 @@ class Experiment:
             seed=cfg.seed,
             classes=self.num_classes,
             label_dropout=cfg.get("label_dropout") or 0.0,
-            skip_nonfinite_steps=_switch(cfg, "skip_nonfinite_steps"),
+            skip_nonfinite_steps=cfg.get("skip_nonfinite_steps", False),
         )
 
     def _bound(self, group: str, split: str) -> BoundEvaluation:
@@ -153,9 +147,6 @@ class Experiment:
     def callbacks(self, run: Run) -> list[Callback]:
         """The average, the progress bar, the checkpoints, and what the `callbacks` group names."""
         cfg = self.config
-        require_whole(cfg, "checkpoint_every_n_steps", least=1)
-        if "keep_checkpoints" in cfg:
-            require_whole(cfg, "keep_checkpoints", least=1)
         ema = make(cfg.ema, "ema", EMA)
         facts = {
             "run": run,
@@ -183,13 +174,8 @@ class Experiment:
     def trainer(self, run: Run, callbacks: list[Callback]) -> Trainer:
         """The Trainer; everything it counts is an optimizer step, the epoch never ends."""
         cfg, options = self.config, self.config.trainer
-        for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
-            require_whole(cfg, f"trainer.{name}", least=1)
         if isinstance(options.get("devices"), int) and options.devices > MAX_DEVICES:
             raise ConfigError(f"trainer.devices={options.devices} is more than the {MAX_DEVICES} a machine may have")
-        tags = cfg.get("tags", OmegaConf.create([]))
-        if not OmegaConf.is_list(tags) or any(not isinstance(tag, str) for tag in tags):
-            raise ConfigError(f"tags must be a list of words, got {tags}: e.g. tags=[first,try]")
         if options.get("max_epochs") is not None:
             raise ConfigError("trainer.max_epochs: training counts optimizer steps; use trainer.max_steps")
         clip = options.get("gradient_clip_val")
@@ -246,10 +232,3 @@ def _trainer(node: dict[str, Any], cfg: DictConfig, run: Run, callbacks: list[Ca
         )
     except (MisconfigurationException, RuntimeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-
-
-def _switch(cfg: DictConfig, option: str) -> bool:
-    value = cfg.get(option, False)  # the configs of older checkpoints may lack it
-    if not isinstance(value, bool):
-        raise ConfigError(f"{option} must be true or false, got {value}")
-    return value

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from noising.config.instantiate import make
 from noising.config.moved import with_current_names
+from noising.config.options import check_options
 from noising.data.image_data import ImageData
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.guidance import Guided, Unconditional, unconditional
@@ -128,6 +129,7 @@ def load(run: str | Path) -> TrainedRun:
             raise ConfigError(f"checkpoint={run}: {path} holds no {key}: it was not written by noising")
     config = with_current_names(checkpoint["config"])
     require_trusted(config, f"checkpoint={run}")
+    check_options("train", config)
     return TrainedRun(path, OmegaConf.create(config), int(checkpoint["global_step"]), checkpoint)
 
 

@@ -110,7 +110,7 @@ class _CachingComposer(Composer):
 
     @classmethod
     def of(cls, composing: Composer) -> _CachingComposer:
-        return cls(composing._config_name)
+        return cls(composing.command, composing.command)
 
     def __init__(self, *parts: Any) -> None:
         super().__init__(*parts)
@@ -122,7 +122,7 @@ class _CachingComposer(Composer):
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         key = tuple(overrides)
         if key not in self._composed:
-            with composer(self._config_name, str(CONF)):  # each of several commands has its own
+            with composer(self.command, str(CONF)):  # each of several commands has its own
                 self._composed[key] = super()._compose(overrides)
         return self._composed[key]
 

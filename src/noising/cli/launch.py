@@ -17,7 +17,7 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import configure_log, run_job
 from hydra.types import HydraContext, RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from noising.cli import folders
 from noising.errors import UsageError
@@ -33,9 +33,9 @@ Job = Callable[[DictConfig, Path], None]
 class Task:
     """The function that Hydra calls for each job. Picklable, for launchers that run the jobs in other processes."""
 
-    def __init__(self, job: str) -> None:
+    def __init__(self, command: str, job: str) -> None:
         """job: "module:function" of the function (config, run folder) -> None that does the work."""
-        self.job = job
+        self.command, self.job = command, job
         self.exit_code = 0
         self.claimed: Path | None = None
         """The folder made for this run, removed if nothing comes of it."""
@@ -51,6 +51,9 @@ class Task:
         try:
             module, _, function = self.job.partition(":")
             job: Job = getattr(importlib.import_module(module), function)
+            if sweeping:  # a sweeper may draw values that were not there to be checked before its first job
+                options = importlib.import_module("noising.config.options")
+                options.check_options(self.command, OmegaConf.to_container(config, resolve=True))
             job(config, Path(hydra.runtime.output_dir))
         except UsageError as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":

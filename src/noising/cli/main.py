@@ -56,7 +56,7 @@ def main(name: str, words: Sequence[str] | None = None, conf: Path | None = None
     """
     see_current_folder()
     register_group_list()
-    task = Task(COMMANDS[name].job)
+    task = Task(name, COMMANDS[name].job)
     try:
         with redirect_stdout(Output(sys.stdout)) as output:
             try:
@@ -75,23 +75,23 @@ def _run(task: Task, name: str, words: list[str], conf: Path) -> None:
     config_name, place = flags.config_name or name, flags.config_path or str(conf)
     overrides = with_names(name, flags.overrides)
     if not any(getattr(flags, shown) for shown in _SHOWING):
-        with composer(config_name, place, flags.config_dir) as composing:
+        with composer(name, place, flags.config_dir, config_name) as composing:
             if (as_first := folders.of_child(overrides)) is not None:
                 launch(task, composing.compose(as_first))
                 return
-            config = _prepare(task, composing, COMMANDS[name].reads, overrides, bool(flags.multirun))
+            config = _prepare(task, composing, overrides, bool(flags.multirun))
             if config.hydra.mode == RunMode.MULTIRUN:
                 sweep(task, config)
             else:
                 launch(task, config)
         return
     if flags.cfg:
-        with composer(config_name, place, flags.config_dir) as composing:
+        with composer(name, place, flags.config_dir, config_name) as composing:
             composing.compose(overrides)  # our words for a mistake, before Hydra's
     _show(name, config_name, place, flags, overrides)
 
 
-def _prepare(task: Task, composing: Composer, reads: Sequence[str], words: Sequence[str], multirun: bool) -> DictConfig:
+def _prepare(task: Task, composing: Composer, words: Sequence[str], multirun: bool) -> DictConfig:
     """The config of the run, or of the sweep, after all checks that need no job; its folder is made."""
     overrides, folder, newest = folders.resumed(words, multirun)
     parsed = composing.parse(overrides)
@@ -99,7 +99,7 @@ def _prepare(task: Task, composing: Composer, reads: Sequence[str], words: Seque
     first = each_choice_once(parsed)[0] if several else overrides
     config = composing.compose([*first, "hydra.mode=MULTIRUN"] if multirun else first)
     if config.hydra.mode == RunMode.MULTIRUN and not multirun:  # the config's own wish
-        return _prepare(task, composing, reads, words, True)
+        return _prepare(task, composing, words, True)
     if several and not multirun:
         raise ConfigError(f"{several[0]}: several values; add -m to sweep over them, or write a list as key=[1,2]")
     if newest and (folder := folders.newest(config, overrides, multirun)) is None:
@@ -108,10 +108,10 @@ def _prepare(task: Task, composing: Composer, reads: Sequence[str], words: Seque
         folders.refuse_launched_sweep()
         for run in each_choice_once(composing.parse([*presets(config), *overrides])):
             one = composing.compose(run)
-            composing.check(one, run, reads)
+            composing.check(one, run)
             refuse_ddp_sweep(one)
     else:
-        composing.check(config, overrides, reads)
+        composing.check(config, overrides)
     task.claimed = folders.claim(config, overrides, multirun, folder)
     if multirun:
         prepare_jobs(config, composing.parse(overrides))

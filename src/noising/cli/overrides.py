@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 import noising.cli.folders  # noqa: F401 - conf/ uses its resolvers
+from noising.cli.commands import COMMANDS
 from noising.config.instantiate import check, nearest
 from noising.config.secrets import require_no_secret
 from noising.errors import ConfigError
@@ -40,7 +41,8 @@ _FAILURES = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises
 class Composer:
     """What Hydra composes from overrides, and why it could not. Made by `composer`."""
 
-    def __init__(self, config_name: str) -> None:
+    def __init__(self, command: str, config_name: str) -> None:
+        self.command = command
         self._config_name = config_name
         self._loader = GlobalHydra.instance().config_loader()
 
@@ -72,11 +74,11 @@ class Composer:
     def _compose(self, overrides: Sequence[str]) -> DictConfig:
         return compose(self._config_name, list(overrides), return_hydra_config=True)
 
-    def check(self, config: DictConfig, overrides: Sequence[str], reads: Sequence[str] = ()) -> None:
+    def check(self, config: DictConfig, overrides: Sequence[str]) -> None:
         """Refuse what composes but no code reads, values of the wrong type, and `???` left unset.
 
-        overrides: those the config was composed from; reads: the groups whose values are looked at, by default all.
-        Imports the `_target_`s of these: seconds, where torch is new.
+        overrides: those the config was composed from. Imports the `_target_`s of the groups that the command reads:
+        seconds, where torch is new.
         """
         known = {*self._declared, *self.groups()}
         for name in map(str, config):
@@ -94,12 +96,16 @@ class Composer:
         with open_dict(config.hydra.runtime):
             config.hydra.runtime.output_dir = str(OmegaConf.select(config, "hydra.run.dir"))
         try:
-            plain = {name: _resolved(config, name) for name in config if name != "hydra"}
+            plain = {str(name): _resolved(config, name) for name in config if name != "hydra"}
         except OmegaConfBaseException as error:
             raise ConfigError("; ".join(line.strip() for line in str(error).splitlines()[:2])) from error
         for path in _missing(plain):
             raise ConfigError(f"{path} has no value: add {path}=...")
-        check({name: node for name, node in plain.items() if not reads or name in reads}, "")
+        from noising.config.options import check_options  # here: --help needs no pydantic
+
+        check_options(self.command, plain)
+        reads = COMMANDS[self.command].reads or plain
+        check({name: node for name, node in plain.items() if name in reads}, "")
         require_no_secret(config)
 
     def _refuse_unread(self, override: Override, config: DictConfig) -> None:
@@ -221,17 +227,20 @@ class _ConfigDir(SearchPathPlugin):
 
 
 @contextmanager
-def composer(config_name: str, conf: str, config_dir: str | None = None) -> Iterator[Composer]:
-    """Within it Hydra composes conf/`config_name`.yaml, and what the user's own folder adds; then Hydra is as before.
+def composer(
+    command: str, conf: str, config_dir: str | None = None, config_name: str | None = None
+) -> Iterator[Composer]:
+    """Within it Hydra composes a command's config, and what the user's own folder adds; afterwards Hydra is as before.
 
-    conf: a folder, or pkg://MODULE. Raises ConfigError if there is no such folder.
+    conf: a folder, or pkg://MODULE; config_name: the config in it, by default the command's. Raises ConfigError if
+    there is no such folder.
     """
     for flag, folder in (("--config-path", conf), ("--config-dir", config_dir)):
         if folder is not None and not folder.startswith("pkg://") and not Path(folder).is_dir():
             raise ConfigError(f"{flag}: there is no folder {folder}")
     Plugins.instance().register(_ConfigDir)
     _ConfigDir.folder = Path(config_dir).absolute() if config_dir is not None else None
-    options = {"job_name": config_name, "version_base": "1.3"}
+    options = {"job_name": command, "version_base": "1.3"}
     initialized: AbstractContextManager[None] = (
         initialize_config_module(conf.removeprefix("pkg://"), **options)
         if conf.startswith("pkg://")
@@ -240,7 +249,7 @@ def composer(config_name: str, conf: str, config_dir: str | None = None) -> Iter
     before = HydraConfig.instance().cfg
     try:
         with initialized:
-            yield Composer(config_name)
+            yield Composer(command, config_name or command)
     finally:
         HydraConfig.instance().cfg = before
         _ConfigDir.folder = None

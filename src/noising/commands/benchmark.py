@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from noising.commands.devices import find_device
 from noising.commands.tables import print_files, print_table
-from noising.config.instantiate import make, require_whole
+from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import in_evaluation
 from noising.errors import ConfigError
@@ -49,7 +49,6 @@ class Benchmark(ABC):
 
 def benchmark(cfg: DictConfig, run_dir: Path) -> None:
     """Print the ratios and leave them with their cards in summary.json."""
-    require_whole(cfg, "batch_size", 1)
     method = make(cfg.benchmark, "benchmark", Benchmark)
     if method.needs_checkpoint and cfg.checkpoint is None:
         raise ConfigError("checkpoint has no value: add checkpoint=RUN, a run's folder or a checkpoint file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from noising.commands.devices import find_device
 from noising.commands.tables import evaluations_bar, number, print_files, print_table
-from noising.config.instantiate import make, require_whole
+from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.drawing import class_labels_for, in_evaluation
@@ -58,12 +57,12 @@ class _Reconstructions(NamedTuple):
 
 def latents(cfg: DictConfig, run_dir: Path) -> None:
     """Leave three pictures in run_dir, and the errors of reconstruction with their card in summary.json."""
-    for option, least in (("pairs", 1), ("between", 1), ("images", 1), ("seed", 0)):
-        require_whole(cfg, option, least)
-    steps = _steps(cfg)
+    steps = sorted(set(cfg.steps))
     trained = load(cfg.checkpoint)
     run, device = Run(run_dir), find_device(cfg.device)
-    require_whole(cfg, "images", 1, most=len(trained.data.test.pixels))
+    available = len(trained.data.test.pixels)
+    if cfg.images > available:
+        raise ConfigError(f"images must be a whole number from 1 to {available}, got {cfg.images}")
     denoiser = trained.guided(cfg.get("guidance"))
     samplers = _samplers(cfg, steps, trained, denoiser)
     denoiser = denoiser.to(device)
@@ -88,19 +87,9 @@ def latents(cfg: DictConfig, run_dir: Path) -> None:
     print_files(*pictures, run.summary_file)
 
 
-def _steps(cfg: DictConfig) -> list[int]:
-    """Numbers of steps, from few to many. Raise ConfigError for what is none."""
-    given = OmegaConf.to_container(cfg.steps) if OmegaConf.is_list(cfg.steps) else None
-    if not isinstance(given, list) or not given or any(type(count) is not int or count < 2 for count in given):
-        raise ConfigError(f"steps must be a list of whole numbers from 2, as [10,50], got {cfg.steps}")
-    return sorted({int(count) for count in given})
-
-
 def _samplers(cfg: DictConfig, steps: Sequence[int], trained: TrainedRun, denoiser: Denoiser) -> list[DDIM]:
     """A sampler for each number of steps, tried on the schedule."""
     clip = cfg.clip
-    if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 < clip < math.inf):
-        raise ConfigError(f"clip must be a positive number or null, got {clip}")
     grid: Any = make(cfg.grid, "grid", object, timesteps=trained.config.timesteps)
     with config_errors("steps"):
         samplers = [DDIM(count, grid, clip) for count in steps]

@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from noising.commands.tables import cell, print_files, print_table
-from noising.config.instantiate import make, require_whole
+from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.errors import ConfigError, config_errors
 from noising.experiment import Experiment
@@ -24,11 +24,6 @@ __all__ = ["reference"]
 def reference(cfg: DictConfig, run_dir: Path) -> None:
     """Print the statistics of a data set, or of the file cfg.from, and write them to cfg.to if it is given."""
     run = Run(run_dir)
-    if cfg.count is not None:
-        require_whole(cfg, "count", 2)
-    for option in ("from", "to"):
-        if cfg[option] is not None and (not isinstance(cfg[option], str) or not cfg[option]):
-            raise ConfigError(f"{option}={cfg[option]}: expected a file's path, or null")
     if cfg.to is not None and Path(cfg.to).suffix not in SUFFIXES:
         raise ConfigError(f"to={cfg.to}: statistics are written to {' or '.join(SUFFIXES)} files")
     if cfg["from"] is not None:

@@ -12,7 +12,6 @@ from torch import Tensor
 from noising.commands.sample_jobs import SampleJob, SampleShards
 from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import frames
-from noising.errors import ConfigError
 from noising.plots.grids import image_grid, sample_grid, save_animation, save_png, side_by_side
 from noising.plots.samples import path_strip
 from noising.runs.folder import Run, replacing
@@ -20,9 +19,6 @@ from noising.runs.resume import require_same_options
 from noising.runs.status import run_status
 
 __all__ = ["sample"]
-
-
-FORMATS = ("npz", "png")
 
 
 def sample(cfg: DictConfig, run_dir: Path) -> None:
@@ -34,8 +30,6 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
     if cfg.resume and run.status == "finished":
         print(f"{os.path.relpath(run.path)} is finished: there is nothing left to draw")
         return
-    if cfg.format not in FORMATS:
-        raise ConfigError(f"format must be one of {', '.join(FORMATS)}, got {cfg.format}")
     job = SampleJob(cfg)
     shards = SampleShards(run.path / "shards", job, path=True)
     shards.require_same()

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from noising.config.option_types import LARGEST, Built, MismatchError, convert
+from noising.config.option_types import Built, MismatchError, convert
 from noising.errors import ConfigError, config_errors, one_line
 
 T = TypeVar("T")
@@ -50,20 +50,8 @@ def check(node: Any, path: str) -> None:
     _check(_plain(node, path), path)
 
 
-def require_whole(cfg: DictConfig, option: str, least: int, most: int | None = None) -> None:
-    """Raise ConfigError unless the option is a whole number from `least` (to `most`)."""
-    value = OmegaConf.select(cfg, option)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= (most or LARGEST):
-        limits = f"from {least}" + (f" to {most or LARGEST}" if most or _huge(value) else "")
-        raise ConfigError(f"{option} must be a whole number {limits}, got {value}")
-
-
 def _shown(built: Any) -> str:
     return "null" if built is None else type(built).__qualname__
-
-
-def _huge(value: Any) -> bool:
-    return isinstance(value, int) and value > LARGEST
 
 
 def _plain(node: Any, path: str) -> Any:

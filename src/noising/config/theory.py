@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
-from noising.config.instantiate import make, require_whole
+from noising.config.instantiate import make
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.objectives import Objective
@@ -28,7 +28,6 @@ def build_recipe(config: DictConfig, resolution: int, levels: int) -> Recipe:
 
     Raises ConfigError, with the way out, if its parts cannot work together.
     """
-    require_whole(config, "timesteps", least=1, most=1_000_000)
 
     def part(group: str, kind: type[T], **facts: Any) -> T:
         return make(config[group], group, kind, timesteps=config.timesteps, **facts)
