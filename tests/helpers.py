@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,3 +116,12 @@ def same(one: Any, other: Any, place: str = "") -> None:
             same(a, b, f"{place}[{number}]")
     else:
         assert one == other, place
+
+
+def public_names(module: ModuleType) -> set[str]:
+    """The classes and functions that a module defines for others."""
+    return {
+        name
+        for name, thing in vars(module).items()
+        if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__
+    }

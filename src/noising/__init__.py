@@ -1,7 +1,5 @@
 """noising: an experiment framework for diffusion models in PyTorch Lightning and Hydra."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

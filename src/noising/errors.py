@@ -1,7 +1,5 @@
 """The errors whose message is for the user: one line, without a traceback."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -4,8 +4,6 @@ Each group of the config becomes the constructor argument of its name. What one 
 grey levels, T) is handed on here, in code, so that no YAML repeats it.
 """
 
-from __future__ import annotations
-
 import logging
 import warnings
 from functools import cached_property
@@ -36,8 +34,6 @@ from noising.training.module import DiffusionModule
 from noising.training.progress import StepProgress
 from noising.training.safety.preemption import Preemption
 from noising.training.validation import BoundEvaluation
-
-__all__ = ["Experiment", "evaluation_trainer"]
 
 log = logging.getLogger(__name__)
 

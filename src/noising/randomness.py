@@ -8,16 +8,12 @@ Keys become streams through ``numpy.random.SeedSequence``, whose 128 bits keep t
 only the low 32 bits of a seed, so no noise comes from it.
 """
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
-
-__all__ = ["Streams", "generator", "normal", "seed_global_generators"]
 
 
 def _sequence(seed: int, purpose: str, *place: int) -> np.random.SeedSequence:

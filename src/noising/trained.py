@@ -1,7 +1,5 @@
 """The Python door to a run: `noising.load(RUN)` gives the trained denoiser, its config and its data."""
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -25,8 +23,6 @@ from noising.experiment import Experiment
 from noising.runs.folder import Run
 from noising.runs.trust import require_trusted
 from noising.training.checkpoints import load_checkpoint
-
-__all__ = ["TrainedRun", "load", "trained_denoiser"]
 
 
 @dataclass(frozen=True)

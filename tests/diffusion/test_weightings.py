@@ -18,6 +18,7 @@ from noising.diffusion.schedules import Cosine, LinearLogSNR, LogLinearSigma, Re
 from noising.diffusion.times import LogitNormal, LogNormal, TimeSampler, Uniform
 from noising.diffusion.weightings import LossWeights, edm, loss_weights, min_snr, p2, sigmoid, snr
 from tests.diffusion.helpers import PARAMETERIZATIONS, normals
+from tests.helpers import public_names
 
 LEVELS = torch.linspace(0.02, 0.98, 7, dtype=torch.float64)
 # of snr = α²/σ²: the weight on the squared error of ε̂
@@ -43,7 +44,7 @@ def named(case: tuple[Weighting, Callable[[Tensor], Tensor]]) -> str:
 
 def test_every_weighting_is_tested() -> None:
     """The uniform one, which is no function of the level on ε̂, beside the parameterizations."""
-    assert {named(case).split("{")[0] for case in ON_NOISE} | {"uniform"} == set(weightings.__all__) - {
+    assert {named(case).split("{")[0] for case in ON_NOISE} | {"uniform"} == public_names(weightings) - {
         "LossWeights",
         "loss_weights",
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 from hydra.utils import get_method
 from omegaconf import OmegaConf
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, public_names
 
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 SOURCES = sorted((ROOT / "src" / "noising").rglob("*.py"))
@@ -122,7 +123,7 @@ def test_every_final_class_has_a_yaml(module: str, base: str) -> None:
 
 @pytest.mark.parametrize("module", ["weightings", "grids"])
 def test_every_function_of_a_group_has_a_yaml(module: str) -> None:
-    names = set(__import__(f"noising.diffusion.{module}", fromlist=["_"]).__all__)
+    names = public_names(importlib.import_module(f"noising.diffusion.{module}"))
     names -= {"LossWeights", "loss_weights"}  # what is known of any of them
     assert {f"noising.diffusion.{module}.{name}" for name in names} <= set(_targets())
 

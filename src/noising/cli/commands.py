@@ -1,10 +1,6 @@
 """The commands that there are: for each the function that does its work, and what the command line must know of it."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
-
-__all__ = ["COMMANDS", "Command"]
 
 _THEORY = (
     *("schedule", "parameterization", "noise_label", "variance", "times", "objective", "weighting", "decoder"),

@@ -1,7 +1,5 @@
 """Where a run or a sweep writes: a folder of its own, or with `resume` that of the run it goes on with."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Sequence
@@ -14,11 +12,6 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from noising.cli.commands import COMMANDS
 from noising.errors import ConfigError, UsageError
 from noising.runs.resume import find_resumable, find_sweep
-
-__all__ = [
-    *("Resumed", "backup", "begin_anew", "claim", "newest", "of_child"),
-    *("refuse_launched_sweep", "remove_if_empty", "resumed"),
-]
 
 _MAX_NAME_BYTES = 200  # file systems take 255, and the job's number goes before
 _NO = ("false", "null", "no", "off", "0", "")

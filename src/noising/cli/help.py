@@ -1,7 +1,5 @@
 """What `--help` says of the config groups: a few words for each, and the choices the folders really hold."""
 
-from __future__ import annotations
-
 import textwrap
 
 from hydra.core.global_hydra import GlobalHydra

@@ -1,7 +1,5 @@
 """Starting what was composed: one run, or the jobs of a sweep, by Hydra's launchers and sweepers."""
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys
@@ -21,8 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 
 from noising.cli import folders
 from noising.errors import UsageError
-
-__all__ = ["Task", "launch", "say", "see_current_folder", "sweep"]
 
 _SECONDS_FOR_RANK_0 = 2.0
 """In which the first rank may end with the same words, before another rank says them."""

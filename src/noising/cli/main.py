@@ -5,8 +5,6 @@ own, `resume=true` finds the folder of the run to go on with (cli.folders), and 
 exit code 2. What only shows something (--help, --cfg, --info) is handed to Hydra as it is.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -30,8 +28,6 @@ from noising.config.choices import conf_dir
 from noising.config.instantiate import nearest
 from noising.errors import ConfigError, UsageError
 from noising.runs.resume import quoted
-
-__all__ = ["cli", "main", "with_names"]
 
 
 def cli() -> None:

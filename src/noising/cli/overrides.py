@@ -4,8 +4,6 @@ Hydra's own failures name neither the nearest right name nor, in a sweep, the on
 takes `+extra=1` in silence. A run's config is composed once. Only to find the words for a mistake is more composed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
@@ -30,8 +28,6 @@ from noising.cli.commands import COMMANDS
 from noising.config.instantiate import check, nearest
 from noising.config.secrets import require_no_secret
 from noising.errors import ConfigError
-
-__all__ = ["Composer", "composer", "each_choice_once"]
 
 _DISPENSABLE = ("callbacks", "logger", "metrics")  # groups that a run may be without: ~metrics
 

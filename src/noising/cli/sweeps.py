@@ -1,7 +1,5 @@
 """Sweeps: what to check before the first job, and sweep.csv, one row a job, printed when the last ends."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`benchmark`: how much a method saves against what it replaces, as ratios measured in one run."""
 
-from __future__ import annotations
-
 import os
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
@@ -20,8 +18,6 @@ from noising.errors import ConfigError
 from noising.runs.folder import Run
 from noising.runs.status import run_status
 from noising.trained import TrainedRun, load
-
-__all__ = ["Benchmark", "Ratio", "benchmark"]
 
 
 class Ratio(NamedTuple):

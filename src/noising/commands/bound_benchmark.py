@@ -1,7 +1,5 @@
 """The adaptive estimate of the bound against all of its terms."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 
@@ -16,9 +14,6 @@ from noising.diffusion.likelihood.terms import BoundTerms
 from noising.errors import ConfigError
 from noising.randomness import Streams
 from noising.trained import TrainedRun
-
-__all__ = ["BoundBenchmark", "full_sum_variance"]
-
 
 PILOT_IMAGES = 1000
 """Images that the variance over images is estimated from: their bounds have a long tail."""

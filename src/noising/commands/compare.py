@@ -1,7 +1,5 @@
 """`compare`: several runs side by side, by the options that differ and the numbers that were measured."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,8 +15,6 @@ from noising.errors import ConfigError, config_errors
 from noising.runs.folder import Run
 from noising.runs.rows import Row, flat, write_csv
 from noising.runs.status import run_status
-
-__all__ = ["compare", "differing", "measurement", "verdict"]
 
 
 def compare(cfg: DictConfig, run_dir: Path) -> None:

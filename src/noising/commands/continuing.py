@@ -1,7 +1,5 @@
 """Going on with a training: the options that may differ, the checkpoint to start from, the way back from divergence."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,9 +13,6 @@ from noising.runs.folder import Run
 from noising.runs.resume import changed_options, require_same_options
 from noising.training.checkpoints import load_checkpoint
 from noising.training.safety.divergence import DivergenceError
-
-__all__ = ["changed_since", "checkpoint_to_continue", "last_good_checkpoint", "warn_of_changes"]
-
 
 log = logging.getLogger(__name__)
 

@@ -1,12 +1,8 @@
 """Devices for the commands that run without a Trainer."""
 
-from __future__ import annotations
-
 import torch
 
 from noising.errors import ConfigError
-
-__all__ = ["find_device", "find_devices"]
 
 
 def find_device(name: str) -> torch.device:

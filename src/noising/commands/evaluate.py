@@ -1,7 +1,5 @@
 """`evaluate`: the bound of a trained model by any estimator, or the quality of its samples by any sampler."""
 
-from __future__ import annotations
-
 import os
 import time
 from functools import partial
@@ -26,8 +24,6 @@ from noising.training.callbacks.results import ResultsCallback
 from noising.training.ema import EMA
 from noising.training.loggers import close_loggers
 from noising.training.progress import StepProgress
-
-__all__ = ["evaluate", "evaluate_samples"]
 
 
 def evaluate(cfg: DictConfig, run_dir: Path) -> None:

@@ -1,7 +1,5 @@
 """`latents`: images drawn between two noises, and how much of an image comes back from its own noise."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,9 +23,6 @@ from noising.randomness import Streams
 from noising.runs.folder import Run
 from noising.runs.status import run_status
 from noising.trained import TrainedRun, load
-
-__all__ = ["latents"]
-
 
 _BATCH = 64
 _UNITS = {

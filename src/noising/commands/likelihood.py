@@ -1,7 +1,5 @@
 """`likelihood`: -log p of the test images under a trained model's probability flow, with standard errors."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,6 @@ from noising.randomness import Streams
 from noising.runs.folder import Run
 from noising.runs.status import run_status
 from noising.trained import TrainedRun, load
-
-__all__ = ["likelihood"]
-
 
 _SEED = 0
 """Seed of all draws, which are keyed by the image's index: two models meet the same noise."""

@@ -4,8 +4,6 @@ Two evaluations of two models differ by both models' noise. Evaluated on the sam
 find hard cancels, and the difference is known far better than either bound.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,8 +23,6 @@ from noising.errors import ConfigError, config_errors
 from noising.runs.folder import Run
 from noising.runs.status import run_status
 from noising.trained import TrainedRun, load
-
-__all__ = ["measure_difference"]
 
 
 def measure_difference(cfg: DictConfig, run: Run) -> None:

@@ -1,7 +1,5 @@
 """`reference`: statistics of real images' features, computed once, printed, and converted from and to files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,6 @@ from noising.metrics.reference_features import ReferenceFeatures
 from noising.metrics.statistics import SUFFIXES, StatisticsFile, read_statistics, write_statistics
 from noising.runs.folder import Run, replacing
 from noising.runs.status import run_status
-
-__all__ = ["reference"]
 
 
 def reference(cfg: DictConfig, run_dir: Path) -> None:

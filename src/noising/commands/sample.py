@@ -1,7 +1,5 @@
 """`sample`: images from a checkpoint, as one .npz or single PNGs, a grid, and how they come out of noise."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -17,8 +15,6 @@ from noising.plots.samples import path_strip
 from noising.runs.folder import Run, replacing
 from noising.runs.resume import require_same_options
 from noising.runs.status import run_status
-
-__all__ = ["sample"]
 
 
 def sample(cfg: DictConfig, run_dir: Path) -> None:

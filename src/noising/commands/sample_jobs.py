@@ -3,8 +3,6 @@
 Image i depends on the card and on i alone; devices and batches only share the work out.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
@@ -33,9 +31,6 @@ from noising.diffusion.samplers import PathPoint
 from noising.errors import ConfigError, UsageError
 from noising.runs.folder import Run, replacing
 from noising.trained import TrainedRun, load
-
-__all__ = ["SampleJob", "SampleShards"]
-
 
 OnStep = Callable[[int, PathPoint], None]
 PATH_IMAGES = 16

@@ -1,7 +1,5 @@
 """A sampling step without a network against the schedulers of diffusers."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +20,6 @@ from noising.diffusion.schedules import LinearBeta
 from noising.diffusion.variances import FixedSmall
 from noising.errors import ConfigError
 from noising.trained import TrainedRun
-
-__all__ = ["SamplerBenchmark"]
-
 
 TIMESTEPS = 1000
 NewPath = Callable[[], Iterator[Any]]

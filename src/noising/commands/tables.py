@@ -1,12 +1,10 @@
 """What commands print: tables, numbers with their errors, files, and a bar of network evaluations."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -15,26 +13,6 @@ from rich.text import Text
 
 from noising.runs.folder import Run
 from noising.runs.rows import Row
-
-if TYPE_CHECKING:  # these import Lightning, which a table does not need
-    from omegaconf import DictConfig
-
-    from noising.data.image_data import ImageData
-    from noising.training.module import DiffusionModule
-
-__all__ = [
-    "BESIDE_NUMBERS",
-    "ERRORS",
-    "cell",
-    "describe",
-    "evaluations_bar",
-    "number",
-    "print_files",
-    "print_quality",
-    "print_summary",
-    "print_table",
-]
-
 
 ERRORS = ("_mc_se", "_image_se")
 """Ends of the names of a number's standard errors: of times and noise, and over images."""
@@ -89,17 +67,6 @@ def evaluations_bar(total: int) -> Iterator[Callable[[float], None]]:
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("", total=total)
         yield lambda more: progress.advance(task, more)
-
-
-def describe(module: DiffusionModule, data: ImageData, cfg: DictConfig, run: Run) -> str:
-    """One line on a training about to begin: data, network, length, folder."""
-    millions = sum(p.numel() for p in module.denoiser.parameters()) / 1e6
-    size = f"{data.resolution}x{data.resolution}x{data.channels}"
-    return (
-        f"{os.path.relpath(run.path)}: {len(data.train.pixels)} images of {data.name} ({size}), "
-        f"{type(module.denoiser.model).__name__} of {millions:.2f}M parameters, "
-        f"{cfg.trainer.max_steps} steps of {data.batch_size} images"
-    )
 
 
 def print_summary(run: Run) -> None:

@@ -1,22 +1,19 @@
 """`train`: config -> objects -> Trainer.fit -> Trainer.test. The architecture on one page."""
 
-from __future__ import annotations
-
+import os
 from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from noising.commands.continuing import changed_since, checkpoint_to_continue, last_good_checkpoint, warn_of_changes
-from noising.commands.tables import describe, print_summary
+from noising.commands.tables import print_summary
 from noising.config.secrets import without_secrets
 from noising.experiment import Experiment
 from noising.runs.folder import Run
 from noising.runs.status import run_status
 from noising.training.loggers import close_loggers
 from noising.training.safety.ranks import end_with_main_process, ending_with_other_ranks
-
-__all__ = ["train"]
 
 
 def train(cfg: DictConfig, run_dir: Path) -> None:
@@ -36,7 +33,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
 
     checkpoint = checkpoint_to_continue(run, cfg.trainer.max_steps) if cfg.resume else None
     if trainer.is_global_zero:
-        print(describe(module, data, cfg, run), flush=True)
+        print(_description(experiment, run), flush=True)
         if cfg.resume:
             warn_of_changes(run, cfg, checkpoint, changed)
     with (
@@ -50,3 +47,14 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         trainer.test(module, data, ckpt_path=trained, verbose=False)
     if trainer.is_global_zero:
         print_summary(run)
+
+
+def _description(experiment: Experiment, run: Run) -> str:
+    """One line on a training about to begin: folder, data, network, length."""
+    data, network = experiment.data, experiment.denoiser.model
+    millions = sum(p.numel() for p in experiment.denoiser.parameters()) / 1e6
+    return (
+        f"{os.path.relpath(run.path)}: {len(data.train.pixels)} images of {data.name} "
+        f"({data.resolution}x{data.resolution}x{data.channels}), {type(network).__name__} of {millions:.2f}M "
+        f"parameters, {experiment.config.trainer.max_steps} steps of {data.batch_size} images"
+    )

@@ -1,7 +1,5 @@
 """`verify`: the identities of the theory on a config, with oracles in the place of the network."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -15,9 +13,6 @@ from noising.plots.theory import recipe_curves
 from noising.runs.rows import write_csv
 from noising.verification.identity import Identity
 from noising.verification.report import identities
-
-__all__ = ["VerificationError", "verify"]
-
 
 RESOLUTION, LEVELS = 32, 256
 """Size and grey levels of the images that the identities are for: no data set is read."""

@@ -1,7 +1,5 @@
 """`weightings`: the weight w(λ) of every weighting in a config, and of the experiments as they are."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -15,9 +13,6 @@ from noising.config.theory import build_recipe
 from noising.diffusion.weightings import LossWeights
 from noising.errors import UsageError
 from noising.plots.theory import loss_curves, weighting_curves
-
-__all__ = ["weightings"]
-
 
 RESOLUTION, LEVELS = 32, 256
 """Size and grey levels of the images that the losses are for: no data set is read."""

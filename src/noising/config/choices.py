@@ -1,12 +1,8 @@
 """Where conf/ lies, and which classes and functions its choices name."""
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from pathlib import Path
-
-__all__ = ["conf_dir", "targets"]
 
 
 def conf_dir() -> Path:

@@ -5,8 +5,6 @@ as facts, to the constructors that have parameters of these names. `check` looks
 nothing. Whatever is wrong with an option is one line that begins with the option's path.
 """
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import inspect

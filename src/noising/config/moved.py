@@ -1,11 +1,7 @@
 """Names that earlier versions wrote into checkpoints and run folders, and what they are called today."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
-
-__all__ = ["with_current_names"]
 
 TARGETS = {
     "noising.diffusion.adaptive_bound.Adaptive": "noising.diffusion.likelihood.adaptive.Adaptive",

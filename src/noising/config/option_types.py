@@ -3,8 +3,6 @@
 pydantic is imported where it is first used: the command line's help needs none of it.
 """
 
-from __future__ import annotations
-
 import types
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -43,7 +41,7 @@ def convert(value: Any, hint: Any) -> Any:
 
 
 @cache
-def _adapter(hint: Any) -> TypeAdapter[Any]:
+def _adapter(hint: Any) -> "TypeAdapter[Any]":
     from pydantic import ConfigDict, TypeAdapter
 
     return TypeAdapter(_option_type(hint), config=ConfigDict(strict=True, allow_inf_nan=False))

@@ -4,8 +4,6 @@ They are checked once, before a job starts or a checkpoint is used. No job looks
 data can tell.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -13,8 +11,6 @@ from pydantic import ConfigDict, Field, TypeAdapter
 
 from noising.config.option_types import LARGEST
 from noising.errors import ConfigError
-
-__all__ = ["MAX_DEVICES", "check_options"]
 
 MAX_DEVICES = 1024
 """Of one machine; Lightning lists them before it looks whether they are there."""

@@ -4,8 +4,6 @@ Hydra writes down what is on the command line and in YAML before any of our code
 refused; given as ${oc.env:NAME}, that reference is what every file has, and what a checkpoint is loaded with again.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,9 +11,6 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from noising.errors import ConfigError
-
-__all__ = ["is_reference", "masked", "require_no_secret", "without_secrets"]
-
 
 _SECRET = re.compile(
     r"(^|[.+])key$|(^|[_.+-])((api|access|secret|private)_?key|token|secret|password|passwd|credentials?)$",

@@ -1,7 +1,5 @@
 """From a config to the theory: the recipe and the sampler, without data, network or Trainer."""
 
-from __future__ import annotations
-
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig
@@ -17,8 +15,6 @@ from noising.diffusion.schedules import Schedule
 from noising.diffusion.times import TimeSampler
 from noising.diffusion.variances import ReverseVariance
 from noising.errors import ConfigError, config_errors
-
-__all__ = ["build_recipe", "build_sampler"]
 
 T = TypeVar("T")
 

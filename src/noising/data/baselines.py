@@ -1,13 +1,9 @@
 """Bits/dim without a model: baselines that a bound must beat before it shows any learning."""
 
-from __future__ import annotations
-
 import math
 
 import torch
 from torch import Tensor
-
-__all__ = ["histogram_bits", "uniform_bits"]
 
 _CHUNK = 2048  # images counted at once: the int64 indices of a whole CIFAR-10 would take more than a gigabyte
 

@@ -1,14 +1,10 @@
 """The 1,797 handwritten digits (8x8, 17 grey levels) that scikit-learn ships: no download, and a CPU is enough."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
 from noising.data.image_data import ImageData, Images, Splits
-
-__all__ = ["Digits"]
 
 
 class Digits(ImageData):

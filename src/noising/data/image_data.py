@@ -4,8 +4,6 @@ The loaders have no worker processes: to index a tensor in memory is far cheaper
 Flips and scaling to [-1, 1] run on the device, after the bytes, a quarter of float32, have been copied there.
 """
 
-from __future__ import annotations
-
 import hashlib
 from abc import ABC, abstractmethod
 from functools import cached_property
@@ -18,8 +16,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from noising.data.order import BatchSlice, StepOrder, evaluation_batches
 from noising.randomness import generator
-
-__all__ = ["SPLITS", "ImageData", "Images", "Splits"]
 
 SPLITS = ("test", "train", "val")
 """Splits in evaluation order."""

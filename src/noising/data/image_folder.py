@@ -3,8 +3,6 @@
 They take images · channels · resolution² bytes, 1.2 GB for 100,000 colour images of 64x64. Nothing is cached on disk.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os
@@ -18,8 +16,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from noising.data.image_data import ImageData, Images, Splits
-
-__all__ = ["ImageFolder"]
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,6 @@ The permutations of epochs 0, 1, 2, ... are laid end to end, and step k takes im
 image is dropped when B does not divide the set, and all images are used equally often.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -15,8 +13,6 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from noising.randomness import generator
-
-__all__ = ["BatchSlice", "StepOrder", "evaluation_batches"]
 
 
 class BatchSlice(NamedTuple):

@@ -1,15 +1,11 @@
 """32x32 colour patches of the two photographs that scikit-learn ships: natural images without a download."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from sklearn.datasets import load_sample_images  # type: ignore[import-untyped]
 from torch import Tensor
 
 from noising.data.image_data import ImageData, Images, Splits
-
-__all__ = ["PhotoPatches"]
 
 _SIDE = 32
 _TRAIN, _VAL, _TEST = slice(0, 416), slice(416, 512), slice(512, 640)  # columns of each 427x640 photograph

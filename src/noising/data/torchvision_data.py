@@ -4,8 +4,6 @@ The test split is the official one. Validation is the last ``val_images`` of the
 1,000, so that validating the bound during training stays cheap; the rest is for training.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 from abc import abstractmethod
@@ -17,8 +15,6 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_images
 
 from noising.data.image_data import ImageData, Images, Splits
-
-__all__ = ["CIFAR10", "MNIST", "FashionMNIST"]
 
 
 class _TorchvisionData(ImageData):

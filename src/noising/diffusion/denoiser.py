@@ -3,8 +3,6 @@
 Samplers, objectives and the bound use the network through it alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,8 +16,6 @@ from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Transition
 from noising.diffusion.variances import ReverseVariance
-
-__all__ = ["DenoiseFn", "Denoiser", "Prediction"]
 
 DenoiseFn = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
 """(index of a level, x_t (B, C, H, W)) -> (x̂ in a new tensor, the network's variance channels or None)."""
@@ -37,7 +33,7 @@ class Prediction(NamedTuple):
     raw_variance: Tensor | None
     """The network's variance channels, if it has them."""
 
-    def rows(self, rows: Tensor) -> Prediction:
+    def rows(self, rows: Tensor) -> "Prediction":
         """The estimates for the images of these rows, (b,) int64 on the images' device."""
         raw = None if self.raw_variance is None else self.raw_variance[rows]
         return Prediction(self.x[rows], self.noise[rows], self.output[rows], raw)

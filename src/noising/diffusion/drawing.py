@@ -1,7 +1,5 @@
 """Drawing images from a denoiser: image i depends on (seed, i) alone, not on its batch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,8 +9,6 @@ from torch import Tensor, nn
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.samplers import PathPoint, Sampler
 from noising.randomness import Streams
-
-__all__ = ["PathFrames", "class_labels_for", "draw_images", "frames", "in_evaluation"]
 
 
 @contextmanager

@@ -3,8 +3,6 @@
 Log-densities and divergences are summed over an image's pixels: (B,), in nats.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -12,8 +10,6 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.levels import cast_to
-
-__all__ = ["Gaussian", "per_image"]
 
 
 def per_image(values: Tensor) -> Tensor:
@@ -42,7 +38,7 @@ class Gaussian(NamedTuple):
         square = (x - self.mean) ** 2 * cast_to((-self.log_variance).exp(), x)
         return per_image(-0.5 * (math.log(2 * math.pi) + log_variance + square))
 
-    def kl(self, other: Gaussian) -> Tensor:
+    def kl(self, other: "Gaussian") -> Tensor:
         """KL(self ‖ other) summed over pixels: (B,), nats."""
         # the difference of logarithms is taken before the cast: both are often the same number
         log_ratio = self.log_variance - other.log_variance

@@ -4,16 +4,12 @@ A sampler walks the times from the last down; its final step leads from the firs
 has it, is the T of the chain that was trained; the config binds it.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
 from torch import Tensor
 
 from noising.diffusion.schedules import Schedule
-
-__all__ = ["karras", "leading", "quadratic", "respaced", "trailing", "uniform", "uniform_log_snr"]
 
 
 def uniform(steps: int, schedule: Schedule) -> Tensor:

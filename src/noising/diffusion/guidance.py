@@ -6,15 +6,11 @@ The guide is the same network without the class (classifier-free guidance), or a
 (autoguidance). The result is a denoiser, which works with every sampler.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 
 from noising.diffusion.denoiser import DenoiseFn, Denoiser, Prediction
 from noising.diffusion.levels import NoiseLevel, cast_to
-
-__all__ = ["Guided", "Unconditional", "autoguidance", "classifier_free", "unconditional"]
 
 
 class Unconditional(nn.Module):

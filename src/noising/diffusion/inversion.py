@@ -6,17 +6,12 @@ t, with ε̂ = (x_s − α_s x̂)/σ_s estimated at s,
     x_t = α_t x̂ + σ_t ε̂ = (σ_t/σ_s) x_s + (α_t − α_s σ_t/σ_s) x̂(x_s, s)
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.levels import NoiseLevel
 from noising.diffusion.transitions import Chain
-
-__all__ = ["interpolate", "invert"]
-
 
 _STRAIGHT = 1e-3
 """Sine of the angle below which the chord replaces the arc: in float32 sin((1 − f) θ)/sin θ has few digits there."""

@@ -8,15 +8,11 @@ float64. `cast_to` converts them where they meet an image. Only a learned schedu
 weights.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-__all__ = ["Geometry", "NoiseLevel", "Straight", "VarianceExploding", "VariancePreserving", "as_scalars", "cast_to"]
 
 
 def cast_to(coefficient: Tensor, x: Tensor) -> Tensor:

@@ -1,14 +1,10 @@
 """Noise labels: the number that tells the network the noise level."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 from torch import Tensor
 
 from noising.diffusion.levels import NoiseLevel
-
-__all__ = ["DiscreteStep", "LogSNR", "NoiseLabel", "QuarterLogSigma", "ScaledLogSNR", "ScaledTime"]
 
 
 class NoiseLabel(ABC):

@@ -11,8 +11,6 @@ All but the last two are weighted squared errors of the network's output, averag
 Times and noise are drawn outside, so that a loss can be compared with another implementation number by number.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -26,19 +24,6 @@ from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.likelihood.terms import step_terms
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Chain
-
-__all__ = [
-    "ChainObjective",
-    "ContinuousBound",
-    "Hybrid",
-    "Objective",
-    "Regression",
-    "VariationalBound",
-    "WeightedBound",
-    "Weighting",
-    "output_error",
-]
-
 
 LAST_TIME = 1 - 2.0**-40
 """Latest time of objectives with dλ/dt, which at t = 1 is infinite where a schedule ends without signal."""

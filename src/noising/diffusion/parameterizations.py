@@ -5,16 +5,12 @@ Together with x_t = α x + σ ε the output determines both: with the determinan
     x̂ = (σ output − b x_t)/d        ε̂ = (a x_t − α output)/d
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
 
 from noising.diffusion.levels import NoiseLevel, cast_to
-
-__all__ = ["CleanImage", "Epsilon", "Flow", "Karras", "Parameterization", "Score", "Velocity"]
 
 
 class Parameterization(ABC):

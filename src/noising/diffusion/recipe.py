@@ -3,8 +3,6 @@
 Conflicts are found before anything costly, such as data or a network, is built.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple, TypeVar
 
@@ -20,9 +18,6 @@ from noising.diffusion.schedules import Schedule
 from noising.diffusion.times import TimeSampler
 from noising.diffusion.variances import ReverseVariance
 from noising.errors import config_errors
-
-__all__ = ["Recipe"]
-
 
 T = TypeVar("T")
 

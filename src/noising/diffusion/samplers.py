@@ -10,8 +10,6 @@ normal noise. `Heun` evaluates the denoiser twice a step and has a loop of its o
 Noise comes from outside, so that image i is the same image in any batch.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -25,9 +23,6 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.levels import NoiseLevel, as_scalars
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Chain, Transition
-
-__all__ = ["DDIM", "DPMPP2M", "Ancestral", "Heun", "PathPoint", "Sampler", "StepWeights", "WeightedSum"]
-
 
 MAX_STEPS = 1_000_000
 """Upper limit of the steps of a grid: all their coefficients lie in memory."""

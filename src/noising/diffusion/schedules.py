@@ -9,8 +9,6 @@ A schedule is a curve λ(t) = log α²/σ², falling from clean (t = 0) to noise
     learned      a monotone network between two fixed ends
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 
@@ -19,22 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from noising.diffusion.levels import Geometry, NoiseLevel, Straight, VarianceExploding, VariancePreserving
-
-__all__ = [
-    "Cosine",
-    "LearnedLogSNR",
-    "LinearBeta",
-    "LinearLogSNR",
-    "LogLinearSigma",
-    "RectifiedFlow",
-    "ResolutionShift",
-    "ScaledLinearBeta",
-    "Schedule",
-    "SigmoidAlphaBar",
-    "SigmoidBeta",
-    "TabulatedBeta",
-    "ZeroTerminalSNR",
-]
 
 
 class Schedule(nn.Module, ABC):

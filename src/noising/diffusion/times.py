@@ -8,8 +8,6 @@ A sampler either has the density p(t) = 1, by its draws or by their weights, so 
 another one that reweights the noise levels, as part of the objective (`LogNormal`, `LogitNormal`).
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -20,9 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noising.diffusion.schedules import Schedule
-
-__all__ = ["BatchSlot", "Grid", "LogNormal", "LogitNormal", "LossAware", "LowDiscrepancy", "TimeSampler", "Uniform"]
-
 
 SMALLEST = 1e-9
 """The earliest time that is drawn: at t = 0 there is no noise to predict."""

@@ -7,8 +7,6 @@
 The average of `trajectory_bound` over trajectories is the total of `variational_bound`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 
@@ -19,8 +17,6 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.transitions import Chain
-
-__all__ = ["forward_log_prob", "forward_trajectory", "reverse_log_prob", "trajectory_bound"]
 
 
 def forward_trajectory(chain: Chain, x: Tensor, noise: Callable[[], Tensor]) -> Tensor:

@@ -11,8 +11,6 @@ c σ_t² = β_t. The form through λ is Kingma et al., "Variational Diffusion Mo
 https://arxiv.org/abs/2107.00630
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -21,8 +19,6 @@ from torch import Tensor
 from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.diffusion.schedules import Schedule
-
-__all__ = ["Chain", "Transition"]
 
 
 class Transition(NamedTuple):
@@ -104,7 +100,7 @@ class Chain:
         self._first_log_variance = self._second_step_log_variance()
 
     @classmethod
-    def uniform(cls, schedule: Schedule, timesteps: int) -> Chain:
+    def uniform(cls, schedule: Schedule, timesteps: int) -> "Chain":
         """The chain of T equal steps, t = i/T."""
         return cls(schedule, torch.arange(1, timesteps + 1, dtype=torch.float64) / timesteps)
 

@@ -9,8 +9,6 @@
 c = 1 − e^(λ_t − λ_s) as in transitions.py. Ho et al. (2020), section 3.2, for the fixed ones.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -23,8 +21,6 @@ from noising.diffusion.transitions import Transition
 
 if TYPE_CHECKING:
     from noising.diffusion.denoiser import Denoiser
-
-__all__ = ["DenoisingError", "FixedLarge", "FixedSmall", "Learned", "LearnedRange", "Optimal", "ReverseVariance", "fit"]
 
 
 class ReverseVariance(ABC):
@@ -151,7 +147,7 @@ class Optimal(nn.Module, ReverseVariance):
 
 @torch.no_grad()
 def fit(
-    denoiser: Denoiser,
+    denoiser: "Denoiser",
     x: Tensor,
     noises: Iterable[Tensor],
     timesteps: int,

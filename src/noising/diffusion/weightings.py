@@ -5,8 +5,6 @@ Since ‖ε − ε̂‖² = α²/σ² ‖x − x̂‖², a weight w on the error
 shape.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -17,8 +15,6 @@ from noising.diffusion.objectives import Objective
 from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.times import TimeSampler
-
-__all__ = ["edm", "min_snr", "p2", "sigmoid", "snr", "uniform"]
 
 
 def uniform(level: NoiseLevel, gain: Tensor) -> Tensor:

@@ -6,8 +6,6 @@ must be downloaded. A network trained on the set's own classes has features that
 Legend: B images, C channels, K classes, h and w a layer's sides.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -15,8 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noising.metrics.extractors import FeatureExtractor
-
-__all__ = ["Classifier", "fit_classifier"]
 
 STEPS = 600
 """Optimizer steps of a fit: a fixed number, so that the time does not grow with the data set."""

@@ -1,7 +1,5 @@
 """Feature extractors: networks that map 8-bit images to feature vectors, and features and statistics of whole sets."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import urllib.error
@@ -16,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noising.metrics.statistics import FeatureStatistics
-
-__all__ = ["LAYERS", "DINOv2", "FeatureExtractor", "Inception", "extract", "feature_statistics", "three_channels"]
 
 
 class FeatureExtractor(nn.Module, ABC):

@@ -5,8 +5,6 @@ and the share of memorized samples in the same features beside it. The bias of a
 compare only at equal n; the baseline beside each number is the same number of n real test images.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -25,18 +23,6 @@ from noising.metrics.extractors import DINOv2, FeatureExtractor, Inception, thre
 from noising.metrics.reference_features import Reference, ReferenceFeatures, fitted_classifier
 from noising.metrics.scores import inception_score, kernel_distance, nearest, precision_recall, radii, same_as_nearest
 from noising.metrics.statistics import FeatureStatistics, StatisticsFile, frechet_distance, read_statistics
-
-__all__ = [
-    "ALL",
-    "ClassifierDistance",
-    "DINOv2Distance",
-    "InceptionDistance",
-    "NearestToTraining",
-    "QualityMetric",
-    "SampleQuality",
-    "measured",
-]
-
 
 ALL = "all"
 MAX_SAMPLES = 10_000_000
@@ -215,7 +201,7 @@ class SampleQuality:
                 raise ValueError(f"of another extractor: {found.card.get('extractor')} with other weights")
         return found
 
-    def for_validation(self, n: int | None) -> SampleQuality:
+    def for_validation(self, n: int | None) -> "SampleQuality":
         """This evaluation with a single repeat of n samples; None for as many as here."""
         metric = replace(self.metric, n=n or self.count, repeats=1)
         return SampleQuality(metric, self.data, self.references, "callbacks.quality.n" if n else "metrics.n")

@@ -4,8 +4,6 @@ They depend on the data set and the extractor alone, so they are computed once a
 user's cache folder.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -27,8 +25,6 @@ from noising.metrics.classifier import Classifier, fit_classifier
 from noising.metrics.extractors import FeatureExtractor, extract
 from noising.metrics.statistics import FeatureStatistics
 from noising.runs.folder import replacing
-
-__all__ = ["Reference", "ReferenceFeatures", "cached", "digest", "fitted_classifier"]
 
 
 class Reference(NamedTuple):

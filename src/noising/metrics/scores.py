@@ -15,23 +15,10 @@ Kynkäänniemi et al., "Improved Precision and Recall Metric for Assessing Gener
 Data?" (2021). https://arxiv.org/abs/1904.06991 https://arxiv.org/abs/2002.09797 https://arxiv.org/abs/2102.08921
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-__all__ = [
-    "Neighbours",
-    "inception_score",
-    "kernel_distance",
-    "nearest",
-    "precision_recall",
-    "radii",
-    "same_as_nearest",
-]
-
 
 SUBSET = 1000
 """Images of each of the 100 subsets of a kernel distance, at most."""

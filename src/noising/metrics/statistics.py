@@ -10,8 +10,6 @@ Chan, Golub & LeVeque, "Updating formulae and a pairwise algorithm for computing
 http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +18,6 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-
-__all__ = ["FeatureStatistics", "StatisticsFile", "frechet_distance", "read_statistics", "write_statistics"]
-
 
 _ROUNDING = 1e-5
 """Tolerance of a file's covariance, which may be in single precision, relative to its largest entry."""
@@ -69,21 +64,21 @@ class FeatureStatistics:
         centred = features - mean
         self._join(len(features), mean, centred.T @ centred)
 
-    def merge(self, other: FeatureStatistics) -> None:
+    def merge(self, other: "FeatureStatistics") -> None:
         """Add all features of the other. Raises ValueError if the dims differ."""
         _require_equal_dims(self, other)
         if other._count > 0:
             self._join(other._count, other._mean, other._scatter)
 
     @classmethod
-    def from_features(cls, features: Tensor) -> FeatureStatistics:
+    def from_features(cls, features: Tensor) -> "FeatureStatistics":
         """Statistics of one set of features (N, dims)."""
         statistics = cls(features.shape[1])
         statistics.update(features)
         return statistics
 
     @classmethod
-    def from_moments(cls, mean: Tensor, covariance: Tensor, count: int) -> FeatureStatistics:
+    def from_moments(cls, mean: Tensor, covariance: Tensor, count: int) -> "FeatureStatistics":
         """Statistics of given moments (dims,) and (dims, dims) of `count` features.
 
         Raises ValueError if they cannot be a mean and a covariance of at least two features.

@@ -3,16 +3,12 @@
 Legend: B images, C channels, H and W pixels, E embedding width, N attention heads, P = H * W pixels.
 """
 
-from __future__ import annotations
-
 import math
 from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-__all__ = ["Attention", "Downsample", "NoiseEmbedding", "Residual", "Upsample", "zeroed"]
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 

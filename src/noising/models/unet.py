@@ -3,8 +3,6 @@
 Legend: B images, H and W the image's sides, h and w a level's sides, C a level's channels, E embedding width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -12,9 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noising.models.blocks import Attention, Downsample, NoiseEmbedding, Residual, Upsample, zeroed
-
-__all__ = ["UNet"]
-
 
 MAX_WIDTH, MAX_BLOCKS = 2**16, 1000
 """Upper limits, beyond which a network would exceed any memory or take hours to build."""

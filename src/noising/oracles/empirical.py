@@ -1,7 +1,5 @@
 """The uniform distribution over N given images: a model that memorized them would have its optimal denoiser."""
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -9,8 +7,6 @@ from torch import Tensor
 
 from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.oracles.oracle import Oracle
-
-__all__ = ["Empirical"]
 
 
 class Empirical(Oracle):

@@ -3,8 +3,6 @@
 With it a bound, a loss or a sampler can be compared with the truth, on any schedule and with any parameterization.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 
@@ -17,8 +15,6 @@ from noising.diffusion.noise_labels import LogSNR
 from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.variances import ReverseVariance
-
-__all__ = ["Oracle", "OracleModel", "oracle_denoiser"]
 
 
 class Oracle(nn.Module, ABC):

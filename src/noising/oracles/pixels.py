@@ -7,8 +7,6 @@ All are mixtures. A pixel is N(m_k, s_k²) with probability w_k; so x_t given k 
 A grey level is a component of zero width.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -18,8 +16,6 @@ from torch import Tensor
 
 from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.oracles.oracle import Oracle
-
-__all__ = ["PixelMixture", "gaussian", "grey_levels"]
 
 
 class PixelMixture(Oracle):

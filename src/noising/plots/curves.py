@@ -1,7 +1,5 @@
 """Learning curves: losses, bound and sample quality over optimizer steps."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,9 +7,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from noising.plots.grids import save_figure
-
-__all__ = ["learning_curves"]
-
 
 MIN_POINTS = 5
 """Points that a thin line needs to be seen without markers."""

@@ -1,7 +1,5 @@
 """Grids of images: as pixels, in motion, and as axes of a figure; and how a picture is saved."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,21 +11,6 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-
-__all__ = [
-    "GAP",
-    "Pixels",
-    "image_grid",
-    "sample_grid",
-    "save_animation",
-    "save_figure",
-    "save_png",
-    "show_tiles",
-    "side_by_side",
-    "tile_centres",
-    "tiled",
-]
-
 
 Pixels = NDArray[np.uint8]
 GRID_SIDE = 512

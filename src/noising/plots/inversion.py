@@ -1,7 +1,5 @@
 """Pictures of the `latents` command: interpolation between noises, and images to their own noise and back."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +9,6 @@ from matplotlib.ticker import LogLocator
 from torch import Tensor
 
 from noising.plots.grids import GAP, save_figure, tile_centres, tiled
-
-__all__ = ["interpolation_rows", "reconstruction_error", "reconstruction_rows"]
-
 
 _SHOWN = 16
 """Images side by side in the picture of reconstructions."""

@@ -1,7 +1,5 @@
 """Pictures of the bound: L_t by step and by λ for each split, the rate-distortion curve; and their table."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Sequence
@@ -17,10 +15,72 @@ from noising.diffusion.transitions import Chain
 from noising.plots.grids import save_figure
 from noising.runs.rows import write_csv
 
-__all__ = ["StepBin", "bound_by_log_snr", "bound_by_step", "rate_distortion", "read_bins", "step_bins", "write_bins"]
-
-
 COLOURS = {"test": "tab:blue", "train": "tab:red", "val": "tab:green"}
+
+
+class StepBin(NamedTuple):
+    """Consecutive steps of the chain on one split: a row of bound_by_step.csv."""
+
+    split: str
+    first_step: int
+    last_step: int
+    log_snr_high: float
+    """λ at the clean end of the bin; infinite at the first step."""
+    log_snr_low: float
+    bits_per_dim_per_step: float
+    """Mean of L_t over the bin; L_0 at the first step."""
+    stderr: float
+    """Standard error of that mean, over times, noise and images."""
+    rate: float
+    """bits/dim sent from the noisy end to the bin's middle: L_T and all L_t above. Ho et al. (2020), section 4.3."""
+    rmse_of_255: float
+    """Distortion at that rate, √(E‖x − x̂‖²/D), in grey levels of 0..255."""
+
+    @property
+    def steps(self) -> int:
+        return self.last_step - self.first_step + 1
+
+    @property
+    def bits(self) -> float:
+        """Sum of L_t over the bin, in bits/dim."""
+        return self.bits_per_dim_per_step * self.steps
+
+    @property
+    def log_snr_width(self) -> float:
+        return self.log_snr_high - self.log_snr_low
+
+
+def step_bins(curve: BoundCurve, chain: Chain, split: str, prior: float) -> list[StepBin]:
+    """Rows of a curve, one a bin, from step 1 up; prior: L_T in bits/dim."""
+    edges = curve.edges.tolist()
+    log_snr = [float(chain.level(edge - 1).log_snr) for edge in edges]
+    rows: list[StepBin] = []
+    sent = prior
+    values = zip(curve.bits.tolist(), curve.stderr.tolist(), curve.error.tolist(), strict=True)
+    for number, (bits, stderr, error) in reversed(list(enumerate(values))):
+        first, last = edges[number], edges[number + 1] - 1
+        whole = bits * (last - first + 1)
+        rmse = 127.5 * math.sqrt(error)
+        ends = (log_snr[number], log_snr[number + 1])
+        # the decoder's bits are the distortion's own, not the rate's
+        rate = sent + (whole / 2 if first > 1 else 0.0)
+        rows.append(StepBin(split, first, last, *ends, bits, stderr, rate, rmse))
+        sent += whole
+    return rows[::-1]
+
+
+def write_bins(path: Path, bins: Sequence[StepBin]) -> None:
+    """Write rows into a file, in place of those of the same splits."""
+    new = {row.split for row in bins}
+    others = [row for row in read_bins(path) if row.split not in new] if path.exists() else []
+    write_csv(path, StepBin._fields, [*others, *bins])
+
+
+def read_bins(path: Path) -> list[StepBin]:
+    """Read every row, in the order of the file."""
+    with open(path, newline="") as file:
+        _, *rows = csv.reader(file)
+    return [StepBin(split, int(first), int(last), *map(float, numbers)) for split, first, last, *numbers in rows]
 
 
 def bound_by_step(path: Path, bins: Sequence[StepBin], title: str, memorized: float) -> None:
@@ -154,68 +214,3 @@ def _band(axes: Axes, edges: Sequence[float], values: np.ndarray, error: np.ndar
     low, high = (np.append(side, side[-1]) for side in (values - 2 * error, values + 2 * error))
     positive = np.maximum(low, np.nanmax(values) * 1e-12) if axes.get_yscale() == "log" else low
     axes.fill_between(edges, positive, high, step="post", color=COLOURS[split], alpha=0.15, linewidth=0)
-
-
-class StepBin(NamedTuple):
-    """Consecutive steps of the chain on one split: a row of bound_by_step.csv."""
-
-    split: str
-    first_step: int
-    last_step: int
-    log_snr_high: float
-    """λ at the clean end of the bin; infinite at the first step."""
-    log_snr_low: float
-    bits_per_dim_per_step: float
-    """Mean of L_t over the bin; L_0 at the first step."""
-    stderr: float
-    """Standard error of that mean, over times, noise and images."""
-    rate: float
-    """bits/dim sent from the noisy end to the bin's middle: L_T and all L_t above. Ho et al. (2020), section 4.3."""
-    rmse_of_255: float
-    """Distortion at that rate, √(E‖x − x̂‖²/D), in grey levels of 0..255."""
-
-    @property
-    def steps(self) -> int:
-        return self.last_step - self.first_step + 1
-
-    @property
-    def bits(self) -> float:
-        """Sum of L_t over the bin, in bits/dim."""
-        return self.bits_per_dim_per_step * self.steps
-
-    @property
-    def log_snr_width(self) -> float:
-        return self.log_snr_high - self.log_snr_low
-
-
-def step_bins(curve: BoundCurve, chain: Chain, split: str, prior: float) -> list[StepBin]:
-    """Rows of a curve, one a bin, from step 1 up; prior: L_T in bits/dim."""
-    edges = curve.edges.tolist()
-    log_snr = [float(chain.level(edge - 1).log_snr) for edge in edges]
-    rows: list[StepBin] = []
-    sent = prior
-    values = zip(curve.bits.tolist(), curve.stderr.tolist(), curve.error.tolist(), strict=True)
-    for number, (bits, stderr, error) in reversed(list(enumerate(values))):
-        first, last = edges[number], edges[number + 1] - 1
-        whole = bits * (last - first + 1)
-        rmse = 127.5 * math.sqrt(error)
-        ends = (log_snr[number], log_snr[number + 1])
-        # the decoder's bits are the distortion's own, not the rate's
-        rate = sent + (whole / 2 if first > 1 else 0.0)
-        rows.append(StepBin(split, first, last, *ends, bits, stderr, rate, rmse))
-        sent += whole
-    return rows[::-1]
-
-
-def write_bins(path: Path, bins: Sequence[StepBin]) -> None:
-    """Write rows into a file, in place of those of the same splits."""
-    new = {row.split for row in bins}
-    others = [row for row in read_bins(path) if row.split not in new] if path.exists() else []
-    write_csv(path, StepBin._fields, [*others, *bins])
-
-
-def read_bins(path: Path) -> list[StepBin]:
-    """Read every row, in the order of the file."""
-    with open(path, newline="") as file:
-        _, *rows = csv.reader(file)
-    return [StepBin(split, int(first), int(last), *map(float, numbers)) for split, first, last, *numbers in rows]

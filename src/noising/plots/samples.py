@@ -1,7 +1,5 @@
 """Samples on their way out of noise, and beside the training images nearest to them."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +9,6 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from noising.plots.grids import GAP, save_figure, show_tiles, tile_centres, tiled
-
-__all__ = ["neighbour_rows", "path_strip"]
-
 
 COLUMNS, ROWS = 10, 4
 

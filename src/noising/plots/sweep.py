@@ -1,7 +1,5 @@
 """Quality of samples over a sweep of samplers, with the cost beside it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +9,6 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from noising.plots.grids import save_figure
 from noising.runs.rows import Row
-
-__all__ = ["draw", "measured", "series"]
-
 
 EVALUATIONS, ACCURACY = "test/evaluations_per_image", "test/class_accuracy"
 _DISTANCES = ("test/fd", "test/fid", "test/fd_dinov2")

@@ -1,7 +1,5 @@
 """Pictures of a recipe: its schedule, what its loss weighs, its bound step by step."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,8 +18,6 @@ from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian
 from noising.plots.grids import save_figure
 from noising.verification.gaussian_data import STD, expected_bound
-
-__all__ = ["loss_curves", "recipe_curves", "weighting_curves"]
 
 
 def loss_curves(recipe: Recipe, points: int = 4000) -> LossWeights:

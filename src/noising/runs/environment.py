@@ -3,8 +3,6 @@
 Nothing secret is recorded: no environment variables, and no names of users, hosts or folders.
 """
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess
@@ -14,9 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from noising.config.secrets import masked
-
-__all__ = ["environment"]
-
 
 _PACKAGES = ("noising", "lightning", "hydra-core", "numpy")
 

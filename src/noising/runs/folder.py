@@ -3,8 +3,6 @@
 Only rank 0 may call the methods that write. Every file appears whole or not at all. Light to import: no torch.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -20,8 +18,6 @@ import yaml  # type: ignore[import-untyped]
 from noising.config.moved import with_current_names
 from noising.config.secrets import masked
 from noising.runs.environment import environment
-
-__all__ = ["Run", "replacing"]
 
 
 class Run:

@@ -1,7 +1,5 @@
 """The numbers of a run by optimizer step: metrics.jsonl, to which lines are added, and metrics.csv, made of it."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -12,8 +10,6 @@ from itertools import takewhile
 from typing import IO
 
 from noising.runs.folder import Run, replacing
-
-__all__ = ["Results", "Row"]
 
 Row = dict[str, float]
 """The numbers of one step by name, after "step" itself."""

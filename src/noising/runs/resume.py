@@ -1,7 +1,5 @@
 """Which run a command means by `resume`, and under which options it may go on."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,9 +11,6 @@ import yaml  # type: ignore[import-untyped]
 from noising.errors import ConfigError
 from noising.runs.folder import Run
 from noising.runs.rows import flat
-
-__all__ = ["changed_options", "find_resumable", "find_sweep", "quoted", "require_same_options"]
-
 
 _DEPTH = 3  # how many folders below the root a run or a sweep may lie
 

@@ -1,7 +1,5 @@
 """Rows of a table: a run as one row, nested entries flattened, and a CSV file that appears whole."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,9 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from noising.runs.folder import replacing
-
-__all__ = ["Row", "flat", "write_csv"]
-
 
 Row = dict[str, Any]
 """The entries of one run by the name of their column."""

@@ -1,7 +1,5 @@
 """The beginning and end of a run: its lock, its status, and the line that says how to go on."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
@@ -14,9 +12,6 @@ from filelock import FileLock, Timeout
 
 from noising.errors import ConfigError, UsageError
 from noising.runs.folder import Run
-
-__all__ = ["Preempted", "run_status"]
-
 
 log = logging.getLogger(__name__)
 

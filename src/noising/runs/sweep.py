@@ -1,15 +1,11 @@
 """The table of a sweep: sweep.csv, one row a job."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
 from noising.runs.folder import Run
 from noising.runs.rows import Row, write_csv
-
-__all__ = ["columns", "rows", "write_sweep"]
 
 
 def rows(sweep: Path) -> list[Row]:

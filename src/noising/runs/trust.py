@@ -1,7 +1,5 @@
 """The classes that a checkpoint's config may name: a file from a stranger must not choose what is run."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,9 +10,6 @@ from noising.config import choices
 from noising.config.instantiate import locate
 from noising.config.secrets import is_reference
 from noising.errors import ConfigError
-
-__all__ = ["require_trusted"]
-
 
 TRUSTED = ("torch.optim",)
 """Modules of which every public class may be named, besides the classes in conf/."""

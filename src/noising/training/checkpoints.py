@@ -1,7 +1,5 @@
 """Checkpoints: last.ckpt to resume from, best.ckpt to use. A crash at any moment leaves a whole last.ckpt."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -27,15 +25,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 """The version of a checkpoint's layout; a checkpoint without a number has the first."""
-
-__all__ = [
-    "FORMAT",
-    "AtomicCheckpointIO",
-    "BestCheckpoint",
-    "LastCheckpoint",
-    "checkpoint_callbacks",
-    "load_checkpoint",
-]
 
 
 def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:

@@ -4,8 +4,6 @@ After update n the average is θ̄ ← d θ̄ + (1 - d) θ with d = min(decay, (
 initial weights from weighing on short runs. There is one update an optimizer step, whatever the accumulation.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +12,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-
-__all__ = ["EMA"]
 
 
 class EMA(Callback):

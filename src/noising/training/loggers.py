@@ -3,8 +3,6 @@
 conf/logger/*.yaml gives each a name and a factory of (run, config); `build_loggers` calls them.
 """
 
-from __future__ import annotations
-
 import netrc
 import os
 import uuid
@@ -21,8 +19,6 @@ from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from noising.config.secrets import masked
 from noising.runs.folder import Run, replacing
 from noising.runs.results import Results
-
-__all__ = ["CSVMetrics", "TensorBoard", "WandB", "build_loggers", "close_loggers", "log_image", "log_table"]
 
 
 @runtime_checkable

@@ -1,10 +1,6 @@
 """Learning-rate factors as functions of the optimizer step; a factor of 1 is the optimizer's own rate."""
 
-from __future__ import annotations
-
 import math
-
-__all__ = ["constant", "cosine"]
 
 
 def constant(step: int, warmup: int = 0) -> float:

@@ -4,8 +4,6 @@ Every draw of a training step is keyed by (seed, purpose, step, micro-batch, ran
 have keys of their own. So nothing that happens between two steps can change the later one.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Callable, Sequence
@@ -24,9 +22,6 @@ from noising.diffusion.times import BatchSlot, TimeSampler
 from noising.randomness import generator, normal, seed_global_generators
 from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, StepLog
 from noising.training.validation import BoundEvaluation
-
-__all__ = ["DiffusionModule"]
-
 
 log = logging.getLogger(__name__)
 

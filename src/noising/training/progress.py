@@ -4,8 +4,6 @@ The loss is read from the device only when the display is redrawn, at most four 
 would make the host wait for the device.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,8 +14,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
-
-__all__ = ["StepProgress"]
 
 REFRESH_SECONDS = 0.25
 LINES = 10  # plain lines a task, where there is no terminal

@@ -4,8 +4,6 @@ They are keyed by the image's index alone, not by the run's seed: bounds of two 
 because the models do.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,9 +19,6 @@ from noising.diffusion.likelihood.meter import BoundMeter
 from noising.diffusion.likelihood.terms import ModelTerms
 from noising.diffusion.transitions import Chain
 from noising.errors import config_errors
-
-__all__ = ["BoundEvaluation"]
-
 
 _SEED = 0
 

@@ -1,7 +1,5 @@
 """Identities of a chain's steps and of its reverse variance."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch
@@ -10,8 +8,6 @@ from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import ReverseVariance
 from noising.verification.identity import Identity, count, largest
-
-__all__ = ["chain_identities", "variance_identities"]
 
 
 @torch.no_grad()

@@ -4,8 +4,6 @@ For a linear denoiser every term of the bound and every loss is a quadratic in (
 is exactly its expectation.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -22,8 +20,6 @@ from noising.diffusion.variances import FixedSmall, Optimal
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian
 from noising.verification.identity import Identity
-
-__all__ = ["STD", "ExpectedBound", "bound_identities", "exact_images", "exact_noise", "expected_bound"]
 
 STD = 0.5
 """Standard deviation of the data, about that of pixels in [−1, 1]."""

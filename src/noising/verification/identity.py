@@ -1,14 +1,10 @@
 """An identity: a number known from theory, beside the measured one."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-__all__ = ["Identity", "count", "largest"]
 
 
 class Identity(NamedTuple):

@@ -1,7 +1,5 @@
 """Identities of the parts of training: parameterization, noise label, objective and times."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 
@@ -19,8 +17,6 @@ from noising.oracles.pixels import gaussian, grey_levels
 from noising.randomness import generator
 from noising.verification.gaussian_data import STD, exact_images, exact_noise
 from noising.verification.identity import Identity, count, largest
-
-__all__ = ["learning_identities"]
 
 
 @torch.no_grad()

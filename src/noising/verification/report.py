@@ -1,7 +1,5 @@
 """All identities of a recipe."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from noising.diffusion.recipe import Recipe
@@ -13,8 +11,6 @@ from noising.verification.identity import Identity
 from noising.verification.learning import learning_identities
 from noising.verification.sampling import decoder_identities, sampler_identities
 from noising.verification.schedule import schedule_identities
-
-__all__ = ["identities"]
 
 
 def identities(recipe: Recipe, sampler: Sampler, timesteps: int) -> Iterator[Identity]:

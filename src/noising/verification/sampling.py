@@ -1,7 +1,5 @@
 """Identities of the decoder and of the sampler."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Iterator
@@ -20,8 +18,6 @@ from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian
 from noising.verification.gaussian_data import STD
 from noising.verification.identity import Identity, largest
-
-__all__ = ["decoder_identities", "sampler_identities"]
 
 
 @torch.no_grad()

@@ -1,7 +1,5 @@
 """Identities of a schedule: its curve, its geometry, its inverse and its rate."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 
@@ -9,8 +7,6 @@ import torch
 
 from noising.diffusion.schedules import Schedule
 from noising.verification.identity import Identity, count, largest
-
-__all__ = ["schedule_identities"]
 
 
 @torch.no_grad()

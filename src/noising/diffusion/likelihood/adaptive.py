@@ -10,8 +10,6 @@ estimate of its variance; R independent ones do, and Student's t gives the inter
 and examples" (2013), chapters 8 to 10. https://artowen.su.domains/mc/
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -31,9 +29,6 @@ from noising.diffusion.likelihood.estimators import (
 )
 from noising.diffusion.likelihood.terms import BoundTerms
 from noising.randomness import Streams, generator
-
-__all__ = ["Adaptive", "AdaptivePlan", "Pilot"]
-
 
 DEFENSIVE = 0.05
 """Share of the draws that is uniform over the strata, in case the pilot underestimates the spread of one."""
@@ -102,7 +97,7 @@ class Adaptive(BoundEstimator):
         self.pilot_times = pilot_times
         self._pilot = Stratified(pilot_times)
 
-    def plan(self, terms: BoundTerms, images: ImageSet, share: Callable[[Any], Any] | None = None) -> AdaptivePlan:
+    def plan(self, terms: BoundTerms, images: ImageSet, share: Callable[[Any], Any] | None = None) -> "AdaptivePlan":
         pilot: Pilot = self.pilot(terms, images)
         return AdaptivePlan(pilot if share is None else share(pilot), self.stderr, self.replicates, images)
 

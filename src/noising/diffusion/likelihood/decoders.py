@@ -1,7 +1,5 @@
 """Decoders p(x_0 | x_1): the last step of the reverse chain, from a Gaussian to a probability of grey levels."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 
@@ -10,8 +8,6 @@ from torch import Tensor
 
 from noising.diffusion.gaussian import Gaussian, per_image
 from noising.diffusion.levels import NoiseLevel, cast_to
-
-__all__ = ["Decoder", "DiscretizedGaussian", "PlainGaussian", "SoftmaxGaussian", "TanhDiscretizedGaussian"]
 
 
 class Decoder(ABC):

@@ -7,8 +7,6 @@ A grey level is a cell of width Δ = 2/(L − 1) in [−1, 1]. Jensen's inequali
 Theis et al., "A note on the evaluation of generative models" (2015), section 3.1. https://arxiv.org/abs/1511.01844
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -21,8 +19,6 @@ from noising.diffusion.likelihood.divergences import Divergence
 from noising.diffusion.likelihood.flow import flow_log_prob
 from noising.diffusion.likelihood.solvers import Solver
 from noising.randomness import Streams
-
-__all__ = ["FlowBits", "FlowLikelihood", "bits_per_dim", "dequantize", "offset_bits"]
 
 
 def dequantize(x: Tensor, uniform: Tensor, levels: int) -> Tensor:

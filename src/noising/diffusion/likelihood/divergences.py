@@ -4,8 +4,6 @@ Hutchinson, "A stochastic estimator of the trace of the influence matrix" (1990)
 whole of it, Grathwohl et al., "FFJORD" (2018). https://arxiv.org/abs/1810.01367
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -14,9 +12,6 @@ from torch import Tensor
 
 from noising.diffusion.gaussian import per_image
 from noising.randomness import Streams
-
-__all__ = ["Divergence", "Exact", "Gaussian", "Hutchinson", "Rademacher", "Trace", "exact_trace", "probed_trace"]
-
 
 Velocity = Callable[[Tensor], Tensor]
 """z (B, C, H, W) -> v(z), in which an image's velocity does not depend on the other images."""

@@ -5,8 +5,6 @@ the sum of weight · L_t over the draws, divided by the number of images, is an 
 without L_T, which is exact. The spread of the replicates gives the standard error of their mean.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,20 +14,6 @@ from torch import Tensor
 
 from noising.diffusion.likelihood.terms import BoundTerms
 from noising.randomness import Streams
-
-__all__ = [
-    "BoundDraws",
-    "BoundEstimator",
-    "BoundPlan",
-    "DrawIndex",
-    "Exact",
-    "ImageSet",
-    "ImageSpread",
-    "StrataPlan",
-    "Stratified",
-    "evaluate_draws",
-    "log_strata",
-]
 
 
 class ImageSet(NamedTuple):

@@ -11,8 +11,6 @@ section 4.3; in this variable, Salimans & Ho, "Progressive Distillation" (2022),
 https://arxiv.org/abs/2011.13456 https://arxiv.org/abs/2202.00512
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 
@@ -25,8 +23,6 @@ from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.diffusion.likelihood.divergences import Trace
 from noising.diffusion.likelihood.solvers import Solver
-
-__all__ = ["FlowLogProb", "ReplicatedMean", "flow_log_prob", "replicated_mean"]
 
 
 class FlowLogProb(NamedTuple):

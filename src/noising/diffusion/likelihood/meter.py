@@ -4,8 +4,6 @@ Two errors are kept apart: the Monte Carlo error, over times and noise with thes
 as draws from a population. The first comes from the spread within images, or of replicates where images share draws.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -25,9 +23,6 @@ from noising.diffusion.likelihood.estimators import (
     log_strata,
 )
 from noising.diffusion.likelihood.terms import BoundTerms
-
-__all__ = ["BoundCurve", "BoundMeter", "evaluate_bound"]
-
 
 BINS = 120
 """Upper limit of the bins of steps in a curve."""
@@ -126,7 +121,7 @@ class BoundMeter:
             "decoder_floor": floor / n,
         }
 
-    def _monte_carlo(self) -> list[_Error]:
+    def _monte_carlo(self) -> list["_Error"]:
         """Monte Carlo errors of the steps, the decoder and their sum."""
         replicates = self.plan.replicates
         if replicates == 1:
@@ -138,7 +133,7 @@ class BoundMeter:
         means = torch.cat([self._replicates, self._replicates.sum(1, keepdim=True)], 1) / n
         return [_Error(math.sqrt(float(variance) / replicates), replicates - 1) for variance in means.var(0)]
 
-    def _over_images(self) -> _Error:
+    def _over_images(self) -> "_Error":
         """Standard error over images; from the draws or the pilot, whichever is more certain."""
         n, _, _, total, square, _, _, within = self._images.tolist()
         spreads = [] if self.plan.image_spread is None else [self.plan.image_spread]
@@ -200,7 +195,7 @@ class _Error(NamedTuple):
         """Half the width of the 95% interval, by Student's t."""
         return float(stdtrit(self.freedom, 0.975)) * self.stderr
 
-    def plus(self, other: _Error) -> _Error:
+    def plus(self, other: "_Error") -> "_Error":
         """The error of a sum with another independent error, freedom by Welch and Satterthwaite; ignores nan."""
         known = [error for error in (self, other) if error.stderr == error.stderr]
         if not known:

@@ -3,8 +3,6 @@
 The rate does not affect z, so its integral is a quadrature over the solver's stages, in float64.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,9 +13,6 @@ import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
-
-__all__ = ["DormandPrince", "RungeKutta4", "Slope", "Solution", "Solver", "even_in_angle", "even_in_log_snr"]
-
 
 Slope = Callable[[Tensor, float], tuple[Tensor, Tensor]]
 """(z (B, C, H, W), φ) -> (v (B, C, H, W), rate (B,))."""

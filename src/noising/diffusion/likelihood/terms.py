@@ -12,8 +12,6 @@ which evaluate terms at chosen steps only. Everything is in nats per image but `
 never under autocast.
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -28,20 +26,6 @@ from noising.diffusion.levels import cast_to
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import ReverseVariance
-
-__all__ = [
-    "Bound",
-    "BoundTerms",
-    "Difference",
-    "ModelTerms",
-    "Term",
-    "decoder_floor",
-    "decoder_term",
-    "posterior_term",
-    "prior_term",
-    "step_terms",
-    "variational_bound",
-]
 
 
 class Bound(NamedTuple):
@@ -59,7 +43,7 @@ class Bound(NamedTuple):
         return self.prior + self.steps.sum(1) + self.decoder
 
     @property
-    def bits_per_dim(self) -> Bound:
+    def bits_per_dim(self) -> "Bound":
         """The same terms in bits per dimension."""
         nats = self.dims * math.log(2)
         return Bound(self.prior / nats, self.steps / nats, self.decoder / nats, self.dims)

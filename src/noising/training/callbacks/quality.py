@@ -1,7 +1,5 @@
 """The callback that measures the quality of samples: on few while training, if chosen, and on all at the end."""
 
-from __future__ import annotations
-
 import logging
 import math
 import time
@@ -21,9 +19,6 @@ from noising.training.ema import EMA
 from noising.training.loggers import log_image
 from noising.training.module import DiffusionModule
 from noising.training.progress import StepProgress
-
-__all__ = ["QualityCheck"]
-
 
 log = logging.getLogger(__name__)
 

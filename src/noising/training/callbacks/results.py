@@ -1,7 +1,5 @@
 """The callback that writes a run's results: the bound with its card and baselines, its table, and figures."""
 
-from __future__ import annotations
-
 import logging
 import math
 from typing import Any
@@ -30,9 +28,6 @@ from noising.training.ema import EMA
 from noising.training.loggers import CSVMetrics, log_image, log_table
 from noising.training.module import DiffusionModule
 from noising.training.safety.divergence import DivergenceError
-
-__all__ = ["ResultsCallback"]
-
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,5 @@
 """The callback that draws samples: grids while training, at the end samples.png and the reverse process."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +15,6 @@ from noising.runs.folder import Run
 from noising.training.ema import EMA
 from noising.training.loggers import log_image
 from noising.training.module import DiffusionModule
-
-__all__ = ["SampleGrid"]
-
 
 PATH_IMAGES = 16
 MAX_IMAGES = 10_000

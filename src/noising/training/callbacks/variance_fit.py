@@ -1,7 +1,5 @@
 """The callback that fits the optimal reverse variance, if the config has it, to the averaged weights."""
 
-from __future__ import annotations
-
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from noising.data.image_data import ImageData
@@ -10,9 +8,6 @@ from noising.diffusion.variances import Optimal, fit
 from noising.randomness import normal
 from noising.training.ema import EMA
 from noising.training.module import DiffusionModule
-
-__all__ = ["VarianceFit"]
-
 
 _SEED = 0
 

@@ -4,8 +4,6 @@ A step must not wait for a number. So losses and norms stay on the device, and a
 before a checkpoint is assembled, where the host waits anyway.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from typing import NamedTuple
@@ -16,9 +14,6 @@ from torch import Tensor
 
 from noising.diffusion.schedules import Schedule
 from noising.errors import UsageError
-
-__all__ = ["DivergenceError", "NonFiniteGuard", "StepLog"]
-
 
 log = logging.getLogger(__name__)
 

@@ -3,8 +3,6 @@
 Lightning's own handling exits with code 0, as if the run had finished; with several ranks it waits inside the handler.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil
@@ -19,9 +17,6 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from noising.runs.status import Preempted
 from noising.training.checkpoints import LastCheckpoint
-
-__all__ = ["Preemption"]
-
 
 log = logging.getLogger(__name__)
 

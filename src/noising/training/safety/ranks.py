@@ -1,7 +1,5 @@
 """Ranks that end together: one that is left behind would hold its device and wait for ever."""
 
-from __future__ import annotations
-
 import math
 import os
 import threading
@@ -13,9 +11,6 @@ import torch
 
 from noising.errors import UsageError
 from noising.runs.folder import Run
-
-__all__ = ["RankError", "end_with_main_process", "ending_with_other_ranks", "main_process_ends"]
-
 
 _VARIABLE = "NOISING_MAIN_PROCESS"
 _POLL_SECONDS = 0.5
