@@ -47,6 +47,17 @@ SMALL = [
 ]
 
 
+# what a choice cannot go without
+COMPANIONS = {
+    "learned_log_snr": ["objective=continuous_bound"],
+    "rectified_flow": ["parameterization=flow"],
+    "zero_terminal_snr": ["parameterization=velocity"],
+    "learned": ["objective=variational_bound"],
+    "learned_range": ["objective=hybrid"],
+    "hybrid": ["variance=learned_range"],
+}
+
+
 class Outcome(NamedTuple):
     """Exit code, stdout and stderr of a command."""
 

@@ -31,14 +31,14 @@ def test_a_damaged_cache_is_made_again(digits: ImageData, tmp_path: Path, monkey
         return ReferenceFeatures(digits, fitted_classifier(digits), 100)
 
     first = made()
-    features = first.of("test", 100).features
+    features = first.reference("test", 100).features
     files = sorted(tmp_path.iterdir())
     assert [file.suffix for file in files] == [".pt", ".npz"]
-    assert torch.equal(made().of("test", 100).features, features)
+    assert torch.equal(made().reference("test", 100).features, features)
     assert sorted(tmp_path.iterdir()) == files
     for file in files:
         file.write_bytes(file.read_bytes()[:100])
-    assert torch.equal(made().of("test", 100).features, features)
+    assert torch.equal(made().reference("test", 100).features, features)
     assert made().digest == first.digest
 
 

@@ -10,7 +10,7 @@ from noising.config.theory import build_sampler
 from noising.data.image_data import ImageData
 from noising.diffusion.gaussian import per_image
 from noising.experiment import Experiment
-from tests.helpers import CONF, composed
+from tests.helpers import COMPANIONS, CONF, composed
 
 BUILT = (
     "schedule",
@@ -24,16 +24,6 @@ BUILT = (
 )
 BUILT += ("bound", "sampler", "grid", "model", "optimizer", "lr_schedule")
 CHOICES = [(group, path.stem) for group in BUILT for path in sorted((CONF / group).glob("*.yaml"))]
-
-# what a choice cannot go without
-COMPANIONS = {
-    "learned_log_snr": ["objective=continuous_bound"],
-    "rectified_flow": ["parameterization=flow"],
-    "zero_terminal_snr": ["parameterization=velocity"],
-    "learned": ["objective=variational_bound"],
-    "learned_range": ["objective=hybrid"],
-    "hybrid": ["variance=learned_range"],
-}
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

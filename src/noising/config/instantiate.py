@@ -33,23 +33,22 @@ def make(node: Any, path: str, kind: type[T], /, **facts: Any) -> T:
     """Build a node: a mapping with `_target_`, or a plain mapping or list of such.
 
     `path` is the node's place in the config, for messages; `kind` the class of the result. A nested node is built too,
-    with the same facts. An option that the node sets wins over a fact. With `_partial_: true`
-    the result is a functools.partial. Raises ConfigError for all that is wrong with an option, for a ValueError or
-    TypeError of the constructor, where its numbers are too large to compute with or to hold, and for another kind.
+    with the same facts. An option that the node sets wins over a fact. With `_partial_: true` the result is a
+    functools.partial. Raises ConfigError for all that is wrong with an option, for a ValueError or TypeError of the
+    constructor, where its numbers are too large to compute with or to hold, and for another kind.
     """
-    built = _make(_plain(node, path), path, facts)
+    plain = _plain(node, path)
+    _visit(plain, path)  # a misspelt option is told before anything costly (a data set, a network) is built
+    built = _visit(plain, path, facts)
     if not isinstance(built, kind):
-        raise ConfigError(f"{path}: expected a {kind.__qualname__} of {kind.__module__}, got {_shown(built)}")
+        found = "null" if built is None else type(built).__qualname__
+        raise ConfigError(f"{path}: expected a {kind.__qualname__} of {kind.__module__}, got {found}")
     return built
 
 
 def check(node: Any, path: str) -> None:
     """Raise the ConfigError that `make` would raise for names and types anywhere in the tree; build nothing."""
-    _check(_plain(node, path), path)
-
-
-def _shown(built: Any) -> str:
-    return "null" if built is None else type(built).__qualname__
+    _visit(_plain(node, path), path)
 
 
 def _plain(node: Any, path: str) -> Any:
@@ -61,67 +60,55 @@ def _plain(node: Any, path: str) -> Any:
         raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+def _join(path: str, name: Any) -> str:
+    return f"{path}.{name}" if path else str(name)
 
 
-def _check(node: Any, path: str) -> None:
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            target = locate(node["_target_"], path)
-            _options(target, {k: _stand_in(v) for k, v in node.items() if k not in _DIRECTIVES}, path)
-        if node.get("_recursive_", True):
-            for name, value in node.items():
-                if name not in _DIRECTIVES:
-                    _check(value, _join(path, str(name)))
-    elif isinstance(node, list):
-        for place, value in enumerate(node):
-            _check(value, _join(path, str(place)))
-
-
-def _stand_in(value: Any) -> Any:
-    """The value with a `Built` in place of every nested node."""
-    if isinstance(value, Mapping):
-        return Built() if "_target_" in value else {k: _stand_in(v) for k, v in value.items()}
-    return [_stand_in(v) for v in value] if isinstance(value, list) else value
-
-
-def _make(node: Any, path: str, facts: Mapping[str, Any]) -> Any:
+def _visit(node: Any, path: str, facts: Mapping[str, Any] | None = None) -> Any:
+    """The node, built with these facts; without any, only looked at, and `Built` where an object would be."""
     if isinstance(node, list):
-        return [_make(value, _join(path, str(place)), facts) for place, value in enumerate(node)]
+        return [_visit(value, _join(path, place), facts) for place, value in enumerate(node)]
     if not isinstance(node, Mapping):
         return node
     given = {name: value for name, value in node.items() if name not in _DIRECTIVES}
+    if facts is None or node.get("_recursive_", True):
+        given = {name: _visit(value, _join(path, name), facts) for name, value in given.items()}
     if "_target_" not in node:
-        return {name: _make(value, _join(path, str(name)), facts) for name, value in given.items()}
+        return given
     target = locate(node["_target_"], path)
-    # Names and types first: a misspelt option is told before anything costly (a data set, a network) is
-    # built.
-    _options(target, {name: _stand_in(value) for name, value in given.items()}, path)
-    if node.get("_recursive_", True):
-        given = {name: _make(value, _join(path, str(name)), facts) for name, value in given.items()}
     options = _options(target, given, path)
+    if facts is None:
+        return Built()
+    positional = _visit(list(node.get("_args_", ())), path, facts)
+    return _call(target, positional, options, path, facts, partially=node.get("_partial_", False))
+
+
+def _call(
+    target: Callable[..., Any],
+    positional: list[Any],
+    options: dict[str, Any],
+    path: str,
+    facts: Mapping[str, Any],
+    partially: bool,
+) -> Any:
     names = _parameters(target)
     options |= {name: fact for name, fact in facts.items() if name in names and name not in options}
-    positional = _make(list(node.get("_args_", ())), path, facts)
-    if node.get("_partial_", False):
+    if partially:
         return partial(target, *positional, **options)
     needed = [
-        name
+        _join(path, name)
         for name, parameter in list(names.items())[len(positional) :]
         if parameter.default is parameter.empty
         and name not in options
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
     ]
     if needed:
-        raise ConfigError(f"{path}: {_name(target)} needs {', '.join(_join(path, name) for name in needed)}")
+        raise ConfigError(f"{path}: {_name(target)} needs {', '.join(needed)}")
     try:
         with config_errors(path):
             return target(*positional, **options)
-    except (TypeError, MemoryError) as error:
-        raise ConfigError(f"{path}: {one_line(error)}") from error
-    except RuntimeError as error:
-        if not _is_size(error):
+    except (TypeError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not _is_size(error):
             raise
         raise ConfigError(f"{path}: {one_line(error)}") from error
 
