@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from noising.config.choices import targets
 from noising.config.instantiate import locate
-from noising.config.moved import TARGETS, with_current_names
+from noising.config.moved import with_current_names
 from noising.runs.folder import Run
 from tests.helpers import Command
 
@@ -35,9 +35,11 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 def test_every_name_of_before_leads_to_a_choice_of_today() -> None:
-    assert set(TARGETS.values()) <= targets()
-    assert not set(TARGETS) & targets()
-    assert all(callable(locate(name, "")) for name in TARGETS.values())
+    """targets.txt has every `_target_` that conf/ had before."""
+    before = (BEFORE / "targets.txt").read_text().split()
+    today = [with_current_names({"_target_": name})["_target_"] for name in before]
+    assert set(today) <= targets()
+    assert all(callable(locate(name, "")) for name in today)
 
 
 def test_names_are_replaced_wherever_a_config_has_them() -> None:

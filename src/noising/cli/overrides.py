@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 import noising.cli.folders  # noqa: F401 - conf/ uses its resolvers
 from noising.cli.commands import COMMANDS
 from noising.config.instantiate import check, nearest
+from noising.config.leaves import leaves
 from noising.config.secrets import require_no_secret
 from noising.errors import ConfigError
 
@@ -95,8 +96,9 @@ class Composer:
             plain = {str(name): _resolved(config, name) for name in config if name != "hydra"}
         except OmegaConfBaseException as error:
             raise ConfigError("; ".join(line.strip() for line in str(error).splitlines()[:2])) from error
-        for path in _missing(plain):
-            raise ConfigError(f"{path} has no value: add {path}=...")
+        for path, value in leaves(plain):
+            if value == "???":
+                raise ConfigError(f"{path} has no value: add {path}=...")
         from noising.config.options import check_options  # here: --help needs no pydantic
 
         check_options(self.command, plain)
@@ -281,14 +283,6 @@ def _values(override: Override) -> Iterable[Any]:
 def _resolved(config: DictConfig, name: Any) -> Any:
     value = "???" if OmegaConf.is_missing(config, name) else config[name]
     return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-
-
-def _missing(node: Any, path: str = "") -> Iterator[str]:
-    """Paths of the values left `???`."""
-    if node == "???":
-        yield path
-    for name, value in node.items() if isinstance(node, dict) else enumerate(node if isinstance(node, list) else []):
-        yield from _missing(value, f"{path}.{name}" if path else str(name))
 
 
 def _paths(config: Any, prefix: str = "") -> Iterator[str]:

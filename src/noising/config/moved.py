@@ -3,48 +3,31 @@
 from collections.abc import Mapping
 from typing import Any
 
-TARGETS = {
-    "noising.diffusion.adaptive_bound.Adaptive": "noising.diffusion.likelihood.adaptive.Adaptive",
-    "noising.diffusion.bound_estimators.Exact": "noising.diffusion.likelihood.estimators.Exact",
-    "noising.diffusion.bound_estimators.Stratified": "noising.diffusion.likelihood.estimators.Stratified",
-    "noising.diffusion.bound_objectives.Hybrid": "noising.diffusion.objectives.Hybrid",
-    "noising.diffusion.bound_objectives.VariationalBound": "noising.diffusion.objectives.VariationalBound",
-    "noising.diffusion.decoders.DiscretizedGaussian": "noising.diffusion.likelihood.decoders.DiscretizedGaussian",
-    "noising.diffusion.decoders.PlainGaussian": "noising.diffusion.likelihood.decoders.PlainGaussian",
-    "noising.diffusion.decoders.SoftmaxGaussian": "noising.diffusion.likelihood.decoders.SoftmaxGaussian",
-    "noising.diffusion.decoders.TanhDiscretizedGaussian": (
-        "noising.diffusion.likelihood.decoders.TanhDiscretizedGaussian"
-    ),
-    "noising.diffusion.divergences.Exact": "noising.diffusion.likelihood.divergences.Exact",
-    "noising.diffusion.divergences.Gaussian": "noising.diffusion.likelihood.divergences.Gaussian",
-    "noising.diffusion.divergences.Rademacher": "noising.diffusion.likelihood.divergences.Rademacher",
-    "noising.diffusion.heun.Heun": "noising.diffusion.samplers.Heun",
-    "noising.diffusion.higher_order_samplers.DPMPP2M": "noising.diffusion.samplers.DPMPP2M",
-    "noising.diffusion.higher_order_samplers.Heun": "noising.diffusion.samplers.Heun",
-    "noising.diffusion.learned_schedules.LearnedLogSNR": "noising.diffusion.schedules.LearnedLogSNR",
-    "noising.diffusion.loss_aware.LossAware": "noising.diffusion.times.LossAware",
-    "noising.diffusion.ode_solvers.DormandPrince": "noising.diffusion.likelihood.solvers.DormandPrince",
-    "noising.diffusion.ode_solvers.RungeKutta4": "noising.diffusion.likelihood.solvers.RungeKutta4",
-    "noising.diffusion.ode_solvers.even_in_log_snr": "noising.diffusion.likelihood.solvers.even_in_log_snr",
-    "noising.diffusion.optimal_variance.Optimal": "noising.diffusion.variances.Optimal",
-    "noising.diffusion.schedule_wrappers.ResolutionShift": "noising.diffusion.schedules.ResolutionShift",
-    "noising.diffusion.schedule_wrappers.ZeroTerminalSNR": "noising.diffusion.schedules.ZeroTerminalSNR",
-    "noising.diffusion.tabulated_schedules.Cosine": "noising.diffusion.schedules.Cosine",
-    "noising.diffusion.tabulated_schedules.LinearBeta": "noising.diffusion.schedules.LinearBeta",
-    "noising.diffusion.tabulated_schedules.ScaledLinearBeta": "noising.diffusion.schedules.ScaledLinearBeta",
-    "noising.diffusion.tabulated_schedules.SigmoidBeta": "noising.diffusion.schedules.SigmoidBeta",
-    "noising.jobs.bound_benchmark.BoundBenchmark": "noising.commands.bound_benchmark.BoundBenchmark",
-    "noising.jobs.sampler_benchmark.SamplerBenchmark": "noising.commands.sampler_benchmark.SamplerBenchmark",
-    "noising.sweep.SweepTable": "noising.cli.sweeps.SweepTable",
-    "noising.sweep_figure.SweepFigure": "noising.cli.sweeps.SweepFigure",
-    "noising.training.protocols.ClassifierDistance": "noising.metrics.quality.ClassifierDistance",
-    "noising.training.protocols.DINOv2Distance": "noising.metrics.quality.DINOv2Distance",
-    "noising.training.protocols.InceptionDistance": "noising.metrics.quality.InceptionDistance",
-    "noising.training.quality_check.QualityCheck": "noising.training.callbacks.quality.QualityCheck",
-    "noising.training.record.Record": "noising.training.callbacks.results.ResultsCallback",
-    "noising.training.samples.SampleGrid": "noising.training.callbacks.samples.SampleGrid",
+MODULES = {
+    "noising.diffusion.adaptive_bound": "noising.diffusion.likelihood.adaptive",
+    "noising.diffusion.bound_estimators": "noising.diffusion.likelihood.estimators",
+    "noising.diffusion.bound_objectives": "noising.diffusion.objectives",
+    "noising.diffusion.decoders": "noising.diffusion.likelihood.decoders",
+    "noising.diffusion.divergences": "noising.diffusion.likelihood.divergences",
+    "noising.diffusion.heun": "noising.diffusion.samplers",
+    "noising.diffusion.higher_order_samplers": "noising.diffusion.samplers",
+    "noising.diffusion.learned_schedules": "noising.diffusion.schedules",
+    "noising.diffusion.loss_aware": "noising.diffusion.times",
+    "noising.diffusion.ode_solvers": "noising.diffusion.likelihood.solvers",
+    "noising.diffusion.optimal_variance": "noising.diffusion.variances",
+    "noising.diffusion.schedule_wrappers": "noising.diffusion.schedules",
+    "noising.diffusion.tabulated_schedules": "noising.diffusion.schedules",
+    "noising.jobs.bound_benchmark": "noising.commands.bound_benchmark",
+    "noising.jobs.sampler_benchmark": "noising.commands.sampler_benchmark",
+    "noising.sweep": "noising.cli.sweeps",
+    "noising.sweep_figure": "noising.cli.sweeps",
+    "noising.training.protocols": "noising.metrics.quality",
+    "noising.training.quality_check": "noising.training.callbacks.quality",
+    "noising.training.samples": "noising.training.callbacks.samples",
 }
-"""Every `_target_` that conf/ has ever named by another name than today's."""
+"""Where conf/'s classes and functions lay earlier, and where they lie today."""
+TARGETS = {"noising.training.record.Record": "noising.training.callbacks.results.ResultsCallback"}
+"""Those that have another name as well."""
 RENAMED = {"callbacks.record": "results"}
 """Options that have another name today, by their path."""
 
@@ -58,7 +41,9 @@ def with_current_names(config: Any, path: str = "") -> Any:
     renamed = {}
     for name, value in config.items():
         if name == "_target_" and isinstance(value, str):
-            renamed[name] = TARGETS.get(value, value)
+            module, _, last = value.rpartition(".")
+            moved = f"{MODULES[module]}.{last}" if module in MODULES else value
+            renamed[name] = TARGETS.get(value, moved)
             continue
         option = f"{path}.{name}" if path else str(name)
         renamed[RENAMED.get(option, name)] = with_current_names(value, option)

@@ -5,11 +5,12 @@ refused; given as ${oc.env:NAME}, that reference is what every file has, and wha
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from noising.config.leaves import leaves
 from noising.errors import ConfigError
 
 _SECRET = re.compile(
@@ -51,24 +52,12 @@ def _with_references(resolved: Any, given: Any, name: str = "") -> Any:
 
 def require_no_secret(config: DictConfig) -> None:
     """Raise ConfigError if an option holds a secret itself; config: as composed, with its `hydra` node."""
-    given = OmegaConf.to_container(config, resolve=False)
-    for path, value in _strings(given):
-        name = path.rpartition(".")[2]
-        if value and "${" not in value and value != "???" and masked(value, name) != value:
+    for path, value in leaves(OmegaConf.to_container(config, resolve=False)):
+        if not isinstance(value, str) or "${" in value or value in ("", "???") or path.startswith("hydra.overrides."):
+            continue
+        name = next(part for part in reversed(path.split(".")) if not part.isdigit())
+        if masked(value, name) != value:
             raise ConfigError(
                 f"{path} is a secret, by its name or form, and would be in the run's files: set a variable of the "
                 f"environment, say MY_KEY, and write '{path}=${{oc.env:MY_KEY}}'"
             )
-
-
-def _strings(node: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Path and text of every string in a config, without Hydra's copy of the command line."""
-    if isinstance(node, Mapping):
-        for name, value in node.items():
-            if f"{path}.{name}" != "hydra.overrides":
-                yield from _strings(value, f"{path}.{name}" if path else str(name))
-    elif isinstance(node, list):
-        for value in node:
-            yield from _strings(value, path)
-    elif isinstance(node, str):
-        yield path, node

@@ -2,12 +2,13 @@
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from noising.config import choices
 from noising.config.instantiate import locate
+from noising.config.leaves import leaves
 from noising.config.secrets import is_reference
 from noising.errors import ConfigError
 
@@ -27,43 +28,20 @@ def require_trusted(config: Any, source: str) -> None:
     allowed = [name for name in allowed if name and not _within(name, ("noising",))]
     if not isinstance(config, Mapping):  # OmegaConf would read a string as YAML, and find other nodes in it
         raise ConfigError(f"{source}: its config is not a mapping: it was not written by noising")
-    # a run stores its config resolved; ${oc.create:...} would make nodes after this check
-    for name, text in _texts(config):
-        if "${" in text and not is_reference(name, text):
-            raise ConfigError(f"{source}: its config holds an interpolation ({text[:40]!r}): a run stores none")
-    for target in _targets(config):
-        if not _trusted(target, allowed):
-            name = target.partition(".")[0]
-            reason = f"is not of noising: if you trust it, set NOISING_ALLOW={name}"
-            if name in sys.stdlib_module_names:
+    for path, value in leaves(config):
+        name = path.rpartition(".")[2]
+        # a run stores its config resolved; ${oc.create:...} would make nodes after this check
+        for text in (path, value):
+            if isinstance(text, str) and "${" in text and not is_reference(name, text):
+                raise ConfigError(f"{source}: its config holds an interpolation ({text[:40]!r}): a run stores none")
+        if name == "_target_" and not _trusted(str(value), allowed):
+            package = str(value).partition(".")[0]
+            reason = f"is not of noising: if you trust it, set NOISING_ALLOW={package}"
+            if package in sys.stdlib_module_names:
                 reason = "is of Python itself: no run stores it"
-            elif name == "noising":
+            elif package == "noising":
                 reason = "is no choice of noising's: no run of this version stores it"
-            raise ConfigError(f"{source}: its config names {target}, which {reason}")
-
-
-def _texts(config: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Every string in a config, keys too, and the key it stands at."""
-    if isinstance(config, str):
-        yield name, config
-    elif isinstance(config, Mapping):
-        for key, value in config.items():
-            yield "", str(key)
-            yield from _texts(value, str(key))
-    elif isinstance(config, list | tuple):
-        for value in config:
-            yield from _texts(value)
-
-
-def _targets(config: Any) -> Iterator[str]:
-    if isinstance(config, Mapping):
-        if "_target_" in config:
-            yield str(config["_target_"])
-        for value in config.values():
-            yield from _targets(value)
-    elif isinstance(config, list | tuple):
-        for value in config:
-            yield from _targets(value)
+            raise ConfigError(f"{source}: its config names {value}, which {reason}")
 
 
 def _trusted(target: str, allowed: list[str]) -> bool:
