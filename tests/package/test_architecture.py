@@ -7,6 +7,7 @@ import inspect
 import re
 import subprocess
 import sys
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,20 @@ def test_a_folder_of_tests_is_a_folder_of_sources() -> None:
     folders = {path.parent.relative_to(ROOT / "tests") for path in TESTS if path.name.startswith("test_")}
     own = {Path(name) for name in ("package", "reference", "reliability")}
     assert folders - own <= {path.parent.relative_to(ROOT / "src" / "noising") for path in SOURCES} - {Path()}
+
+
+RIDDLES = {
+    *("told", "asked", "kept", "once", "likest", "look", "along", "like", "factors", "blaming", "watch"),
+    *("told_classes", "asked_classes", "FREE", "BARE", "MOST", "FEWEST", "_LESS"),
+}
+"""Names that say nothing to who has not written them; the field has better ones."""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_names_are_the_fields(path: Path) -> None:
+    with open(path, "rb") as file:
+        names = {token.string for token in tokenize.tokenize(file.readline) if token.type == tokenize.NAME}
+    assert not names & RIDDLES
 
 
 def _targets() -> dict[str, Path]:
