@@ -14,10 +14,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.core.utils import configure_log, run_job
 from hydra.types import HydraContext, RunMode
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from noising.cli import folders
+from noising.config.instantiate import make
 from noising.errors import UsageError
 
 _SECONDS_FOR_RANK_0 = 2.0
@@ -101,7 +101,8 @@ class _Callbacks:
     """The config's `hydra.callbacks`; what one of them raises is a warning, since the work goes on without it."""
 
     def __init__(self, config: DictConfig) -> None:
-        self._callbacks = [instantiate(node) for node in (config.hydra.callbacks or {}).values() if node is not None]
+        nodes = (config.hydra.callbacks or {}).items()
+        self._callbacks = [make(node, f"hydra.callbacks.{name}", object) for name, node in nodes if node is not None]
 
     def __getattr__(self, event: str) -> Callable[..., None]:
         if not event.startswith("on_"):  # pickle's own questions
