@@ -7,18 +7,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 WITHOUT_LIGHTNING = """
 import sys
 from noising.cli.main import cli
 sys.argv = ["noising", *{words!r}]
-cli()
-loaded = sorted(name for name in sys.modules if name == "lightning" or name.startswith("lightning."))
+try:
+    cli()
+except SystemExit as end:
+    assert not end.code, end.code
+loaded = sorted(name for name in sys.modules if name.partition(".")[0] in {without!r})
 assert not loaded, loaded[:5]
 """
 
 
-def run_without_lightning(folder: Path, *words: str) -> None:
-    code = WITHOUT_LIGHTNING.format(words=words)
+def run_without_lightning(folder: Path, *words: str, without: tuple[str, ...] = ("lightning",)) -> None:
+    code = WITHOUT_LIGHTNING.format(words=words, without=without)
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -29,6 +34,11 @@ def write_run(folder: Path, schedule: str, bound: float) -> None:
     card = {"images": 360, "estimator": "stratified"}
     summary = {"status": "finished", "test/bound": bound, "test/bound_mc_se": 0.01, "cards": {"test/bound": card}}
     (folder / "summary.json").write_text(json.dumps(summary))
+
+
+@pytest.mark.parametrize("flags", [("--help",), ("--cfg", "job"), ("--info", "defaults")])
+def test_what_only_shows(flags: tuple[str, ...], tmp_path: Path) -> None:
+    run_without_lightning(tmp_path, "train", *flags, without=("lightning", "torch"))
 
 
 def test_compare(tmp_path: Path) -> None:
