@@ -24,7 +24,7 @@ def test_histogram_bits_of_two_pixels_by_hand() -> None:
     assert histogram_bits(train, test, levels=2) == pytest.approx(expected, abs=1e-12)
 
 
-def test_histogram_bits_counts_more_images_than_fit_one_chunk() -> None:
+def test_histogram_bits_of_many_images() -> None:
     train = torch.zeros(5000, 1, 1, 1, dtype=torch.uint8)
     expected = -math.log2((5000 + 1 / 4) / 5001)
     assert histogram_bits(train, train, levels=4) == pytest.approx(expected, abs=1e-12)

@@ -5,8 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-_CHUNK = 2048  # images counted at once: the int64 indices of a whole CIFAR-10 would take more than a gigabyte
-
 
 def uniform_bits(levels: int) -> float:
     """log₂(levels), in bits/dim: the code length if every grey level is equally likely."""
@@ -31,10 +29,5 @@ def histogram_bits(train: Tensor, test: Tensor, levels: int) -> float:
 
 def _histograms(pixels: Tensor, levels: int) -> Tensor:
     """Counts of each level at each pixel: (C·H·W, levels) float64."""
-    flat = pixels.flatten(1)  # (N, D)
-    dims = flat.shape[1]
-    offset = torch.arange(dims) * levels
-    counts = torch.zeros(dims * levels, dtype=torch.int64)
-    for chunk in torch.split(flat, _CHUNK):
-        counts += torch.bincount((chunk + offset).flatten(), minlength=dims * levels)
-    return counts.view(dims, levels).double()
+    by_pixel = pixels.flatten(1).T.contiguous()  # (C·H·W, N)
+    return torch.stack([torch.bincount(values, minlength=levels) for values in by_pixel]).double()

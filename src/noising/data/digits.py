@@ -23,11 +23,6 @@ class Digits(ImageData):
         order = np.random.RandomState(0).permutation(len(digits.images))
         pixels = torch.from_numpy(digits.images[order].astype(np.uint8))[:, None]  # (1797, 1, 8, 8), 0..16
         labels = torch.from_numpy(digits.target[order].astype(np.int64))
-        test, val, train = slice(0, 360), slice(360, 488), slice(488, None)
-        return Splits(
-            Images(pixels[train], labels[train]),
-            Images(pixels[val], labels[val]),
-            Images(pixels[test], labels[test]),
-            levels=17,
-            classes=10,
-        )
+        sizes = [360, 128, 1309]
+        test, val, train = map(Images, torch.split(pixels, sizes), torch.split(labels, sizes))
+        return Splits(train, val, test, levels=17, classes=10)

@@ -6,13 +6,14 @@ Flips and scaling to [-1, 1] run on the device, after the bytes, a quarter of fl
 
 import hashlib
 from abc import ABC, abstractmethod
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from noising.data.order import BatchSlice, StepOrder, evaluation_batches
 from noising.randomness import generator
@@ -38,38 +39,9 @@ class Splits(NamedTuple):
     classes: int = 0
 
 
-class _EvaluationSet(Dataset[dict[str, Tensor]]):
-    """Batches of a split by one tensor index."""
-
-    def __init__(self, images: Images) -> None:
-        self.images = images
-
-    def __getitems__(self, indices: Tensor) -> dict[str, Tensor]:
-        batch = {"image": self.images.pixels[indices], "index": indices}
-        if self.images.labels is not None:
-            batch["label"] = self.images.labels[indices]
-        return batch
-
-
-class _TrainingSet(_EvaluationSet):
-    """Adds the horizontal-flip mask: one draw for the global batch, the same on any number of devices."""
-
-    def __init__(self, images: Images, batch_size: int, seed: int, flip: bool) -> None:
-        super().__init__(images)
-        self.batch_size = batch_size
-        self.seed = seed
-        self.flip = flip
-
-    def __getitems__(self, part: BatchSlice) -> dict[str, Tensor]:  # type: ignore[override]
-        batch = super().__getitems__(part.indices)
-        if self.flip:
-            drawn = generator(self.seed, "flip", part.step).random(self.batch_size) < 0.5
-            batch["flip"] = torch.from_numpy(drawn)[part.first : part.first + len(part.indices)]
-        return batch
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _batch(images: Images, indices: Tensor) -> dict[str, Tensor]:
+    batch = {"image": images.pixels[indices], "index": indices}
+    return batch if images.labels is None else {**batch, "label": images.labels[indices]}
 
 
 class ImageData(LightningDataModule, ABC):
@@ -94,12 +66,9 @@ class ImageData(LightningDataModule, ABC):
     resolution: int
     levels: int
     classes: int
-    resize: str | None = None
-    """The filter that resized the images; None if none did."""
-    skipped: int = 0
-    """The number of unreadable images that were left out, where an option allows it."""
-    tested: str = "test"
-    """The split that Trainer.test evaluates."""
+    resize: str | None = None  # the filter that resized the images; None if none did
+    skipped: int = 0  # the number of unreadable images that were left out, where an option allows it
+    tested: str = "test"  # the split that Trainer.test evaluates
 
     def __init__(self, batch_size: int, flip: bool = False) -> None:
         super().__init__()
@@ -107,11 +76,7 @@ class ImageData(LightningDataModule, ABC):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
         self.flip = flip
-
-    @property
-    def place(self) -> str:
-        """The option that says where the images are, for messages."""
-        return f"data={self.name}"
+        self.place = f"data={self.name}"  # the option that says where the images are, for messages
 
     @abstractmethod
     def load(self) -> Splits:
@@ -124,14 +89,13 @@ class ImageData(LightningDataModule, ABC):
             self.check_batch_size(len(splits.train.pixels))
             self.train, self.val, self.test, self.levels, self.classes = splits
             self.channels, self.resolution = self.train.pixels.shape[1:3]
-            self._check(splits)
+            self._check_ranges()
         if self.trainer is not None and stage in (None, "fit"):
-            self._order(seed=0)  # the divisibility of the batch is checked by the order itself
+            self._order()  # the divisibility of the batch is checked by the order itself
 
-    def _check(self, splits: Splits) -> None:
-        """Raise ValueError if a label or a grey level is out of range."""
+    def _check_ranges(self) -> None:
         for name in SPLITS:
-            pixels, labels = getattr(splits, name)
+            pixels, labels = getattr(self, name)
             if labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
                 raise ValueError(
                     f"{self.place}: the {name} labels go from {int(labels.min())} to {int(labels.max())}, "
@@ -151,12 +115,10 @@ class ImageData(LightningDataModule, ABC):
                     sha.update(memoryview(tensor.contiguous().numpy()).cast("B"))
         return sha.hexdigest()
 
-    def check_batch_size(self, training_images: int) -> None:
-        """Raise ValueError if one step needs more images than there are."""
-        if self.batch_size > training_images:
-            raise ValueError(
-                f"data.batch_size={self.batch_size} is more than the {training_images} training images: lower it"
-            )
+    def check_batch_size(self, images: int) -> None:
+        """Raise ValueError if one step needs more training images than there are."""
+        if self.batch_size > images:
+            raise ValueError(f"data.batch_size={self.batch_size} is more than the {images} training images: lower it")
 
     # Pixels 0..levels-1 <-> [-1, 1]
 
@@ -181,40 +143,51 @@ class ImageData(LightningDataModule, ABC):
 
     # Loaders
 
-    def _order(self, seed: int) -> StepOrder:
+    def _order(self) -> StepOrder:
         trainer = self.trainer
         if trainer is None:
             raise RuntimeError("the training order needs a Trainer; without one, read .train.pixels")
         return StepOrder(
             len(self.train.pixels),
             self.batch_size,
-            seed,
+            cast(int, trainer.lightning_module.seed),
             start_step=lambda: trainer.global_step,
             accumulate=trainer.accumulate_grad_batches,
             rank=trainer.global_rank,
             world=trainer.world_size,
         )
 
-    def _loader(self, images: _EvaluationSet, batches: Any) -> DataLoader[dict[str, Tensor]]:
+    def _loader(self, places: Any, read: Callable[[Any], dict[str, Tensor]]) -> DataLoader[Any]:
         on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(images, batch_sampler=batches, collate_fn=_as_it_is, num_workers=0, pin_memory=on_cuda)
+        return DataLoader(places, batch_size=None, collate_fn=read, pin_memory=on_cuda)
 
-    def train_dataloader(self) -> DataLoader[dict[str, Tensor]]:
-        """Infinite batches in the order keyed by the ``seed`` of the trainer's module."""
-        seed = cast(int, self.trainer.lightning_module.seed) if self.trainer is not None else 0
-        return self._loader(_TrainingSet(self.train, self.batch_size, seed, self.flip), self._order(seed))
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Infinite batches in the order keyed by the ``seed`` of the trainer's module.
 
-    def _evaluation_loader(self, images: Images) -> DataLoader[dict[str, Tensor]]:
+        With ``flip`` they hold the horizontal-flip mask: one draw for the global batch, the same on any devices.
+        """
+        order = self._order()
+
+        def read(part: BatchSlice) -> dict[str, Tensor]:
+            batch = _batch(self.train, part.indices)
+            if self.flip:
+                drawn = generator(order.seed, "flip", part.step).random(self.batch_size) < 0.5
+                batch["flip"] = torch.from_numpy(drawn)[part.first : part.first + len(part.indices)]
+            return batch
+
+        return self._loader(order, read)
+
+    def _evaluation_loader(self, images: Images) -> DataLoader[Any]:
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
         batches = evaluation_batches(len(images.pixels), self.batch_size, rank, world)
-        return self._loader(_EvaluationSet(images), batches)
+        return self._loader(batches, partial(_batch, images))
 
-    def val_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Each validation image once, in the set's order."""
         return self._evaluation_loader(self.val)
 
-    def test_dataloader(self) -> DataLoader[dict[str, Tensor]]:
+    def test_dataloader(self) -> DataLoader[Any]:
         """Each image of the split `tested` once, in the set's order."""
         return self._evaluation_loader(getattr(self, self.tested))
 
@@ -228,5 +201,4 @@ class ImageData(LightningDataModule, ABC):
         pixels, flip = batch["image"], batch.pop("flip", None)
         if flip is not None:
             pixels = torch.where(flip[:, None, None, None], pixels.flip(-1), pixels)
-        batch["image"] = self.scale(pixels)
-        return batch
+        return {**batch, "image": self.scale(pixels)}

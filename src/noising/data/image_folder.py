@@ -13,13 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from torch import Tensor
 
 from noising.data.image_data import ImageData, Images, Splits
 
 log = logging.getLogger(__name__)
 
-_REMEDY = "; mend or remove it, or leave such images out with data.skip_unreadable=true"
 _LOGGED = 20
 """The number of left-out images for which the log gives the reason."""
 
@@ -46,7 +44,7 @@ class ImageFolder(ImageData):
         val_fraction, test_fraction: expected share of the images in each split, each in (0, 1).
 
     Raises:
-        ValueError: one line, for arguments out of range; in ``setup`` for a folder or image that cannot be used.
+        ValueError: for arguments out of range; in ``setup`` for a folder or image that cannot be used.
     """
 
     name = "image_folder"
@@ -66,7 +64,6 @@ class ImageFolder(ImageData):
         test_fraction: float = 0.1,
     ) -> None:
         super().__init__(batch_size, flip)
-        self._refused: list[str] = []  # why each image that is left out cannot be used
         if resolution < 1:
             raise ValueError(f"resolution must be at least 1, got {resolution}")
         if channels not in (1, 3):
@@ -75,75 +72,50 @@ class ImageFolder(ImageData):
             if not 0 < fraction < 1:
                 raise ValueError(f"{argument} must lie between 0 and 1, got {fraction}")
         if val_fraction + test_fraction >= 1:
-            total = val_fraction + test_fraction
-            raise ValueError(f"val_fraction + test_fraction must be below 1, got {total}")
+            raise ValueError(f"val_fraction + test_fraction must be below 1, got {val_fraction + test_fraction}")
         self.root = Path(root)
+        self.place = f"data.root={self.root}"
         self.side = resolution
         self.mode = {1: "L", 3: "RGB"}[channels]
-        self.crop = crop
-        self.labels = labels
-        self.skip_unreadable = skip_unreadable
-        self.val_fraction = val_fraction
-        self.test_fraction = test_fraction
-
-    @property
-    def place(self) -> str:
-        return f"data.root={self.root}"
+        self.crop, self.labels, self.skip_unreadable = crop, labels, skip_unreadable
+        self.val_fraction, self.test_fraction = val_fraction, test_fraction
+        self._refused: list[str] = []  # why each image that is left out cannot be used
 
     def load(self) -> Splits:
         paths = self._find()
         classes = self._classes(paths) if self.labels else {}
-        parts: tuple[list[Path], list[Path], list[Path]] = ([], [], [])
+        parts: dict[str, list[Path]] = {"train": [], "val": [], "test": []}
         for path in paths:
             parts[self._split(path)].append(path)
-        train, val, test = parts
-        for part, argument, fraction in (
-            (val, "val_fraction", self.val_fraction),
-            (test, "test_fraction", self.test_fraction),
-        ):
-            if not part:
-                raise ValueError(f"data.{argument}={fraction} takes none of the {len(paths)} images: raise it")
-        self.check_batch_size(len(train))  # before minutes of decoding
-        splits = Splits(
-            self._read(train, classes),
-            self._read(val, classes),
-            self._read(test, classes),
-            classes=len(classes),
-        )
+        for name, fraction in (("val", self.val_fraction), ("test", self.test_fraction)):
+            if not parts[name]:
+                raise ValueError(f"data.{name}_fraction={fraction} takes none of the {len(paths)} images: raise it")
+        self.check_batch_size(len(parts["train"]))  # before minutes of decoding
+        train, val, test = (self._read(part, classes) for part in parts.values())
         self.skipped = len(self._refused)
         if self.skipped:
-            self._require_every_class(splits, classes)
-            self._log_skipped(len(paths))
-        return splits
-
-    def _require_every_class(self, splits: Splits, classes: dict[str, int]) -> None:
-        """Raise ValueError if all images of a class are left out."""
-        parts = (part.labels for part in (splits.train, splits.val, splits.test))
-        there = {number for labels in parts if labels is not None for number in labels.tolist()}
-        for name, number in classes.items():
-            if number not in there:
-                place = self.root / name
-                raise ValueError(f"data.skip_unreadable=true leaves no image of the class {place}: mend or remove it")
-
-    def _log_skipped(self, images: int) -> None:
-        more = [f"and {self.skipped - _LOGGED} more"] if self.skipped > _LOGGED else []
-        reasons = "\n  ".join([*self._refused[:_LOGGED], *more])
-        log.warning("%d of %d images are left out:\n  %s", self.skipped, images, reasons)
+            there = {int(label) for part in (train, val, test) if part.labels is not None for label in part.labels}
+            for name, number in classes.items():
+                if number not in there:
+                    raise ValueError(
+                        f"data.skip_unreadable=true leaves no image of the class {self.root / name}: mend or remove it"
+                    )
+            more = [f"and {self.skipped - _LOGGED} more"] if self.skipped > _LOGGED else []
+            reasons = "\n  ".join([*self._refused[:_LOGGED], *more])
+            log.warning("%d of %d images are left out:\n  %s", self.skipped, len(paths), reasons)
+        return Splits(train, val, test, classes=len(classes))
 
     def _find(self) -> list[Path]:
         """The images' paths below root, sorted."""
         if not self.root.exists():
-            raise ValueError(f"data.root={self.root} does not exist")
+            raise ValueError(f"{self.place} does not exist")
         if not self.root.is_dir():
-            raise ValueError(f"data.root={self.root} is not a folder")
+            raise ValueError(f"{self.place} is not a folder")
         suffixes = {suffix for suffix, form in Image.registered_extensions().items() if form in Image.OPEN}
-        paths = []
-        for folder, _, files in os.walk(self.root):
-            names = (file for file in files if not file.startswith("."))
-            found = (Path(folder, name) for name in names)
-            paths += [p.relative_to(self.root) for p in found if p.suffix.lower() in suffixes]
+        files = (Path(folder, name) for folder, _, names in os.walk(self.root) for name in names if name[0] != ".")
+        paths = [file.relative_to(self.root) for file in files if file.suffix.lower() in suffixes]
         if not paths:
-            raise ValueError(f"data.root={self.root} has no image in it or in its sub-folders")
+            raise ValueError(f"{self.place} has no image in it or in its sub-folders")
         return sorted(paths, key=Path.as_posix)  # one order on every system
 
     def _classes(self, paths: list[Path]) -> dict[str, int]:
@@ -156,11 +128,12 @@ class ImageFolder(ImageData):
                 raise ValueError(f"data.labels=true makes each sub-folder a class, but {folder} has no image in it")
         return {name: number for number, name in enumerate(names)}
 
-    def _split(self, path: Path) -> int:
-        """The split of an image: 0 train, 1 validation, 2 test."""
+    def _split(self, path: Path) -> str:
         digest = hashlib.sha256(path.as_posix().encode("utf-8", "surrogateescape")).digest()
         place = int.from_bytes(digest[:8], "big") / 2**64  # uniform in [0, 1)
-        return 2 if place < self.test_fraction else 1 if place < self.test_fraction + self.val_fraction else 0
+        if place < self.test_fraction:
+            return "test"
+        return "val" if place < self.test_fraction + self.val_fraction else "train"
 
     def _read(self, paths: list[Path], classes: dict[str, int]) -> Images:
         try:
@@ -175,7 +148,8 @@ class ImageFolder(ImageData):
                 pixels[place] = self._decode(self.root / paths[place])
             except ValueError as error:
                 if not self.skip_unreadable:
-                    raise ValueError(f"{error}{_REMEDY}") from error
+                    remedy = "mend or remove it, or leave such images out with data.skip_unreadable=true"
+                    raise ValueError(f"{error}; {remedy}") from error
                 return str(error)
             return None
 
@@ -188,9 +162,7 @@ class ImageFolder(ImageData):
             if not usable:
                 raise ValueError(f"data.skip_unreadable=true leaves no image of a split: {self._refused[-1]}")
             pixels, paths = pixels[usable], [paths[place] for place in usable]
-        labels: Tensor | None = None
-        if classes:
-            labels = torch.tensor([classes[path.parts[0]] for path in paths], dtype=torch.int64)
+        labels = torch.tensor([classes[path.parts[0]] for path in paths]) if classes else None
         return Images(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
 
     def _decode(self, path: Path) -> NDArray[np.uint8]:
@@ -207,8 +179,8 @@ class ImageFolder(ImageData):
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         # Cut first: resize(box=...) would let the filter look at pixels outside of the square.
-        image = image.crop((left, top, left + side, top + side))
-        image = image.resize((self.side, self.side), Image.Resampling.LANCZOS)
+        square = image.crop((left, top, left + side, top + side))
+        image = square.resize((self.side, self.side), Image.Resampling.LANCZOS)
         return np.asarray(image).reshape(self.side, self.side, len(self.mode))
 
 

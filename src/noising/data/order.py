@@ -6,11 +6,13 @@ image is dropped when B does not divide the set, and all images are used equally
 
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import IterableDataset
 
 from noising.randomness import generator
 
@@ -23,64 +25,47 @@ class BatchSlice(NamedTuple):
     indices: Tensor  # (b,) int64, into the training set
 
 
-class StepOrder(Sampler[BatchSlice]):
-    """An infinite batch sampler that is indexed by the optimizer step.
+@dataclass(eq=False)
+class StepOrder(IterableDataset[BatchSlice]):
+    """The endless slices of one rank, from the optimizer step that ``start_step`` gives.
 
-    ``start_step`` is called whenever the iteration starts, so that a resumed run goes on after its last optimizer step,
-    and the sampler has no state to save. Micro-batch m of rank r is the slice [(m·world + r)·b, +b) of the step's
+    It is called whenever the iteration starts, so that a resumed run goes on after its last optimizer step, and the
+    order has no state to save. Micro-batch m of rank r is the slice [(m·world + r)·b, +b) of the step's
     global batch: ranks and accumulation change where an image is computed, not which images make a step.
     """
 
-    def __init__(
-        self,
-        images: int,
-        batch_size: int,
-        seed: int,
-        start_step: Callable[[], int] = lambda: 0,
-        accumulate: int = 1,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        if batch_size % (world * accumulate):
+    images: int
+    """At least batch_size: a step takes images of two epochs at most."""
+    batch_size: int
+    seed: int
+    start_step: Callable[[], int] = lambda: 0
+    accumulate: int = 1
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        shares = self.world * self.accumulate
+        if self.batch_size % shares:
             raise ValueError(
-                f"data.batch_size={batch_size} must be a multiple of {world * accumulate}"
-                f" ({world} devices x {accumulate} accumulation steps): change it or them"
+                f"data.batch_size={self.batch_size} must be a multiple of {shares}"
+                f" ({self.world} devices x {self.accumulate} accumulation steps): change it or them"
             )
-        self.images = images
-        self.batch_size = batch_size
-        self.seed = seed
-        self.start_step = start_step
-        self.accumulate = accumulate
-        self.rank = rank
-        self.world = world
-        self._permutations: dict[int, Tensor] = {}
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch not in self._permutations:
-            # A batch reaches over at most two epochs, since batch_size <= images: cache only those.
-            self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
-            drawn = generator(self.seed, "order", epoch).permutation(self.images)
-            self._permutations[epoch] = torch.from_numpy(drawn)
-        return self._permutations[epoch]
-
-    def global_batch(self, step: int) -> Tensor:
-        """Indices (batch_size,) int64 of the images of one optimizer step, over all ranks and micro-batches."""
-        parts: list[Tensor] = []
-        position, missing = step * self.batch_size, self.batch_size
-        while missing:
-            epoch, begin = divmod(position, self.images)
-            part = self._permutation(epoch)[begin : begin + missing]
-            parts.append(part)
-            position, missing = position + len(part), missing - len(part)
-        return torch.cat(parts)
 
     def __iter__(self) -> Iterator[BatchSlice]:
         b = self.batch_size // (self.world * self.accumulate)
         for step in itertools.count(self.start_step()):
-            batch = self.global_batch(step)
+            epoch, begin = divmod(step * self.batch_size, self.images)
+            batch = _permutation(self.seed, epoch, self.images)[begin : begin + self.batch_size]
+            if missing := self.batch_size - len(batch):
+                batch = torch.cat([batch, _permutation(self.seed, epoch + 1, self.images)[:missing]])
             for micro in range(self.accumulate):
                 first = (micro * self.world + self.rank) * b
                 yield BatchSlice(step, first, batch[first : first + b])
+
+
+@lru_cache(maxsize=2)
+def _permutation(seed: int, epoch: int, images: int) -> Tensor:
+    return torch.from_numpy(generator(seed, "order", epoch).permutation(images))
 
 
 def evaluation_batches(images: int, batch_size: int, rank: int = 0, world: int = 1) -> list[Tensor]:

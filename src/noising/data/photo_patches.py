@@ -14,11 +14,10 @@ _TRAIN, _VAL, _TEST = slice(0, 416), slice(416, 512), slice(512, 640)  # columns
 class PhotoPatches(ImageData):
     """4,900 training, 78 validation and 104 test patches of a temple and a flower; no classes.
 
-    The photographs are cut into upright strips: training patches lie in columns 0-415, on a stride;
-    validation in 416-511 and test in 512-639, edge to edge. No pixel is in two splits, and no pixel twice in
-    validation or test, whose standard errors would otherwise be too small. The strips show different things, so that a
-    large gap between training and test comes from the photographs: the set is for trying things out, not for comparing
-    models.
+    The photographs are cut into upright strips: training patches lie in columns 0-415, on a stride; validation in
+    416-511 and test in 512-639, edge to edge. No pixel is in two splits, and no pixel twice in validation or test,
+    whose standard errors would otherwise be too small. The strips show different things, so that a large gap between
+    training and test comes from the photographs: the set is for trying things out, not for comparing models.
 
     Args:
         batch_size, flip: as in ImageData.
@@ -35,10 +34,9 @@ class PhotoPatches(ImageData):
 
     def load(self) -> Splits:
         photos = [torch.from_numpy(np.array(photo)).permute(2, 0, 1) for photo in load_sample_images().images]
-        strides = ((_TRAIN, self.stride), (_VAL, _SIDE), (_TEST, _SIDE))
         train, val, test = (
             Images(torch.cat([_patches(photo[:, :, columns], stride) for photo in photos]))
-            for columns, stride in strides
+            for columns, stride in ((_TRAIN, self.stride), (_VAL, _SIDE), (_TEST, _SIDE))
         )
         return Splits(train, val, test)
 
@@ -46,4 +44,4 @@ class PhotoPatches(ImageData):
 def _patches(photo: Tensor, stride: int) -> Tensor:
     """Every patch on the stride: (3, H, W) -> (N, 3, 32, 32)."""
     windows = photo.unfold(1, _SIDE, stride).unfold(2, _SIDE, stride)  # (3, rows, columns, 32, 32)
-    return windows.permute(1, 2, 0, 3, 4).reshape(-1, len(photo), _SIDE, _SIDE)
+    return windows.permute(1, 2, 0, 3, 4).flatten(0, 1)

@@ -27,11 +27,8 @@ class _TorchvisionData(ImageData):
         if val_images < 1:
             raise ValueError(f"val_images must be at least 1, got {val_images}")
         self.root = root
+        self.place = f"data.root={root}"
         self.val_images = val_images
-
-    @property
-    def place(self) -> str:
-        return f"data.root={self.root}"
 
     def prepare_data(self) -> None:
         """Download missing files, in one process. Raises ValueError if that fails."""
@@ -45,25 +42,21 @@ class _TorchvisionData(ImageData):
                 f"data.val_images={self.val_images} leaves none of the {len(train.pixels)} images: lower it"
             )
         assert train.labels is not None
-        return Splits(
-            Images(train.pixels[:rest], train.labels[:rest]),
-            Images(train.pixels[rest:], train.labels[rest:]),
-            test,
-            classes=10,
-        )
+        sizes = [rest, self.val_images]
+        train, val = map(Images, torch.split(train.pixels, sizes), torch.split(train.labels, sizes))
+        return Splits(train, val, test, classes=10)
 
     def _read(self, train: bool, download: bool = False) -> Images:
         import torchvision.datasets  # type: ignore[import-untyped]  # here: importing it takes a second
 
+        name = type(self).__name__
         try:
             with contextlib.redirect_stdout(io.StringIO()):  # it prints every mirror it tries
-                reader = getattr(torchvision.datasets, type(self).__name__)
-                found = reader(self.root, train=train, download=download)
+                found = getattr(torchvision.datasets, name)(self.root, train=train, download=download)
         except Exception as error:  # a missing, cut or changed file shows as nearly any exception
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(
-                f"data.root={self.root}: {type(self).__name__} can be neither read nor downloaded:"
-                f" put {self.files} there ({reason})"
+                f"{self.place}: {name} can be neither read nor downloaded: put {self.files} there ({reason})"
             ) from error
         return Images(self.pixels(found.data), torch.as_tensor(found.targets, dtype=torch.int64))
 
@@ -76,12 +69,7 @@ class _GreyTorchvisionData(_TorchvisionData):
     """28x28 grey images, or 32x32 with ``pad``, a border of zeros; bits/dim of the two do not compare."""
 
     def __init__(
-        self,
-        batch_size: int,
-        root: str = "data",
-        flip: bool = False,
-        val_images: int = 1000,
-        pad: bool = False,
+        self, batch_size: int, root: str = "data", flip: bool = False, val_images: int = 1000, pad: bool = False
     ) -> None:
         super().__init__(batch_size, root, flip, val_images)
         self.pad = pad
@@ -94,8 +82,7 @@ class _GreyTorchvisionData(_TorchvisionData):
 class MNIST(_GreyTorchvisionData):
     """59,000 + 1,000 + 10,000 handwritten digits, 28x28 grey.
 
-    LeCun, Cortes & Burges, "The MNIST database of handwritten digits" (1998).
-    http://yann.lecun.com/exdb/mnist
+    LeCun, Cortes & Burges, "The MNIST database of handwritten digits" (1998). http://yann.lecun.com/exdb/mnist
     """
 
     name = "mnist"
