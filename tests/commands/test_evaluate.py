@@ -16,13 +16,13 @@ from noising.commands.sample_jobs import SampleJob
 from noising.data.image_data import ImageData
 from noising.metrics import reference_features as references
 from noising.metrics.classifier import Classifier
-from noising.metrics.extractors import Inception, feature_statistics
+from noising.metrics.extractors import Inception
 from noising.metrics.reference_features import fitted_classifier
 from noising.metrics.statistics import frechet_distance
 from noising.plots.likelihood import read_bins
 from noising.runs.folder import Run
 from tests.helpers import Command, read_table, run_script
-from tests.metrics.helpers import spread
+from tests.metrics.helpers import feature_statistics, spread
 
 FEW = ["metrics.n=70", "metrics.repeats=2", "batch_size=70", "device=cpu"]
 

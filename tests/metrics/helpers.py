@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from noising.metrics.extractors import FeatureExtractor, extract
 from noising.metrics.statistics import FeatureStatistics
 
 
@@ -13,10 +16,11 @@ def normals(*shape: int, seed: int = 0) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).standard_normal(shape))
 
 
-def statistics_of(features: Tensor) -> FeatureStatistics:
-    statistics = FeatureStatistics(features.shape[1])
-    statistics.update(features)
-    return statistics
+statistics_of = FeatureStatistics.from_features
+
+
+def feature_statistics(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> FeatureStatistics:
+    return FeatureStatistics.from_features(extract(extractor, batches))
 
 
 def spread(pixels: Tensor, count: int) -> Tensor:

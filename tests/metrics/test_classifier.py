@@ -14,8 +14,9 @@ from noising.data.digits import Digits
 from noising.data.image_data import Images, Splits
 from noising.metrics import classifier as module
 from noising.metrics.classifier import Classifier, fit_classifier
-from noising.metrics.extractors import FeatureExtractor, feature_statistics
+from noising.metrics.extractors import FeatureExtractor
 from noising.metrics.statistics import FeatureStatistics, frechet_distance
+from tests.metrics.helpers import feature_statistics
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +154,9 @@ def test_the_first_and_last_level_are_the_ends_of_the_scale() -> None:
 def test_shifts_move_each_image_whole() -> None:
     pixels = torch.zeros(200, 2, 8, 8, dtype=torch.uint8)
     pixels[:, 0, 3, 5], pixels[:, 1, 4, 2] = 9, 7
-    moved = module._shifted(pixels, torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        moved = module._shifted(pixels)
     places = moved.nonzero()[:, 1:].view(200, 2, 3) - torch.tensor([[0, 3, 5], [1, 4, 2]])
     assert torch.equal(places[:, 0], places[:, 1])  # both channels together
     assert {tuple(place) for place in places[:, 0, 1:].tolist()} == {(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)}
@@ -163,8 +166,7 @@ def test_statistics_are_of_all_features_in_evaluation_mode() -> None:
     made = Classifier(1, 8, 10).train()
     pixels = drawn(50, 1, 8, 8)
     found = feature_statistics(made, pixels.split(15))
-    whole = FeatureStatistics(64)
-    whole.update(made.eval()(pixels))
+    whole = FeatureStatistics.from_features(made.eval()(pixels))
     assert found.count == 50
     torch.testing.assert_close(found.mean, whole.mean, rtol=0, atol=1e-6)
     torch.testing.assert_close(found.covariance, whole.covariance, rtol=0, atol=1e-6)

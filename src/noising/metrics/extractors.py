@@ -1,8 +1,7 @@
-"""Feature extractors: networks that map 8-bit images to feature vectors, and features and statistics of whole sets."""
+"""Feature extractors: networks that map 8-bit images to feature vectors, and the features of whole sets."""
 
 import hashlib
 import io
-import urllib.error
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from contextlib import redirect_stderr
@@ -13,16 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noising.metrics.statistics import FeatureStatistics
-
 
 class FeatureExtractor(nn.Module, ABC):
     """A network from 8-bit images (B, C, H, W) uint8 to features (B, dims) float32, each image by itself."""
 
-    dims: int
-    """Number of features."""
-    name: str
-    """Name in cards and messages."""
+    dims: int  # number of features
+    name: str  # in cards and messages
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Tensor: ...
@@ -49,20 +44,11 @@ def extract(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> Tensor:
     """
     extractor.eval()
     device = next((weight.device for weight in extractor.state_dict().values()), torch.device("cpu"))
-    features = [extractor(pixels.to(device)).cpu() for pixels in batches]
-    joined = torch.cat(features) if features else torch.zeros(0, extractor.dims)
-    lost = int((~joined.isfinite()).any(1).sum())
+    features = torch.cat([extractor(pixels.to(device)).cpu() for pixels in batches])
+    lost = int((~features.isfinite()).any(1).sum())
     if lost:
-        raise ValueError(f"{lost} of {len(joined)} images have features that are not finite")
-    return joined
-
-
-def feature_statistics(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> FeatureStatistics:
-    """Mean and covariance of the features of all batches, as `extract` gives them, without storing the features."""
-    statistics = FeatureStatistics(extractor.dims)
-    for pixels in batches:
-        statistics.update(extract(extractor, [pixels]))
-    return statistics
+        raise ValueError(f"{lost} of {len(features)} images have features that are not finite")
+    return features
 
 
 def three_channels(pixels: Tensor) -> Tensor:
@@ -126,11 +112,10 @@ def _downloaded() -> Any:
             return torch.hub.load_state_dict_from_url(
                 URL_INCEPTION_V3, map_location="cpu", check_hash=True, progress=False
             )
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
-        name = URL_INCEPTION_V3.rpartition("/")[2]
+    except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"the Inception weights cannot be downloaded ({error}): give metrics.inception_weights=PATH, "
-            f"a local copy of torch-fidelity's {name}; or use metrics=fd, which needs none"
+            f"the Inception weights cannot be downloaded ({error}): give metrics.inception_weights=PATH, a local copy "
+            f"of torch-fidelity's {URL_INCEPTION_V3.rpartition('/')[2]}; or use metrics=fd, which needs none"
         ) from error
 
 
@@ -164,7 +149,25 @@ class DINOv2(FeatureExtractor):
         Raises ValueError if they cannot be had.
         """
         super().__init__()
-        self.network = _network(weights, repo)
+        for name, path in (("dinov2_repo", repo), ("dinov2_weights", weights)):
+            if path is not None and not Path(path).exists():
+                raise ValueError(f"{name}={path}: there is nothing there")
+        place, source = (repo, "local") if repo else ("facebookresearch/dinov2", "github")
+        try:
+            network: Any = torch.hub.load(  # type: ignore[no-untyped-call]
+                place, "dinov2_vitl14", source=source, pretrained=weights is None, trust_repo=True
+            )
+        except Exception as error:  # urllib, torch.hub and the repository's code raise errors of any type
+            raise ValueError(
+                f"DINOv2 cannot be had ({' '.join(str(error).split())}): give metrics.dinov2_repo=PATH, a clone of "
+                "facebookresearch/dinov2, and metrics.dinov2_weights=PATH, its dinov2_vitl14_pretrain.pth"
+            ) from error
+        if weights is not None:
+            try:
+                network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            except Exception as error:
+                raise ValueError(f"dinov2_weights={weights}: damaged, or not the weights of dinov2_vitl14") from error
+        self.network = network.eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(MEAN).reshape(3, 1, 1))
         self.register_buffer("std", torch.tensor(STD).reshape(3, 1, 1))
 
@@ -173,25 +176,3 @@ class DINOv2(FeatureExtractor):
         x = F.interpolate(x, (SIDE, SIDE), mode="bicubic", antialias=True)
         features: Tensor = self.network((x - self.mean) / self.std)
         return features.to(torch.float32)
-
-
-def _network(weights: str | None, repo: str | None) -> Any:
-    for name, path in (("dinov2_repo", repo), ("dinov2_weights", weights)):
-        if path is not None and not Path(path).exists():
-            raise ValueError(f"{name}={path}: there is nothing there")
-    place, source = (repo, "local") if repo else ("facebookresearch/dinov2", "github")
-    try:
-        network: Any = torch.hub.load(  # type: ignore[no-untyped-call]
-            place, "dinov2_vitl14", source=source, pretrained=weights is None, trust_repo=True
-        )
-    except Exception as error:  # urllib, torch.hub and the repository's code raise errors of any type
-        raise ValueError(
-            f"DINOv2 cannot be had ({' '.join(str(error).split())}): give metrics.dinov2_repo=PATH, a clone of "
-            "facebookresearch/dinov2, and metrics.dinov2_weights=PATH, its dinov2_vitl14_pretrain.pth"
-        ) from error
-    if weights is not None:
-        try:
-            network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        except Exception as error:
-            raise ValueError(f"dinov2_weights={weights}: damaged, or not the weights of dinov2_vitl14") from error
-    return network.eval().requires_grad_(False)

@@ -22,9 +22,8 @@ from noising.errors import ConfigError, config_errors
 from noising.metrics.extractors import DINOv2, FeatureExtractor, Inception, three_channels
 from noising.metrics.reference_features import Reference, ReferenceFeatures, fitted_classifier
 from noising.metrics.scores import inception_score, kernel_distance, nearest, precision_recall, radii, same_as_nearest
-from noising.metrics.statistics import FeatureStatistics, StatisticsFile, frechet_distance, read_statistics
+from noising.metrics.statistics import FeatureStatistics, frechet_distance, read_statistics
 
-ALL = "all"
 MAX_SAMPLES = 10_000_000
 """Upper limit of the samples of a repeat: the features of all lie in memory."""
 MAX_DEFAULT_SAMPLES = 2000
@@ -38,27 +37,17 @@ class QualityMetric(ABC):
     Raises ValueError for a count outside 1..MAX_SAMPLES, an unknown split or a missing reference file.
     """
 
-    distance: ClassVar[str]
-    """Name of the Fréchet distance in summary.json, after the split."""
-    kernel_distance: ClassVar[str]
-    """Name of the kernel distance."""
-    batch: ClassVar[int] = 500
-    """Images whose features are extracted at once."""
+    distance: ClassVar[str]  # name of the Fréchet distance in summary.json, after the split
+    kernel_distance: ClassVar[str]  # and of the kernel distance
+    batch: ClassVar[int] = 500  # images whose features are extracted at once
 
-    n: int | None = None
-    """Samples of a repeat; None for as many as there are test images, at most MAX_DEFAULT_SAMPLES."""
-    repeats: int = 3
-    """Repeats of n samples each, whose spread gives the standard error."""
-    split: str = "train"
-    """Split of the real images: train, test or val."""
-    real: int | str | None = None
-    """Number of real images; None for n, "all" for the whole split."""
-    flips: bool = False
-    """Whether each real image is added mirrored as well."""
-    reference: str | None = None
-    """A file of statistics, as `noising reference` writes it, in place of those of the real images."""
-    neighbours: int = 5
-    """Training images beside each of the samples nearest to one, in the picture."""
+    n: int | None = None  # samples of a repeat; None for as many as there are test images, at most MAX_DEFAULT_SAMPLES
+    repeats: int = 3  # repeats of n samples each, whose spread gives the standard error
+    split: str = "train"  # of the real images: train, test or val
+    real: int | str | None = None  # number of real images; None for n, "all" for the whole split
+    flips: bool = False  # whether each real image is added mirrored as well
+    reference: str | None = None  # a file as `noising reference` writes it, in place of the real images' statistics
+    neighbours: int = 5  # training images beside each of the samples nearest to one, in the picture
 
     def __post_init__(self) -> None:
         for name, value in (("n", self.n), ("repeats", self.repeats), ("neighbours", self.neighbours)):
@@ -67,14 +56,14 @@ class QualityMetric(ABC):
         if self.split not in SPLITS:
             raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split}")
         real = self.real
-        if real is not None and real != ALL and (isinstance(real, str | bool) or real < 2):
+        if real is not None and real != "all" and (isinstance(real, str | bool) or real < 2):
             raise ValueError(f"real must be null (as many as n), all, or a number of images, got {real}")
         if self.reference is not None and not Path(self.reference).is_file():
             raise ValueError(f"reference={self.reference}: there is no such file")
 
     def real_images(self, samples: int | None) -> int | None:
         """Number of real images to compare `samples` with; None for the whole split."""
-        return None if self.real == ALL else int(self.real or 0) or samples
+        return None if self.real == "all" else int(self.real or 0) or samples
 
     @abstractmethod
     def extractor(self, data: ImageData) -> FeatureExtractor:
@@ -107,10 +96,8 @@ class InceptionDistance(QualityMetric):
     batch = 50
 
     repeats: int = 1
-    inception_weights: str | None = None
-    """A local file of the weights; None to download them."""
-    layer: int = 2048
-    """Width of the layer that gives the features: 64, 192, 768 or 2048."""
+    inception_weights: str | None = None  # a local file of the weights; None to download them
+    layer: int = 2048  # width of the layer that gives the features: 64, 192, 768 or 2048
 
     def extractor(self, data: ImageData) -> FeatureExtractor:
         with config_errors("metrics"):
@@ -129,10 +116,8 @@ class DINOv2Distance(QualityMetric):
     batch = 32
 
     repeats: int = 1
-    dinov2_weights: str | None = None
-    """A local file of the weights; None to download them."""
-    dinov2_repo: str | None = None
-    """A local clone of facebookresearch/dinov2; None to download it."""
+    dinov2_weights: str | None = None  # a local file of the weights; None to download them
+    dinov2_repo: str | None = None  # a local clone of facebookresearch/dinov2; None to download it
 
     def extractor(self, data: ImageData) -> FeatureExtractor:
         with config_errors("metrics"):
@@ -169,8 +154,7 @@ class SampleQuality:
         Raises ConfigError for too few images or samples, weights that cannot be had, or a reference file of another
         extractor or of images of another shape.
         """
-        self.metric = metric
-        self.data = data
+        self.metric, self.data = metric, data
         self.references = references or ReferenceFeatures(data, metric.extractor(data), metric.batch)
         splits = [getattr(data, split).pixels for split in {metric.split, "test"}]
         self.count = metric.n or min(*map(len, splits), MAX_DEFAULT_SAMPLES)
@@ -181,25 +165,24 @@ class SampleQuality:
                 f"{extractor.dims + 1} samples, or the covariance is singular"
             )
         self.real = self.references.reference(metric.split, metric.real_images(self.count), metric.flips)
-        self.reference_file = self._read_reference_file()
+        self._statistics, self._reference_card = self.real.statistics, self.real.card
+        if metric.reference is not None:
+            with config_errors(f"metrics.reference={metric.reference}"):
+                self._use_statistics(metric.reference)
 
-    def _read_reference_file(self) -> StatisticsFile | None:
-        """The statistics of the metric's reference file, if it has one."""
-        path, extractor = self.metric.reference, self.references.extractor
-        if path is None:
-            return None
-        with config_errors(f"metrics.reference={path}"):
-            found = read_statistics(path)
-            if found.statistics.dims != extractor.dims:
-                raise ValueError(
-                    f"statistics of {found.statistics.dims} features, where {extractor.name} has {extractor.dims}"
-                )
-            for name, own in (("resolution", self.data.resolution), ("channels", self.data.channels)):
-                if found.card.get(name, own) != own:
-                    raise ValueError(f"{name} {found.card[name]}, where {self.data.name} has {own}")
-            if found.card.get("extractor_sha256", self.references.digest) != self.references.digest:
-                raise ValueError(f"of another extractor: {found.card.get('extractor')} with other weights")
-        return found
+    def _use_statistics(self, path: str) -> None:
+        """Compare samples with the statistics of a file."""
+        self._statistics, card = read_statistics(path)
+        extractor, dims = self.references.extractor, self._statistics.dims
+        if dims != extractor.dims:
+            raise ValueError(f"statistics of {dims} features, where {extractor.name} has {extractor.dims}")
+        for name, own in (("resolution", self.data.resolution), ("channels", self.data.channels)):
+            if card.get(name, own) != own:
+                raise ValueError(f"{name} {card[name]}, where {self.data.name} has {own}")
+        if card.get("extractor_sha256", self.references.digest) != self.references.digest:
+            raise ValueError(f"of another extractor: {card.get('extractor')} with other weights")
+        facts = {"extractor": self.real.card["extractor"], "images": self._statistics.count, "file": path}
+        self._reference_card = facts | card
 
     def for_validation(self, n: int | None) -> "SampleQuality":
         """This evaluation with a single repeat of n samples; None for as many as here."""
@@ -214,14 +197,7 @@ class SampleQuality:
     @property
     def card(self) -> dict[str, Any]:
         """All that the numbers depend on beside the samples."""
-        reference = self.real.card
-        if self.reference_file is not None:
-            reference = {
-                "extractor": self.real.card["extractor"],
-                "images": self.reference_file.statistics.count,
-                "file": self.metric.reference,
-                **self.reference_file.card,
-            }
+        reference = self._reference_card
         return {
             "samples": self.count,
             "repeats": self.metric.repeats,
@@ -231,10 +207,6 @@ class SampleQuality:
             "rounding": f"grey levels 0..{self.data.levels - 1}, then 8 bits",
             "libraries": {name: version(name) for name in LIBRARIES},
         }
-
-    @property
-    def _statistics(self) -> FeatureStatistics:
-        return self.real.statistics if self.reference_file is None else self.reference_file.statistics
 
     @cached_property
     def _training(self) -> Reference:
@@ -249,11 +221,11 @@ class SampleQuality:
     @cached_property
     def baseline(self) -> dict[str, float]:
         """The numbers of as many real test images; empty where there are fewer."""
-        test = self.data.test
-        if len(test.pixels) < self.count:
+        pixels, labels = self.data.test
+        if len(pixels) < self.count:
             return {}
         real = self.references.reference("test", self.count)
-        return self._numbers(real.features, None if test.labels is None else test.labels[real.images])
+        return self._numbers(real.features, None if labels is None else labels[real.images])
 
     def evaluate(self, features: Tensor, class_labels: Tensor | None) -> dict[str, float]:
         """Means over the repeats by name, each with its standard error `_mc_se` and its `_baseline`.
@@ -268,7 +240,9 @@ class SampleQuality:
             values = torch.tensor([one[name] for one in each], dtype=torch.float64)
             numbers[name] = float(values.mean())
             if name == "class_accuracy":
-                numbers[f"{name}_mc_se"] = _rate_error(numbers[name], len(features))
+                # the standard deviation of the posterior after a uniform prior: not 0 where all are right
+                rate = (numbers[name] * len(features) + 1) / (len(features) + 2)
+                numbers[f"{name}_mc_se"] = math.sqrt(rate * (1 - rate) / (len(features) + 3))
             elif len(values) > 1:
                 numbers[f"{name}_mc_se"] = float(values.std()) / math.sqrt(len(values))
             if name in self.baseline:
@@ -276,11 +250,10 @@ class SampleQuality:
         return numbers
 
     def _numbers(self, features: Tensor, class_labels: Tensor | None) -> dict[str, float]:
-        real = self.real.features
         return {
             self.metric.distance: frechet_distance(FeatureStatistics.from_features(features), self._statistics),
-            self.metric.kernel_distance: kernel_distance(features, real),
-            **precision_recall(features, real),
+            self.metric.kernel_distance: kernel_distance(features, self.real.features),
+            **precision_recall(features, self.real.features),
             "memorized": same_as_nearest(nearest(features, self._training.features, 1), self._training_radii),
             **self.metric.scores(self.references.extractor.class_logits(features), class_labels),
         }
@@ -305,9 +278,3 @@ class SampleQuality:
 def measured(numbers: Iterable[str]) -> list[str]:
     """The names of measurements: all but the standard errors and the baselines."""
     return [name for name in numbers if not name.endswith(("_mc_se", "_baseline"))]
-
-
-def _rate_error(rate: float, count: int) -> float:
-    """Standard deviation of the posterior of a rate after a uniform prior: not 0 where all are right."""
-    seen = (rate * count + 1) / (count + 2)
-    return math.sqrt(seen * (1 - seen) / (count + 3))

@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
@@ -18,12 +17,12 @@ import platformdirs
 import torch
 from torch import Tensor
 
-from noising.data.image_data import ImageData, Images
+from noising.data.image_data import ImageData
 from noising.errors import ConfigError
 from noising.metrics import classifier as classifier_code
 from noising.metrics.classifier import Classifier, fit_classifier
 from noising.metrics.extractors import FeatureExtractor, extract
-from noising.metrics.statistics import FeatureStatistics
+from noising.metrics.statistics import FeatureStatistics, write_statistics
 from noising.runs.folder import replacing
 
 
@@ -42,15 +41,9 @@ class ReferenceFeatures:
 
     def __init__(self, data: ImageData, extractor: FeatureExtractor, batch: int) -> None:
         """batch: images whose features are extracted at once."""
-        self.data = data
-        self.extractor = extractor
-        self.batch = batch
+        self.data, self.extractor, self.batch = data, extractor, batch
+        self.digest = extractor.digest
         self._read: dict[tuple[str, int | None, bool], Reference] = {}
-
-    @cached_property
-    def digest(self) -> str:
-        """The extractor's digest."""
-        return self.extractor.digest
 
     def features(self, pixels: Tensor) -> Tensor:
         """Features (N, dims) float32 of images (N, C, H, W) uint8 in the data set's grey levels."""
@@ -61,20 +54,17 @@ class ReferenceFeatures:
 
         Raises ConfigError if the split has fewer.
         """
-        key = (split, count, flips)
-        if key not in self._read:
-            self._read[key] = self._reference(*key)
-        return self._read[key]
-
-    def _reference(self, split: str, count: int | None, flips: bool) -> Reference:
-        images: Images = getattr(self.data, split)
-        there = len(images.pixels)
+        choice = (split, count, flips)
+        if choice in self._read:
+            return self._read[choice]
+        pixels: Tensor = getattr(self.data, split).pixels
+        there = len(pixels)
         if count is not None and count > there:
             raise ConfigError(
                 f"metrics: {count} images are more than the {there} {split} images of {self.data.name}: lower it"
             )
         chosen = torch.arange(count or there) * there // (count or there)
-        pixels = images.pixels[chosen]
+        pixels = pixels[chosen]
         card = {
             "data": self.data.name,
             "split": split,
@@ -82,26 +72,24 @@ class ReferenceFeatures:
             "flips": flips,
             "channels": self.data.channels,
             "resolution": self.data.resolution,
-            "resize": getattr(self.data, "resize", None),
+            "resize": self.data.resize,
             "pixels_sha256": digest(pixels),
             "extractor": f"{self.extractor.name}, {self.extractor.dims} dims",
             "extractor_sha256": self.digest,
         }
-        key = digest(json.dumps(card).encode())
 
         def write(file: IO[bytes]) -> None:
             features = self.features(torch.cat([pixels, pixels.flip(-1)]) if flips else pixels)
             statistics = FeatureStatistics.from_features(features)
-            words = np.array(json.dumps(card))
-            mean, covariance = statistics.mean.numpy(), statistics.covariance.numpy()
-            np.savez(file, mu=mean, sigma=covariance, count=len(features), card=words, features=features.numpy())
+            write_statistics(file, ".npz", statistics, card, features=features.numpy())
 
         def read(file: Path) -> Reference:
             with np.load(file, allow_pickle=False) as fields:
                 mean, covariance, features = (torch.from_numpy(fields[name]) for name in ("mu", "sigma", "features"))
-            return Reference(features, FeatureStatistics.from_moments(mean, covariance, len(features)), chosen, card)
+            return Reference(features, FeatureStatistics(len(features), mean, covariance), chosen, card)
 
-        return cached(f"reference-{key}.npz", write, read)
+        self._read[choice] = cached(f"reference-{digest(json.dumps(card).encode())}.npz", write, read)
+        return self._read[choice]
 
 
 def fitted_classifier(data: ImageData) -> Classifier:
@@ -114,13 +102,13 @@ def fitted_classifier(data: ImageData) -> Classifier:
             f"metrics=fd: {data.name} has no labels for the classifier in whose features samples are measured: "
             "use metrics=fid, or ~metrics for none"
         )
-    train, labels = data.train, data.train.labels
+    pixels, labels = data.train.pixels, data.train.labels
     shape = (data.channels, data.resolution, data.classes)
     made_by = Path(classifier_code.__file__).read_bytes()  # other code fits another classifier
-    key = digest(made_by, f"{torch.__version__} {shape} {data.levels}".encode(), train.pixels, labels)
+    key = digest(made_by, f"{torch.__version__} {shape} {data.levels}".encode(), pixels, labels)
 
     def write(file: IO[bytes]) -> None:
-        torch.save(fit_classifier(data.to_8bit(train.pixels), labels, data.classes).state_dict(), file)
+        torch.save(fit_classifier(data.to_8bit(pixels), labels, data.classes).state_dict(), file)
 
     def read(file: Path) -> Classifier:
         fitted = Classifier(*shape)

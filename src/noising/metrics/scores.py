@@ -72,8 +72,7 @@ def precision_recall(generated: Tensor, real: Tensor) -> dict[str, float]:
     generated, real = generated.double(), real.double()
     real_radii, generated_radii = radii(real, MANIFOLD, BALLS), radii(generated, MANIFOLD)
     precise = inside = 0
-    recalled = torch.zeros(len(real), dtype=torch.bool)
-    covered = torch.zeros(len(real), dtype=torch.bool)
+    recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
     for rows in torch.split(torch.arange(len(generated)), CHUNK):
         distance = torch.cdist(generated[rows], real)  # (rows, M)
         precise += int((distance <= real_radii[MANIFOLD]).any(dim=1).sum())
@@ -91,12 +90,11 @@ def precision_recall(generated: Tensor, real: Tensor) -> dict[str, float]:
 
 def radii(features: Tensor, *neighbours: int) -> dict[int, Tensor]:
     """Distance (N,) of each feature to its k-th nearest other, for each k in neighbours."""
-    largest_k = max(neighbours)
     found = []
     for rows in torch.split(torch.arange(len(features)), CHUNK):
         distance = torch.cdist(features[rows], features)
         distance[torch.arange(len(rows)), rows] = -1  # itself comes first, for any rounding
-        found.append(distance.topk(largest_k + 1, largest=False).values)
+        found.append(distance.topk(max(neighbours) + 1, largest=False).values)
     ordered = torch.cat(found)
     return {k: ordered[:, k] for k in neighbours}
 
@@ -112,9 +110,8 @@ def nearest(features: Tensor, reference: Tensor, count: int) -> Neighbours:
 
 
 def same_as_nearest(found: Neighbours, reference_radii: Tensor) -> float:
-    """The share of features nearer to a reference image than that is to any other: near 0 for new images, 1 for copies.
+    """The memorized share: near 0 for new images, 1 for copies. Alaa et al. (2021) call 1 minus this authenticity.
 
-    reference_radii: (M,), distance of each reference image to its nearest other. Alaa et al., "How Faithful is your
-    Synthetic Data?" (2021), call 1 minus this authenticity. https://arxiv.org/abs/2102.08921
+    reference_radii: (M,), distance of each reference image to its nearest other.
     """
     return float((found.distance[:, 0] < reference_radii[found.indices[:, 0]]).double().mean())
