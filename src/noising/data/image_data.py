@@ -18,8 +18,7 @@ from torch.utils.data import DataLoader
 from noising.data.order import BatchSlice, StepOrder, evaluation_batches
 from noising.randomness import generator
 
-SPLITS = ("test", "train", "val")
-"""Splits in evaluation order."""
+SPLITS = ("test", "train", "val")  # in evaluation order
 
 
 class Images(NamedTuple):

@@ -18,8 +18,7 @@ from noising.data.image_data import ImageData, Images, Splits
 
 log = logging.getLogger(__name__)
 
-_LOGGED = 20
-"""The number of left-out images for which the log gives the reason."""
+_LOGGED = 20  # the number of left-out images for which the log gives the reason
 
 
 class ImageFolder(ImageData):

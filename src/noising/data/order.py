@@ -34,8 +34,7 @@ class StepOrder(IterableDataset[BatchSlice]):
     global batch: ranks and accumulation change where an image is computed, not which images make a step.
     """
 
-    images: int
-    """At least batch_size: a step takes images of two epochs at most."""
+    images: int  # at least batch_size: a step takes images of two epochs at most
     batch_size: int
     seed: int
     start_step: Callable[[], int] = lambda: 0

@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from noising.metrics.extractors import FeatureExtractor
 
-STEPS = 600
-"""Optimizer steps of a fit: a fixed number, so that the time does not grow with the data set."""
-BATCH = 128
-"""Images of a step."""
+STEPS = 600  # optimizer steps of a fit: a fixed number, so that the time does not grow with the data set
+BATCH = 128  # images of a step
 
 
 class Classifier(FeatureExtractor):

@@ -58,8 +58,7 @@ def three_channels(pixels: Tensor) -> Tensor:
     return pixels.expand(-1, 3, -1, -1)
 
 
-LAYERS = (64, 192, 768, 2048)
-"""Widths of the layers of `Inception` that can be chosen; the literature uses the last."""
+LAYERS = (64, 192, 768, 2048)  # widths of the layers of `Inception` that can be chosen; the literature uses the last
 
 
 class Inception(FeatureExtractor):
@@ -128,10 +127,8 @@ def _read(path: str) -> Any:
         raise ValueError(f"inception_weights={path}: damaged, or not a file of weights alone") from error
 
 
-SIDE = 224
-"""Side of the images that DINOv2 is given."""
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's moments by channel, by which they are normalized."""
+SIDE = 224  # of the images that DINOv2 is given
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, by channel, by which they are normalized
 
 
 class DINOv2(FeatureExtractor):

@@ -24,10 +24,8 @@ from noising.metrics.reference_features import Reference, ReferenceFeatures, fit
 from noising.metrics.scores import inception_score, kernel_distance, nearest, precision_recall, radii, same_as_nearest
 from noising.metrics.statistics import FeatureStatistics, frechet_distance, read_statistics
 
-MAX_SAMPLES = 10_000_000
-"""Upper limit of the samples of a repeat: the features of all lie in memory."""
-MAX_DEFAULT_SAMPLES = 2000
-"""Upper limit of the samples of a repeat where n is None."""
+MAX_SAMPLES = 10_000_000  # upper limit of the samples of a repeat: the features of all lie in memory
+MAX_DEFAULT_SAMPLES = 2000  # the same where n is None
 
 
 @dataclass(eq=False)
@@ -125,8 +123,7 @@ class DINOv2Distance(QualityMetric):
             return DINOv2(self.dinov2_weights, self.dinov2_repo)
 
 
-LIBRARIES = ("torch", "torch-fidelity", "numpy")
-"""Libraries whose versions the numbers may depend on."""
+LIBRARIES = ("torch", "torch-fidelity", "numpy")  # the numbers may depend on their versions
 
 
 class NearestToTraining(NamedTuple):
@@ -212,7 +209,7 @@ class SampleQuality:
     def _training(self) -> Reference:
         """The images among which copies are searched: the training split, or `real` of it where that is a number."""
         count = self.metric.real if isinstance(self.metric.real, int) else None
-        return self.references.reference("train", count, False)
+        return self.references.reference("train", count)
 
     @cached_property
     def _training_radii(self) -> Tensor:

@@ -32,8 +32,7 @@ class Reference(NamedTuple):
     features: Tensor  # (N, dims) float32; N = 2 n with flips
     statistics: FeatureStatistics
     images: Tensor  # (n,) int64, indices in the split
-    card: dict[str, Any]
-    """All that the features depend on."""
+    card: dict[str, Any]  # all that the features depend on
 
 
 class ReferenceFeatures:

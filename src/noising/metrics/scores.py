@@ -20,8 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SUBSET = 1000
-"""Images of each of the 100 subsets of a kernel distance, at most."""
+SUBSET = 1000  # images of each of the 100 subsets of a kernel distance, at most
 
 
 def kernel_distance(generated: Tensor, real: Tensor) -> float:
@@ -46,12 +45,9 @@ def inception_score(logits: Tensor, splits: int = 10) -> float:
     return float(isc_features_to_metric(logits.cpu(), splits)[KEY_METRIC_ISC_MEAN])
 
 
-MANIFOLD = 3
-"""k of precision and recall."""
-BALLS = 5
-"""k of density and coverage."""
-CHUNK = 500
-"""Rows of a matrix of distances that are computed at once."""
+MANIFOLD = 3  # k of precision and recall
+BALLS = 5  # k of density and coverage
+CHUNK = 500  # rows of a matrix of distances that are computed at once
 
 
 class Neighbours(NamedTuple):

@@ -16,10 +16,8 @@ class FeatureStatistics:
     """Moments of `count` features: float64, on the host."""
 
     count: int
-    mean: Tensor
-    """(dims,)"""
-    covariance: Tensor
-    """(dims, dims), unbiased."""
+    mean: Tensor  # (dims,)
+    covariance: Tensor  # (dims, dims), unbiased
 
     @property
     def dims(self) -> int:
@@ -68,8 +66,7 @@ def _root(covariance: Tensor) -> Tensor:
     return root
 
 
-SUFFIXES = (".npz", ".pt")
-"""Endings of the files that can be read and written."""
+SUFFIXES = (".npz", ".pt")  # endings of the files that can be read and written
 _ARRAYS = [  # the types in a pickled array
     np.ndarray,
     np.dtype,
@@ -77,16 +74,14 @@ _ARRAYS = [  # the types in a pickled array
     type(np.dtype(np.float32)),
     type(np.dtype(np.float64)),
 ]
-_ROUNDING = 1e-5
-"""Tolerance of a file's covariance, which may be in single precision, relative to its largest entry."""
+_ROUNDING = 1e-5  # relative tolerance of a file's covariance, which may be in single precision
 
 
 class StatisticsFile(NamedTuple):
     """The content of a file of statistics."""
 
     statistics: FeatureStatistics
-    card: dict[str, Any]
-    """Description of the images and the extractor; empty for files of other tools."""
+    card: dict[str, Any]  # description of the images and the extractor; empty for files of other tools
 
 
 def read_statistics(path: str | Path, count: int | None = None) -> StatisticsFile:
