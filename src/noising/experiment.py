@@ -48,23 +48,27 @@ class Experiment:
         """data: the data set, if it was read before."""
         self.config = config
         if data is not None:
-            self.data = data
+            self.data = self._unread_data = data
+
+    @cached_property
+    def _unread_data(self) -> ImageData:
+        return make(self.config.data, "data", ImageData)
 
     @cached_property
     def data(self) -> ImageData:
         """The data set, read: its facts are known."""
-        data = make(self.config.data, "data", ImageData)
         try:
-            data.prepare_data()
-            data.setup()
+            self._unread_data.prepare_data()
+            self._unread_data.setup()
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return data
+        return self._unread_data
 
     @cached_property
     def recipe(self) -> Recipe:
-        """The parts of the theory, for images as the data set's."""
-        return build_recipe(self.config, self.data.resolution, self.data.levels)
+        """The parts of the theory; what cannot work together is told before an image is read, where that can be."""
+        resolution, levels = self._unread_data.declared or (self.data.resolution, self.data.levels)
+        return build_recipe(self.config, resolution, levels)
 
     @cached_property
     def num_classes(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from noising.data.digits import Digits
 from tests.helpers import SMALL, Command, write_images
 
 
@@ -43,9 +44,10 @@ from tests.helpers import SMALL, Command, write_images
     ],
 )
 def test_parts_that_cannot_work_together_are_refused_with_the_reason(
-    overrides: str, message: str, noising: Command, tmp_path: Path
+    overrides: str, message: str, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = noising("train", *overrides.split(), "data.batch_size=0")  # refused before the data is looked at
+    monkeypatch.setattr(Digits, "load", lambda self: pytest.fail("an image was read"))
+    outcome = noising("train", *overrides.split())
     assert outcome.code == 2
     assert outcome.err.startswith(f"error: {message}"), outcome.err
     assert outcome.err.count("\n") == 1

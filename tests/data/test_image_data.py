@@ -257,3 +257,11 @@ def test_photo_patches_are_the_two_photographs() -> None:
     assert flower[0] > flower[1] > flower[2]  # and orange petals last
     with pytest.raises(ValueError, match=r"^stride must be at least 1, got 0$"):
         PhotoPatches(batch_size=8, stride=0)
+
+
+def test_what_a_set_declares_must_be_true() -> None:
+    class Wrong(Digits):
+        declared = 8, 256
+
+    with pytest.raises(ValueError, match=r"declares \(resolution, levels\) = \(8, 256\), and has resolution 8 and 17"):
+        Wrong(batch_size=4).setup()

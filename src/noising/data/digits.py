@@ -17,6 +17,7 @@ class Digits(ImageData):
     """
 
     name = "digits"
+    declared = 8, 17
 
     def load(self) -> Splits:
         digits = load_digits()

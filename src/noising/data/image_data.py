@@ -68,6 +68,7 @@ class ImageData(LightningDataModule, ABC):
     resize: str | None = None  # the filter that resized the images; None if none did
     skipped: int = 0  # the number of unreadable images that were left out, where an option allows it
     tested: str = "test"  # the split that Trainer.test evaluates
+    declared: tuple[int, int] | None = None  # resolution and levels, if they are known before the images are read
 
     def __init__(self, batch_size: int, flip: bool = False) -> None:
         super().__init__()
@@ -89,6 +90,9 @@ class ImageData(LightningDataModule, ABC):
             self.train, self.val, self.test, self.levels, self.classes = splits
             self.channels, self.resolution = self.train.pixels.shape[1:3]
             self._check_ranges()
+            if self.declared not in (None, (self.resolution, self.levels)):
+                found = f"resolution {self.resolution} and {self.levels} levels"
+                raise ValueError(f"{self.place}: declares (resolution, levels) = {self.declared}, and has {found}")
         if self.trainer is not None and stage in (None, "fit"):
             self._order()  # the divisibility of the batch is checked by the order itself
 

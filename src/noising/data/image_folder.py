@@ -75,6 +75,7 @@ class ImageFolder(ImageData):
         self.root = Path(root)
         self.place = f"data.root={self.root}"
         self.side = resolution
+        self.declared = resolution, 256
         self.mode = {1: "L", 3: "RGB"}[channels]
         self.crop, self.labels, self.skip_unreadable = crop, labels, skip_unreadable
         self.val_fraction, self.test_fraction = val_fraction, test_fraction

@@ -25,6 +25,7 @@ class PhotoPatches(ImageData):
     """
 
     name = "photo_patches"
+    declared = _SIDE, 256
 
     def __init__(self, batch_size: int, flip: bool = False, stride: int = 8) -> None:
         super().__init__(batch_size, flip)

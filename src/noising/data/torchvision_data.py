@@ -73,6 +73,7 @@ class _GreyTorchvisionData(_TorchvisionData):
     ) -> None:
         super().__init__(batch_size, root, flip, val_images)
         self.pad = pad
+        self.declared = (32 if pad else 28), 256
 
     def pixels(self, raw: Any) -> Tensor:
         images: Tensor = raw[:, None]  # (N, 1, 28, 28)
@@ -107,6 +108,7 @@ class CIFAR10(_TorchvisionData):
     """
 
     name = "cifar10"
+    declared = 32, 256
     files = "cifar-10-python.tar.gz, unpacked, as cifar-10-batches-py"
 
     def pixels(self, raw: Any) -> Tensor:
