@@ -25,6 +25,12 @@ def config_errors(path: str) -> Iterator[None]:
         raise ConfigError(f"{path}: {one_line(error)}") from error
 
 
+def require(holds: bool, message: str) -> None:
+    """Raise ValueError with the message unless the condition holds."""
+    if not holds:
+        raise ValueError(message)
+
+
 def one_line(error: BaseException) -> str:
     """The error's message on one line, explained where Python or torch says little."""
     words = " ".join(str(error).split()) or type(error).__name__

@@ -10,6 +10,9 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.schedules import Schedule
+from noising.errors import require
+
+_NOISIEST = -2 * math.log(80)  # λ that replaces −∞ as a grid's noisy end: σ/α = 80, where Karras et al. begin
 
 
 def uniform(steps: int, schedule: Schedule) -> Tensor:
@@ -65,14 +68,9 @@ def karras(steps: int, schedule: Schedule, timesteps: int, rho: float = 7.0) -> 
 
     https://arxiv.org/abs/2206.00364
     """
-    if not 0.1 <= rho <= 1000:  # beyond, the powers overflow
-        raise ValueError(f"rho must lie between 0.1 and 1000, got {rho}")
+    require(0.1 <= rho <= 1000, f"rho must lie between 0.1 and 1000, got {rho}")  # beyond, the powers overflow
     clean, noisy = (math.exp(-end / 2) ** (1 / rho) for end in _ends(schedule, timesteps))
     return _times(-2 * rho * torch.linspace(clean, noisy, steps, dtype=torch.float64).log(), schedule)
-
-
-_NOISIEST = -2 * math.log(80)
-"""λ that replaces −∞ as a grid's noisy end: σ/α = 80, where Karras et al. begin."""
 
 
 def _ends(schedule: Schedule, timesteps: int) -> tuple[float, float]:
@@ -89,5 +87,5 @@ def _times(log_snr: Tensor, schedule: Schedule) -> Tensor:
 
 
 def _require_fewer(steps: int, timesteps: int) -> None:
-    if steps > timesteps:
-        raise ValueError(f"steps={steps} is more than the {timesteps} whole steps of the chain: use grid=uniform")
+    message = f"steps={steps} is more than the {timesteps} whole steps of the chain: use grid=uniform"
+    require(steps <= timesteps, message)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from noising.diffusion.denoiser import DenoiseFn, Denoiser, Prediction
 from noising.diffusion.levels import NoiseLevel, cast_to
+from noising.errors import require
 
 
 class Unconditional(nn.Module):
@@ -27,13 +28,8 @@ class Unconditional(nn.Module):
 
 def unconditional(denoiser: Denoiser) -> Denoiser:
     """A denoiser that ignores class labels, from one that uses them."""
-    return Denoiser(
-        Unconditional(denoiser.model),
-        denoiser.schedule,
-        denoiser.parameterization,
-        denoiser.variance,
-        denoiser.noise_label,
-    )
+    model = Unconditional(denoiser.model)
+    return Denoiser(model, denoiser.schedule, denoiser.parameterization, denoiser.variance, denoiser.noise_label)
 
 
 class Guided(Denoiser):
@@ -52,12 +48,13 @@ class Guided(Denoiser):
         Kynkäänniemi et al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality in
         Diffusion Models" (2024). https://arxiv.org/abs/2404.07724
         """
-        if scale < 0:
-            raise ValueError(f"scale must not be negative, got {scale:g}: 1 is no guidance")
+        require(scale >= 0, f"scale must not be negative, got {scale:g}: 1 is no guidance")
         if interval is not None and interval[0] >= interval[1]:
             raise ValueError(f"interval must rise from the lowest λ to the highest, got {list(interval)}")
-        if not _same(denoiser, guide):
-            raise ValueError("the guide was trained on another schedule: it must be that of the model it guides")
+        times = torch.linspace(0.001, 1, 64, dtype=torch.float64)
+        a, b = (schedule(times) for schedule in (denoiser.schedule, guide.schedule))
+        same = torch.allclose(a.alpha, b.alpha) and torch.allclose(a.sigma, b.sigma)
+        require(same, "the guide was trained on another schedule: it must be that of the model it guides")
         super().__init__(
             denoiser.model, denoiser.schedule, denoiser.parameterization, denoiser.variance, denoiser.noise_label
         )
@@ -88,8 +85,7 @@ class Guided(Denoiser):
         return guided
 
     def evaluations(self, levels: NoiseLevel) -> Tensor:
-        second = self.guide.evaluations(levels)
-        return super().evaluations(levels) + second.where(self._scales(levels) != 1, 0)
+        return super().evaluations(levels) + self.guide.evaluations(levels).where(self._scales(levels) != 1, 0)
 
     def _scales(self, level: NoiseLevel) -> Tensor:
         """The scale at a level, 1 outside the interval: float64, of the level's shape."""
@@ -98,13 +94,6 @@ class Guided(Denoiser):
             return scale
         lowest, highest = self.interval
         return scale.where((level.log_snr >= lowest) & (level.log_snr <= highest), 1.0)
-
-
-def _same(denoiser: Denoiser, guide: Denoiser) -> bool:
-    """Whether the two schedules have the same (α, σ) at the same times."""
-    times = torch.linspace(0.001, 1, 64, dtype=torch.float64)
-    a, b = (schedule(times) for schedule in (denoiser.schedule, guide.schedule))
-    return torch.allclose(a.alpha, b.alpha) and torch.allclose(a.sigma, b.sigma)
 
 
 def classifier_free(denoiser: Denoiser, scale: float, interval: tuple[float, float] | None = None) -> Guided:

@@ -1,13 +1,6 @@
 """Training objectives: functions of a denoiser and (x, t, ε), with one loss per image.
 
-All but the last two are weighted squared errors of the network's output, averaged over times t:
-
-    Regression        w(λ) ‖a x + b ε − output‖²/D
-    WeightedBound     −½ dλ/dt w(λ) ‖a x + b ε − output‖²/D, an integral over λ
-    ContinuousBound   −½ dλ/dt ‖ε − ε̂‖²/D in bits/dim, the variational bound in the limit T -> ∞
-    VariationalBound  T L_t, the variational bound of the chain of T steps
-    Hybrid            the regression, plus a small multiple of T L_t that trains a learned variance
-
+They are weighted squared errors of the network's output, averaged over times t, or terms of the variational bound.
 Times and noise are drawn outside, so that a loss can be compared with another implementation number by number.
 """
 
@@ -24,26 +17,25 @@ from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.likelihood.terms import step_terms
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Chain
+from noising.errors import require
 
-LAST_TIME = 1 - 2.0**-40
-"""Latest time of objectives with dλ/dt, which at t = 1 is infinite where a schedule ends without signal."""
-Terms = dict[str, Tensor]
-"""Named values of an objective, each (B,); "loss" is the one to minimize."""
+LAST_TIME = 1 - 2.0**-40  # latest time where dλ/dt is used: at t = 1 it is infinite if a schedule leaves no signal
+Terms = dict[str, Tensor]  # named values of an objective, each (B,); "loss" is the one to minimize
 Weighting = Callable[[NoiseLevel, Tensor], Tensor]
 """(level, gain of the parameterization) -> weight of the output's squared error, as in weightings.py."""
 
 
 class Objective(nn.Module, ABC):
-    """A training objective."""
+    """A training objective, and whether it trains a learned variance or schedule.
+
+    trains_only_variance: one of its terms trains the variance alone, and so has no effect on a fixed one;
+    over_uniform_times: it requires times that are uniform, by their draws or by their weights.
+    """
 
     trains_variance: bool = False
-    """Whether a learned reverse variance gets a gradient."""
     trains_only_variance: bool = False
-    """Whether one of its terms trains the variance alone, and so has no effect on a fixed one."""
     trains_schedule: bool = False
-    """Whether it trains a learned schedule."""
     over_uniform_times: bool = False
-    """Whether it requires times that are uniform, by their draws or by their weights."""
 
     @abstractmethod
     def forward(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None) -> Terms:
@@ -60,15 +52,13 @@ class Objective(nn.Module, ABC):
 def output_error(denoiser: Denoiser, x: Tensor, level: NoiseLevel, noise: Tensor, **condition: Tensor | None) -> Tensor:
     """‖a x + b ε − output‖²/D, the mean squared error in the network's own output space: (B,)."""
     prediction = denoiser.at(level.perturb(x, noise), level, **condition)  # type: ignore[arg-type]
-    target = denoiser.parameterization.target(x, noise, level)
-    return (prediction.output - target).square().flatten(1).mean(1)
+    return (prediction.output - denoiser.parameterization.target(x, noise, level)).square().flatten(1).mean(1)
 
 
 class WeightedLoss(Objective, ABC):
     """`weight` times the mean squared error of the network's output, with a weighting to choose."""
 
-    last_time: float = 1.0
-    """Upper limit that t is clamped to."""
+    last_time: float = 1.0  # the upper limit that t is clamped to
 
     def __init__(self, weighting: Weighting) -> None:
         super().__init__()
@@ -79,9 +69,6 @@ class WeightedLoss(Objective, ABC):
         error = output_error(denoiser, x, level, noise, **condition)
         weight = self.weight(denoiser.schedule, level, denoiser.parameterization.gain(level))
         return {"loss": cast_to(weight.flatten(), x) * error, "mse": error}
-
-    @abstractmethod
-    def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor: ...
 
 
 class Regression(WeightedLoss):
@@ -126,8 +113,7 @@ class ContinuousBound(Objective):
         level = denoiser.schedule(t.clamp(max=LAST_TIME))
         rate = denoiser.schedule.log_snr_rate(level.t)
         error = output_error(denoiser, x, level, noise, **condition)
-        weight = self._weight(rate, level, denoiser.parameterization.gain(level))
-        loss = cast_to(weight.flatten(), x) * error
+        loss = cast_to(self._weight(rate, level, denoiser.parameterization.gain(level)).flatten(), x) * error
         for curve in (level.log_snr, rate):
             if curve.requires_grad:
                 twice = 2 * loss.detach().reshape_as(curve)
@@ -158,24 +144,19 @@ class ChainObjective(Objective, ABC):
             self._made = Chain.uniform(schedule, self.timesteps)
         return self._made
 
-    def _steps(self, t: Tensor) -> Tensor:
-        """The steps 1..T of times t, each (B,), on the host."""
-        # a time on the grid may lie a rounding above it
-        return (t.double().cpu() * self.timesteps - 1e-6).ceil().long().clamp(1, self.timesteps)
-
     def _predict(
         self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None
     ) -> tuple[Tensor, NoiseLevel, Tensor, Prediction]:
-        """The steps of times t, (B,), their level, x_t and the denoiser's prediction from it."""
-        steps = self._steps(t)
+        """The steps 1..T of times t, (B,) on the host, their level, x_t and the denoiser's prediction from it."""
+        # a time on the grid may lie a rounding above it
+        steps = (t.double().cpu() * self.timesteps - 1e-6).ceil().long().clamp(1, self.timesteps)
         level = self._chain(denoiser.schedule).level(steps)
         x_t = level.perturb(x, noise)
         return steps, level, x_t, denoiser.at(x_t, level, **condition)  # type: ignore[arg-type]
 
     def _bound(self, denoiser: Denoiser, x: Tensor, x_t: Tensor, steps: Tensor, prediction: Prediction) -> Tensor:
         """T L_t in bits/dim, (B,): averaged over uniform steps, the bound without the prior term."""
-        chain = self._chain(denoiser.schedule)
-        terms = step_terms(denoiser, chain, x, x_t, steps, prediction, self.decoder)
+        terms = step_terms(denoiser, self._chain(denoiser.schedule), x, x_t, steps, prediction, self.decoder)
         return terms * (self.timesteps / (x[0].numel() * math.log(2)))
 
 
@@ -213,8 +194,7 @@ class Hybrid(ChainObjective):
 
     def __init__(self, weighting: Weighting, timesteps: int, decoder: Decoder, bound_weight: float = 0.001) -> None:
         super().__init__(timesteps, decoder)
-        if bound_weight <= 0:
-            raise ValueError(f"bound_weight must be positive, got {bound_weight}")
+        require(bound_weight > 0, f"bound_weight must be positive, got {bound_weight}")
         self.weighting = weighting
         self.bound_weight = bound_weight
 
@@ -222,8 +202,7 @@ class Hybrid(ChainObjective):
         steps, level, x_t, prediction = self._predict(denoiser, x, t, noise, **condition)
         error = (prediction.output - denoiser.parameterization.target(x, noise, level)).square().flatten(1).mean(1)
         weight = cast_to(self.weighting(level, denoiser.parameterization.gain(level)).flatten(), x)
-        held = prediction._replace(x=prediction.x.detach())
-        bound = self._bound(denoiser, x, x_t, steps, held)
+        bound = self._bound(denoiser, x, x_t, steps, prediction._replace(x=prediction.x.detach()))
         return {"loss": weight * error + self.bound_weight * bound, "mse": error, "bound": bound}
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:

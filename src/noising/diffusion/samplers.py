@@ -23,52 +23,44 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.levels import NoiseLevel, as_scalars
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Chain, Transition
+from noising.errors import require
 
-MAX_STEPS = 1_000_000
-"""Upper limit of the steps of a grid: all their coefficients lie in memory."""
-NoiseSource = Callable[[], Tensor]
-"""A source of standard normal noise (B, C, H, W), new at each call."""
+MAX_STEPS = 1_000_000  # upper limit of the steps of a grid: all their coefficients lie in memory
+MIN_LOG_SNR = -2 * math.log(1000)  # λ below which a step of `Heun` is Euler's; Karras et al. begin at −2 log 80
+NoiseSource = Callable[[], Tensor]  # a source of standard normal noise (B, C, H, W), new at each call
 
 
 class PathPoint(NamedTuple):
-    """State of the reverse process after a step, each (B, C, H, W)."""
+    """State of the reverse process after a step, and x̂ as the step used it, each (B, C, H, W)."""
 
     x_t: Tensor
     clean: Tensor
-    """x̂ as the step used it."""
 
 
 @dataclass(eq=False)
 class Sampler(ABC):
     """A rule for the steps of a grid from noise to an image.
 
+    grid: (steps, schedule) -> their times (steps,), rising to at most 1; clip: x̂ is clamped to [−clip, clip], None for
+    no limit; clip_quantile: quantile of |x̂| for dynamic thresholding: where it exceeds clip, the image is clamped to it
+    and scaled back to clip, which preserves contrast. Saharia et al., "Photorealistic Text-to-Image Diffusion Models
+    with Deep Language Understanding" (2022), section 2.3. https://arxiv.org/abs/2205.11487
+
     Raises ValueError for steps outside 1..MAX_STEPS, a clip that is not positive, or a clip_quantile outside (0, 1] or
     without a clip.
     """
 
     steps: int
-    """Number of steps of the grid."""
     grid: Callable[[int, Schedule], Tensor]
-    """(steps, schedule) -> their times (steps,), rising to at most 1."""
     clip: float | None = 1.0
-    """Limit of x̂, which is clamped to [−clip, clip]; None for no limit."""
     clip_quantile: float | None = None
-    """Quantile of |x̂| for dynamic thresholding: where it exceeds clip, the image is clamped to it and scaled back to
-    clip, which preserves contrast. Saharia et al., "Photorealistic Text-to-Image Diffusion Models with Deep Language
-    Understanding" (2022), section 2.3. https://arxiv.org/abs/2205.11487
-    """
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if self.steps > MAX_STEPS:
-            raise ValueError(f"steps must be at most {MAX_STEPS}, got {self.steps}")
-        if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip must be positive or null, got {self.clip}")
-        if self.clip_quantile is not None and (self.clip is None or not 0 < self.clip_quantile <= 1):
-            raise ValueError(
-                f"clip_quantile must be in (0, 1] and needs a clip, got {self.clip_quantile} and clip {self.clip}"
-            )
+        require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+        require(self.steps <= MAX_STEPS, f"steps must be at most {MAX_STEPS}, got {self.steps}")
+        require(self.clip is None or self.clip > 0, f"clip must be positive or null, got {self.clip}")
+        message = f"clip_quantile must be in (0, 1] and needs a clip, got {self.clip_quantile} and clip {self.clip}"
+        require(self.clip_quantile is None or (self.clip is not None and 0 < self.clip_quantile <= 1), message)
 
     def chain(self, schedule: Schedule) -> Chain:
         """The steps of this sampler on a schedule."""
@@ -102,15 +94,16 @@ class Sampler(ABC):
 
 
 class StepWeights(NamedTuple):
-    """Coefficients of the terms of S steps: float64, (S,) each, the step to the clean image first."""
+    """Coefficients of the terms of S steps: float64, (S,) each, the step to the clean image first.
+
+    log_std: of the noise, −∞ where a step adds none; log_std_slope: its slope in the network's variance channels.
+    """
 
     coef_x_t: Tensor
     coef_x0: Tensor
     coef_x0_prev: Tensor
     log_std: Tensor
-    """log of the noise's standard deviation; −∞ where a step adds none."""
     log_std_slope: Tensor
-    """Slope of that logarithm in the network's variance channels."""
 
 
 class WeightedSum(Sampler, ABC):
@@ -152,8 +145,7 @@ class Ancestral(WeightedSum):
 
     def weights(self, denoiser: Denoiser, steps: Transition) -> StepWeights:
         intercept, slope = denoiser.variance.line(steps)
-        noisy = steps.earlier.sigma > 0  # the last step's image is the mean
-        log_std = torch.where(noisy, intercept / 2, -torch.inf)
+        log_std = torch.where(steps.earlier.sigma > 0, intercept / 2, -torch.inf)  # the last step's image is the mean
         return StepWeights(*steps.mean_weights, torch.zeros_like(log_std), log_std, slope / 2)
 
 
@@ -166,12 +158,10 @@ class DDIM(WeightedSum):
     """
 
     eta: float = 0.0
-    """η, in [0, 1]."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta must be between 0 and 1, got {self.eta}")
+        require(0 <= self.eta <= 1, f"eta must be between 0 and 1, got {self.eta}")
 
     def weights(self, denoiser: Denoiser, steps: Transition) -> StepWeights:
         t, s = steps.later, steps.earlier
@@ -195,8 +185,7 @@ class DPMPP2M(WeightedSum):
     appendix A. https://arxiv.org/abs/2211.01095
     """
 
-    stochastic: bool = False
-    """Whether to solve the reverse SDE instead of the probability-flow ODE."""
+    stochastic: bool = False  # solves the reverse SDE instead of the probability-flow ODE
 
     def weights(self, denoiser: Denoiser, steps: Transition) -> StepWeights:
         t, s = steps.later, steps.earlier
@@ -208,10 +197,6 @@ class DPMPP2M(WeightedSum):
         coef_x_t = s.sigma / t.sigma * (torch.exp(-h) if self.stochastic else 1.0)
         variance = s.sigma**2 * -torch.expm1(-distance) if self.stochastic else torch.zeros_like(h)
         return StepWeights(coef_x_t, coef_x0 * (1 + ratio), -coef_x0 * ratio, variance.log() / 2, torch.zeros_like(h))
-
-
-MIN_LOG_SNR = -2 * math.log(1000)
-"""λ below which a step of `Heun` is Euler's; Karras et al. begin at −2 log 80."""
 
 
 @dataclass(eq=False)
@@ -229,23 +214,16 @@ class Heun(Sampler):
     churn their algorithm 1. https://arxiv.org/abs/2206.00364
     """
 
-    churn: float = 0.0
-    """S_churn, divided evenly among all steps."""
-    churn_min: float = 0.05
-    """Lowest σ/α at which noise is added, S_tmin."""
-    churn_max: float = 50.0
-    """Highest σ/α at which noise is added, S_tmax."""
-    churn_noise: float = 1.0
-    """Standard deviation of the added noise, S_noise."""
+    churn: float = 0.0  # S_churn, divided evenly among all steps
+    churn_min: float = 0.05  # S_tmin, the lowest σ/α at which noise is added
+    churn_max: float = 50.0  # S_tmax, the highest
+    churn_noise: float = 1.0  # S_noise, the added noise's standard deviation
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.churn < 0:
-            raise ValueError(f"churn must not be negative, got {self.churn}")
-        if not 0 < self.churn_min <= self.churn_max:
-            raise ValueError(
-                f"churn_min must be positive and at most churn_max, got {self.churn_min} and {self.churn_max}"
-            )
+        require(self.churn >= 0, f"churn must not be negative, got {self.churn}")
+        message = f"churn_min must be positive and at most churn_max, got {self.churn_min} and {self.churn_max}"
+        require(0 < self.churn_min <= self.churn_max, message)
 
     def evaluations(self, denoiser: Denoiser) -> int:
         steps = self.chain(denoiser.schedule).steps
@@ -259,32 +237,27 @@ class Heun(Sampler):
         start = self._churned(denoiser.schedule, chain.steps.later)
         denoise = denoiser.prepare(start, x_t, class_label)
         denoise_end = denoiser.prepare(chain.steps.later, x_t, class_label)
-        churn, coef_x_t, coef_x0, coef_change = self._weights(chain, start, x_t)
+        rows = self._weights(chain, start, x_t)
         for number in range(len(chain) - 1, -1, -1):
-            coef_signal, coef_noise = churn[number]
+            coef_signal, coef_noise, coef_x_t, coef_x0, coef_change = rows[number]
             if coef_noise:
                 x_t = torch.mul(x_t, coef_signal).add_(noise(), alpha=coef_noise)
             x = self._clip_clean(denoise(number, x_t)[0])
-            x_s = torch.mul(x_t, coef_x_t[number]).add_(x, alpha=coef_x0[number])
-            if coef_change[number]:
-                x_end = self._clip_clean(denoise_end(number - 1, x_s)[0])
-                x_s.add_(x_end.sub_(x), alpha=coef_change[number])
-            x_t = x_s
+            x_t = torch.mul(x_t, coef_x_t).add_(x, alpha=coef_x0)
+            if coef_change:
+                x_t.add_(self._clip_clean(denoise_end(number - 1, x_t)[0]).sub_(x), alpha=coef_change)
             yield PathPoint(x_t, x)
 
-    def _weights(
-        self, chain: Chain, t: NoiseLevel, x_t: Tensor
-    ) -> tuple[list[list[float]], tuple[Tensor, ...], list[float], list[float]]:
+    def _weights(self, chain: Chain, t: NoiseLevel, x_t: Tensor) -> list[tuple[float, float, Tensor, float, float]]:
         """Coefficients: of x_t and noise in the churn, of x_t and x̂ in Euler's step, of the change of x̂ in Heun's."""
         before, s = chain.steps.later, chain.steps.earlier
         spread = (t.sigma / t.alpha) ** 2 - (before.sigma / before.alpha) ** 2
         added = torch.where(t.log_snr < before.log_snr, self.churn_noise * t.alpha * spread.clamp(min=0).sqrt(), 0.0)
-        churn = torch.stack([t.alpha / before.alpha, added], dim=1)
         coef_x_t = s.sigma / t.sigma
-        coef_change = s.alpha * (s.alpha / (t.alpha * coef_x_t) - 1) / 2
-        coef_change = coef_change.where(self._corrected(s, t), 0.0)
-        coef_x0 = s.alpha - coef_x_t * t.alpha
-        return churn.tolist(), as_scalars(coef_x_t, x_t), coef_x0.tolist(), coef_change.tolist()
+        coef_change = (s.alpha * (s.alpha / (t.alpha * coef_x_t) - 1) / 2).where(self._corrected(s, t), 0.0)
+        fields = (t.alpha / before.alpha, added, s.alpha - coef_x_t * t.alpha, coef_change)
+        signal, noise, clean, change = (field.tolist() for field in fields)
+        return list(zip(signal, noise, as_scalars(coef_x_t, x_t), clean, change, strict=True))
 
     def _corrected(self, s: NoiseLevel, t: NoiseLevel) -> Tensor:
         """Whether each step is Heun's, with a second evaluation: bool, of the levels' shape."""
@@ -299,6 +272,5 @@ class Heun(Sampler):
         log_snr = torch.where(within & (noisier >= schedule.log_snr(torch.ones_like(t.t)).cpu()), noisier, t.log_snr)
         if not gain or bool((log_snr == t.log_snr).all()):
             return t
-        return NoiseLevel(
-            torch.where(log_snr < t.log_snr, schedule.time(log_snr).cpu(), t.t), log_snr, *schedule.scales(log_snr)
-        )
+        time = torch.where(log_snr < t.log_snr, schedule.time(log_snr).cpu(), t.t)
+        return NoiseLevel(time, log_snr, *schedule.scales(log_snr))

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from noising.diffusion.levels import Geometry, NoiseLevel, Straight, VarianceExploding, VariancePreserving
+from noising.errors import require
+
+MAX_WIDTH = 2**16  # upper limit of the width of `LearnedLogSNR`
 
 
 class Schedule(nn.Module, ABC):
@@ -84,7 +87,7 @@ class LinearLogSNR(Schedule):
         return ((log_snr - self.log_snr_max) / (self.log_snr_min - self.log_snr_max)).clamp(0, 1)
 
 
-class LogLinearSigma(Schedule):
+class LogLinearSigma(LinearLogSNR):
     """log σ rises on a straight line from log sigma_min to log sigma_max, variance-exploding: σ = e^(−λ/2).
 
     The levels of Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), spaced as
@@ -93,17 +96,9 @@ class LogLinearSigma(Schedule):
     """
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0) -> None:
-        super().__init__(VarianceExploding())
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(f"sigma_min must be in (0, sigma_max), got {sigma_min} and sigma_max {sigma_max}")
-        self.log_sigma_min = math.log(sigma_min)
-        self.log_sigma_max = math.log(sigma_max)
-
-    def log_snr(self, t: Tensor) -> Tensor:
-        return -2 * (self.log_sigma_min + (self.log_sigma_max - self.log_sigma_min) * t)
-
-    def time(self, log_snr: Tensor) -> Tensor:
-        return ((-log_snr / 2 - self.log_sigma_min) / (self.log_sigma_max - self.log_sigma_min)).clamp(0, 1)
+        message = f"sigma_min must be in (0, sigma_max), got {sigma_min} and sigma_max {sigma_max}"
+        require(0 < sigma_min < sigma_max, message)
+        super().__init__(-2 * math.log(sigma_min), -2 * math.log(sigma_max), VarianceExploding())
 
 
 class RectifiedFlow(Schedule):
@@ -138,16 +133,11 @@ class SigmoidAlphaBar(Schedule):
         geometry: Geometry | None = None,
     ) -> None:
         super().__init__(geometry)
-        if not start < end:
-            raise ValueError(f"start must be below end, got {start} and {end}")
-        if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
-        if max(abs(start), abs(end)) > 1000 * temperature:
-            raise ValueError(
-                f"start and end must lie within 1000 temperatures of 0, got {start}, {end} and {temperature}"
-            )
-        if not 0 < smallest < 1:
-            raise ValueError(f"smallest must be between 0 and 1, got {smallest}")
+        require(start < end, f"start must be below end, got {start} and {end}")
+        require(temperature > 0, f"temperature must be positive, got {temperature}")
+        message = f"start and end must lie within 1000 temperatures of 0, got {start}, {end} and {temperature}"
+        require(max(abs(start), abs(end)) <= 1000 * temperature, message)
+        require(0 < smallest < 1, f"smallest must be between 0 and 1, got {smallest}")
         self.start, self.end = start / temperature, end / temperature
         self.log_snr_min = math.log(smallest) - math.log1p(-smallest)
 
@@ -168,23 +158,17 @@ class TabulatedBeta(Schedule, ABC):
     def __init__(self, beta: Tensor, geometry: Geometry | None = None) -> None:
         """beta: (T,) float64 in (0, 1)."""
         super().__init__(geometry)
+        self.timesteps = len(beta)
         # A plain attribute, not a buffer: it must stay float64 on the host when the module is moved or halved.
         self._log_alpha_bar = torch.cat([beta.new_zeros(1), torch.log1p(-beta).cumsum(0)])
 
-    @property
-    def timesteps(self) -> int:
-        """Number of steps T."""
-        return len(self._log_alpha_bar) - 1
-
-    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The step that t lies in, from 0, and the fraction of it that has passed."""
+    def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log ᾱ at the start and the end of the step that t lies in, and the fraction of it that has passed."""
         index = (t * self.timesteps).floor().long().clamp(0, self.timesteps - 1)
-        return index, t * self.timesteps - index
+        return self._log_alpha_bar[index], self._log_alpha_bar[index + 1], t * self.timesteps - index
 
     def log_snr(self, t: Tensor) -> Tensor:
-        index, fraction = self._segment(t)
-        table = self._log_alpha_bar
-        log_alpha_bar = torch.lerp(table[index], table[index + 1], fraction)
+        log_alpha_bar = torch.lerp(*self._segment(t))
         return log_alpha_bar - torch.log(-torch.expm1(log_alpha_bar))
 
     def time(self, log_snr: Tensor) -> Tensor:
@@ -194,8 +178,7 @@ class TabulatedBeta(Schedule, ABC):
         return ((index + (log_alpha_bar - start) / (end - start)) / self.timesteps).clamp(0, 1)
 
     def log_snr_rate(self, t: Tensor) -> Tensor:
-        index, fraction = self._segment(t)
-        start, end = self._log_alpha_bar[index], self._log_alpha_bar[index + 1]
+        start, end, fraction = self._segment(t)
         # dλ/d log ᾱ = 1/(1 − ᾱ)
         return (end - start) * self.timesteps / -torch.expm1(torch.lerp(start, end, fraction))
 
@@ -207,21 +190,14 @@ class RisingBeta(TabulatedBeta, ABC):
     """
 
     def __init__(
-        self,
-        timesteps: int = 1000,
-        beta_start: float = 1e-4,
-        beta_end: float = 0.02,
-        geometry: Geometry | None = None,
+        self, timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02, geometry: Geometry | None = None
     ) -> None:
-        _require_timesteps(timesteps)
+        require(timesteps >= 1, f"timesteps must be at least 1, got {timesteps}")
+        message = f"beta_start must be in (0, beta_end], got {beta_start} and beta_end {beta_end}"
+        require(0 < beta_start <= beta_end, message)
         scale = 1000 / timesteps
-        if not 0 < beta_start <= beta_end:
-            raise ValueError(f"beta_start must be in (0, beta_end], got {beta_start} and beta_end {beta_end}")
-        if scale * beta_end >= 1:
-            raise ValueError(
-                f"beta_end times 1000/timesteps must be below 1, got {scale * beta_end:g}: "
-                f"lower beta_end or raise timesteps above {1000 * beta_end:g}"
-            )
+        message = f"beta_end times 1000/timesteps must be below 1, got {scale * beta_end:g}: lower beta_end or raise "
+        require(scale * beta_end < 1, message + f"timesteps above {1000 * beta_end:g}")
         super().__init__(self.rise(scale * beta_start, scale * beta_end, timesteps), geometry)
 
     @staticmethod
@@ -231,9 +207,9 @@ class RisingBeta(TabulatedBeta, ABC):
 
 
 class LinearBeta(RisingBeta):
-    """β rises linearly.
+    """β rises linearly. Ho et al., "Denoising Diffusion Probabilistic Models" (2020), section 4.
 
-    Ho et al., "Denoising Diffusion Probabilistic Models" (2020), section 4. https://arxiv.org/abs/2006.11239
+    https://arxiv.org/abs/2006.11239
     """
 
     @staticmethod
@@ -280,17 +256,11 @@ class Cosine(TabulatedBeta):
     """
 
     def __init__(
-        self,
-        timesteps: int = 1000,
-        offset: float = 0.008,
-        max_beta: float = 0.999,
-        geometry: Geometry | None = None,
+        self, timesteps: int = 1000, offset: float = 0.008, max_beta: float = 0.999, geometry: Geometry | None = None
     ) -> None:
-        _require_timesteps(timesteps)
-        if offset < 0:
-            raise ValueError(f"offset must not be negative, got {offset}")
-        if not 0 < max_beta < 1:
-            raise ValueError(f"max_beta must be between 0 and 1, got {max_beta}")
+        require(timesteps >= 1, f"timesteps must be at least 1, got {timesteps}")
+        require(offset >= 0, f"offset must not be negative, got {offset}")
+        require(0 < max_beta < 1, f"max_beta must be between 0 and 1, got {max_beta}")
         t = torch.arange(timesteps + 1, dtype=torch.float64) / timesteps
         alpha_bar = torch.cos((t + offset) / (1 + offset) * math.pi / 2) ** 2
         super().__init__((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=max_beta), geometry)
@@ -309,8 +279,8 @@ class ZeroTerminalSNR(Schedule):
     def __init__(self, schedule: Schedule) -> None:
         """Raises ValueError for a variance-exploding schedule, which would need infinite noise."""
         super().__init__(schedule.geometry)
-        if not math.isfinite(schedule.geometry.prior_std(torch.tensor(-math.inf, dtype=torch.float64))):
-            raise ValueError("a variance-exploding schedule cannot end without signal: wrap one of another geometry")
+        finite = math.isfinite(schedule.geometry.prior_std(torch.tensor(-math.inf, dtype=torch.float64)))
+        require(finite, "a variance-exploding schedule cannot end without signal: wrap one of another geometry")
         self.schedule = schedule
 
     def log_snr(self, t: Tensor) -> Tensor:
@@ -334,8 +304,7 @@ class ResolutionShift(Schedule):
 
     def __init__(self, schedule: Schedule, resolution: int, base_resolution: int = 64) -> None:
         super().__init__(schedule.geometry)
-        if base_resolution < 1:
-            raise ValueError(f"base_resolution must be at least 1, got {base_resolution}")
+        require(base_resolution >= 1, f"base_resolution must be at least 1, got {base_resolution}")
         self.schedule = schedule
         self.shift = 2 * math.log(base_resolution / resolution)
 
@@ -344,10 +313,6 @@ class ResolutionShift(Schedule):
 
     def time(self, log_snr: Tensor) -> Tensor:
         return self.schedule.time(log_snr - self.shift)
-
-
-MAX_WIDTH = 2**16
-"""Upper limit of the width of `LearnedLogSNR`."""
 
 
 class LearnedLogSNR(Schedule):
@@ -363,16 +328,11 @@ class LearnedLogSNR(Schedule):
     """
 
     def __init__(
-        self,
-        log_snr_max: float = 13.3,
-        log_snr_min: float = -5.0,
-        width: int = 128,
-        geometry: Geometry | None = None,
+        self, log_snr_max: float = 13.3, log_snr_min: float = -5.0, width: int = 128, geometry: Geometry | None = None
     ) -> None:
         super().__init__(geometry)
         _require_falling(log_snr_max, log_snr_min)
-        if not 1 <= width <= MAX_WIDTH:
-            raise ValueError(f"width must be at least 1 and at most {MAX_WIDTH}, got {width}")
+        require(1 <= width <= MAX_WIDTH, f"width must be at least 1 and at most {MAX_WIDTH}, got {width}")
         self.log_snr_max = log_snr_max
         self.log_snr_min = log_snr_min
         # softplus keeps them positive; the sigmoids are centred evenly over [0, 1], and small beside the line at first
@@ -383,26 +343,18 @@ class LearnedLogSNR(Schedule):
 
     def _rise(self, t: Tensor) -> Tensor:
         """f(t), in float64."""
-
-        def precise(weight: Tensor) -> Tensor:
-            return weight.to(t.device).double()
-
-        steps = torch.sigmoid(t[..., None] * F.softplus(precise(self.slopes)) + precise(self.offsets))
-        return F.softplus(precise(self.line)) * t + steps @ F.softplus(precise(self.heights))
+        parameters = (self.line, self.heights, self.slopes, self.offsets)
+        line, heights, slopes, offsets = (weight.to(t.device).double() for weight in parameters)
+        steps = torch.sigmoid(t[..., None] * F.softplus(slopes) + offsets)
+        return F.softplus(line) * t + steps @ F.softplus(heights)
 
     def log_snr(self, t: Tensor) -> Tensor:
         device = self.line.device
         t = t.to("cpu" if device.type == "mps" else device, non_blocking=True)
         start, end = self._rise(t.new_zeros(())), self._rise(t.new_ones(()))
-        risen = (self._rise(t) - start) / (end - start)
-        return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * risen
+        return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * ((self._rise(t) - start) / (end - start))
 
 
 def _require_falling(log_snr_max: float, log_snr_min: float) -> None:
     if not log_snr_max > log_snr_min:
         raise ValueError(f"log_snr_max must be above log_snr_min, got {log_snr_max} and {log_snr_min}")
-
-
-def _require_timesteps(timesteps: int) -> None:
-    if timesteps < 1:
-        raise ValueError(f"timesteps must be at least 1, got {timesteps}")

@@ -10,6 +10,7 @@ another one that reweights the noise levels, as part of the objective (`LogNorma
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,22 +19,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noising.diffusion.schedules import Schedule
+from noising.errors import require
 
-SMALLEST = 1e-9
-"""The earliest time that is drawn: at t = 0 there is no noise to predict."""
+SMALLEST = 1e-9  # the earliest time that is drawn: at t = 0 there is no noise to predict
 
 
 class BatchSlot(NamedTuple):
-    """The place of a micro-batch in the global batch of its optimizer step."""
+    """The place of a micro-batch, `size` images from `start`, in the `total` of its optimizer step's global batch.
+
+    generator: that of the step, equal on every rank.
+    """
 
     generator: np.random.Generator
-    """Generator of the step, equal on every rank."""
     start: int
-    """Index of the micro-batch's first image in the global batch."""
     size: int
-    """Images of the micro-batch."""
     total: int
-    """Images of the global batch."""
 
     def own(self, values: NDArray[np.float64]) -> Tensor:
         """The micro-batch's slice (size,) of values (total,), float64."""
@@ -43,8 +43,7 @@ class BatchSlot(NamedTuple):
 class TimeSampler(ABC):
     """A distribution of training times."""
 
-    learns: bool = False
-    """Whether it needs `observe` to be called with the losses of all ranks."""
+    learns: bool = False  # whether it needs `observe` to be called with the losses of all ranks
 
     @abstractmethod
     def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
@@ -80,8 +79,7 @@ class Grid(TimeSampler):
         self.timesteps = timesteps
 
     def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        steps = draw.generator.integers(1, self.timesteps + 1, draw.total)
-        t = draw.own(steps / self.timesteps)
+        t = draw.own(draw.generator.integers(1, self.timesteps + 1, draw.total) / self.timesteps)
         return t, torch.ones_like(t)
 
 
@@ -135,8 +133,7 @@ class LogitNormal(TimeSampler):
         self._normal = _Normal(mean, std)
 
     def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
-        u = draw.own(draw.generator.random(draw.total))
-        t = torch.sigmoid(self._normal.quantile(u)).clamp(min=SMALLEST)
+        t = torch.sigmoid(self._normal.quantile(draw.own(draw.generator.random(draw.total)))).clamp(min=SMALLEST)
         return t, torch.ones_like(t)
 
     def density(self, t: Tensor, schedule: Schedule) -> Tensor:
@@ -156,10 +153,8 @@ class LossAware(TimeSampler):
 
     def __init__(self, timesteps: int, history: int = 10, uniform_share: float = 0.001) -> None:
         """history: latest losses stored for each step; uniform_share: share of the draws that stays uniform."""
-        if history < 1:
-            raise ValueError(f"history must be at least 1, got {history}")
-        if not 0 < uniform_share <= 1:
-            raise ValueError(f"uniform_share must be in (0, 1], got {uniform_share}")
+        require(history >= 1, f"history must be at least 1, got {history}")
+        require(0 < uniform_share <= 1, f"uniform_share must be in (0, 1], got {uniform_share}")
         self.timesteps = timesteps
         self.uniform_share = uniform_share
         self._losses = np.zeros((timesteps, history))  # a ring buffer for each step
@@ -192,19 +187,19 @@ class LossAware(TimeSampler):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Raises ValueError for a history of another shape."""
         theirs, ours = tuple(state["losses"].shape), self._losses.shape
-        if theirs != ours:
-            raise ValueError(f"the checkpoint's loss history has shape {theirs}, these times have {ours}")
+        require(theirs == ours, f"the checkpoint's loss history has shape {theirs}, these times have {ours}")
         self._losses, self._seen = state["losses"].numpy().copy(), state["seen"].numpy().copy()
 
 
+@dataclass(frozen=True)
 class _Normal:
     """The normal distribution, in float64."""
 
-    def __init__(self, mean: float, std: float) -> None:
-        if std <= 0:
-            raise ValueError(f"std must be positive, got {std}")
-        self.mean = mean
-        self.std = std
+    mean: float
+    std: float
+
+    def __post_init__(self) -> None:
+        require(self.std > 0, f"std must be positive, got {self.std}")
 
     def density(self, x: Tensor) -> Tensor:
         z = (x - self.mean) / self.std

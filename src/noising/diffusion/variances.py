@@ -1,13 +1,4 @@
-"""Variances Σ of the reverse step p(x_s | x_t).
-
-    FixedSmall     c σ_s², the posterior's: optimal if the data is a single point
-    FixedLarge     c σ_t², the forward step's: optimal if the data is white noise
-    Learned        the network's variance channels are log Σ
-    LearnedRange   they interpolate between the two in log Σ
-    Optimal        c σ_s² + (α_s c)² E‖x − x̂‖²/D, optimal for the bound with any denoiser; measured after training
-
-c = 1 − e^(λ_t − λ_s) as in transitions.py. Ho et al. (2020), section 3.2, for the fixed ones.
-"""
+"""Variances Σ of the reverse step p(x_s | x_t), with c = 1 − e^(λ_t − λ_s) as in transitions.py."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -18,19 +9,21 @@ from torch import Tensor, nn
 
 from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.diffusion.transitions import Transition
+from noising.errors import require
 
 if TYPE_CHECKING:
     from noising.diffusion.denoiser import Denoiser
 
 
 class ReverseVariance(ABC):
-    """The log-variance of a reverse step, linear in the network's variance channels, if it has any."""
+    """The log-variance of a reverse step, linear in the network's variance channels, if it has any.
+
+    outputs: network outputs per image channel, 2 where the variance is learned; fitted: to a trained denoiser, and so
+    not known during training.
+    """
 
     outputs: int = 1
-    """Network outputs per image channel: 1, or 2 where the variance is learned."""
-
     fitted: bool = False
-    """Whether it is fitted to a trained denoiser, and so not known during training."""
 
     @abstractmethod
     def line(self, step: Transition) -> tuple[Tensor, Tensor]:
@@ -43,14 +36,20 @@ class ReverseVariance(ABC):
 
 
 class FixedSmall(ReverseVariance):
-    """c σ_s², the posterior's variance (β̃_t); the second step's where s is clean."""
+    """c σ_s², the posterior's variance (β̃_t), optimal for data of a single point; the second step's where s is clean.
+
+    Ho et al., "Denoising Diffusion Probabilistic Models" (2020), section 3.2. https://arxiv.org/abs/2006.11239
+    """
 
     def line(self, step: Transition) -> tuple[Tensor, Tensor]:
         return step.small_log_variance, torch.zeros_like(step.c)
 
 
 class FixedLarge(ReverseVariance):
-    """c σ_t², the forward step's variance (β_t); the second step's posterior variance where s is clean."""
+    """c σ_t², the forward step's variance (β_t), optimal for white noise; the second posterior's where s is clean.
+
+    Ho et al. (2020), section 3.2.
+    """
 
     def line(self, step: Transition) -> tuple[Tensor, Tensor]:
         large = torch.where(step.earlier.sigma > 0, step.large_log_variance, step.first_log_variance)
@@ -126,14 +125,11 @@ class Optimal(nn.Module, ReverseVariance):
     def __init__(self, knots: int = 32, images: int = 128, error: Callable[[NoiseLevel], Tensor] | None = None) -> None:
         """knots, images: numbers of noise levels and of images on which `fit` measures the error.
 
-        error: E‖x − x̂‖²/D of a level, where it is known in closed form; None to measure it. Until then the variance
-        is the posterior's.
+        error: E‖x − x̂‖²/D of a level, where known in closed form. Until it is measured the variance is the posterior's.
         """
         super().__init__()
-        if knots < 2:
-            raise ValueError(f"knots must be at least 2, got {knots}")
-        if images < 1:
-            raise ValueError(f"images must be at least 1, got {images}")
+        require(knots >= 2, f"knots must be at least 2, got {knots}")
+        require(images >= 1, f"images must be at least 1, got {images}")
         self.knots = knots
         self.images = images
         self.error = error or DenoisingError()
@@ -168,6 +164,6 @@ def fit(
     errors = []
     for t, noise in zip(denoiser.schedule.time(log_snr), noises, strict=False):
         level = denoiser.schedule(t)
-        prediction = denoiser.at(level.perturb(x, noise), level, clip, class_label)
-        errors.append((prediction.x - x).square().double().mean())
+        clean = denoiser.at(level.perturb(x, noise), level, clip, class_label).x
+        errors.append((clean - x).square().double().mean())
     variance.error.set(log_snr, torch.stack(errors))

@@ -1,23 +1,19 @@
-"""Building blocks of a U-Net: embedding of the noise label, residual block, self-attention, resampling.
+"""Building blocks of a U-Net: embedding of the noise label, residual block, self-attention.
 
 Legend: B images, C channels, H and W pixels, E embedding width, N attention heads, P = H * W pixels.
 """
 
 import math
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
-
-def zeroed(layer: Layer) -> Layer:
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     """The layer with weight and bias set to zero, so that a residual block that ends in it starts as the identity."""
-    nn.init.zeros_(layer.weight)
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
     return layer
 
 
@@ -38,8 +34,7 @@ class NoiseEmbedding(nn.Module):
 
     def forward(self, noise_label: Tensor) -> Tensor:
         angles = noise_label.float()[:, None] * self.frequencies  # (B, waves / 2)
-        waves = torch.cat([angles.sin(), angles.cos()], dim=1)  # (B, waves)
-        embedded: Tensor = self.layers(waves)  # (B, E)
+        embedded: Tensor = self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))  # (B, waves) to (B, E)
         return embedded
 
 
@@ -57,16 +52,14 @@ class Residual(nn.Module):
         self.norm_out = nn.GroupNorm(groups, out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        same = channels == out_channels
-        self.shortcut = nn.Identity() if same else nn.Conv2d(channels, out_channels, 1)
+        self.shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
         h = self.conv_in(F.silu(self.norm_in(x)))  # (B, out, H, W)
         scale, shift = self.scale_shift(embedded)[:, :, None, None].chunk(2, dim=1)  # (B, out, 1, 1) each
         h = torch.addcmul(shift, self.norm_out(h), 1 + scale)  # (B, out, H, W)
         h = self.conv_out(self.dropout(F.silu(h)))  # (B, out, H, W)
-        out: Tensor = self.shortcut(x) + h  # (B, out, H, W)
-        return out
+        return torch.add(self.shortcut(x), h)  # (B, out, H, W)
 
 
 class Attention(nn.Module):
@@ -84,19 +77,4 @@ class Attention(nn.Module):
         per_head = projected.unflatten(1, (3, self.heads, -1)).flatten(4)  # (B, 3, N, C / N, P)
         query, key, value = per_head.transpose(3, 4).unbind(1)  # (B, N, P, C / N) each
         mixed = F.scaled_dot_product_attention(query, key, value)  # (B, N, P, C / N)
-        out: Tensor = x + self.out(mixed.transpose(2, 3).reshape(x.shape))  # (B, C, H, W)
-        return out
-
-
-class Downsample(nn.Conv2d):
-    """A convolution of stride 2, which halves the resolution: (B, C, H, W) to (B, C, H / 2, W / 2)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, 3, stride=2, padding=1)
-
-
-class Upsample(nn.Sequential):
-    """Pixel repetition and a convolution, which double the resolution: (B, C, H, W) to (B, C, 2H, 2W)."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(nn.Upsample(scale_factor=2.0), nn.Conv2d(channels, channels, 3, padding=1))
+        return torch.add(x, self.out(mixed.transpose(2, 3).reshape(x.shape)))  # (B, C, H, W)

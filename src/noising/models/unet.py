@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noising.models.blocks import Attention, Downsample, NoiseEmbedding, Residual, Upsample, zeroed
+from noising.errors import require
+from noising.models.blocks import Attention, NoiseEmbedding, Residual, zeroed
 
-MAX_WIDTH, MAX_BLOCKS = 2**16, 1000
-"""Upper limits, beyond which a network would exceed any memory or take hours to build."""
+MAX_WIDTH, MAX_BLOCKS = 2**16, 1000  # beyond them a network would exceed any memory or take hours to build
 
 
 class Stage(nn.Module):
@@ -39,20 +39,16 @@ class UNet(nn.Module):
     of the class embedding means "no class", and so does None.
 
     Args:
-        channels: channels of the image.
-        out_channels: channels of the output.
         resolution: side of the image; a multiple of 2^(levels - 1).
         classes: number of image classes; 0 for a model without classes.
         width: channels of the first level; a multiple of ``groups`` and ``heads``.
         multipliers: one per level, which has width * multiplier channels and half the resolution of the one before.
         blocks: residual blocks per level.
         attention: resolutions with self-attention, besides the middle, which always has it; others are ignored.
-        heads: attention heads.
-        groups: groups of each group normalization.
+        heads, groups: attention heads, and groups of each group normalization.
         dropout: probability in [0, 1) that a residual block drops a feature in training.
 
-    Raises:
-        ValueError: a number is out of range or does not divide another; the message names it.
+    Raises ValueError if a number is out of range or does not divide another; the message names it.
     """
 
     def __init__(
@@ -71,28 +67,19 @@ class UNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        positive = {"width": width, "blocks": blocks, "heads": heads, "groups": groups}
-        for name, number in positive.items():
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
-        for name, limit in (("width", MAX_WIDTH), ("blocks", MAX_BLOCKS)):
-            if positive[name] > limit:
-                raise ValueError(f"{name} must be at most {limit}, got {positive[name]}")
-        if classes < 0:
-            raise ValueError(f"classes must be at least 0 (0: no classes), got {classes}")
-        if not multipliers or min(multipliers) < 1:
-            raise ValueError(f"multipliers must be one or more numbers of at least 1, got {list(multipliers)}")
-        for name in ("groups", "heads"):
-            if width % positive[name]:
-                raise ValueError(f"width must be a multiple of {name}={positive[name]}, got {width}")
+        for name, number in {"width": width, "blocks": blocks, "heads": heads, "groups": groups}.items():
+            require(number >= 1, f"{name} must be at least 1, got {number}")
+        require(width <= MAX_WIDTH, f"width must be at most {MAX_WIDTH}, got {width}")
+        require(blocks <= MAX_BLOCKS, f"blocks must be at most {MAX_BLOCKS}, got {blocks}")
+        require(classes >= 0, f"classes must be at least 0 (0: no classes), got {classes}")
+        some = len(multipliers) > 0 and min(multipliers) >= 1
+        require(some, f"multipliers must be one or more numbers of at least 1, got {list(multipliers)}")
+        require(width % groups == 0, f"width must be a multiple of groups={groups}, got {width}")
+        require(width % heads == 0, f"width must be a multiple of heads={heads}, got {width}")
         shrink = 2 ** (len(multipliers) - 1)
-        if resolution < 1 or resolution % shrink:
-            raise ValueError(
-                f"multipliers make {len(multipliers)} levels, which need a resolution divisible by {shrink}, "
-                f"got {resolution}: use fewer"
-            )
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
+        need = f"multipliers make {len(multipliers)} levels, which need a resolution divisible by {shrink}"
+        require(resolution >= 1 and resolution % shrink == 0, f"{need}, got {resolution}: use fewer")
+        require(0 <= dropout < 1, f"dropout must be in [0, 1), got {dropout}")
 
         embedding = 4 * width
         self.classes = classes
@@ -103,13 +90,12 @@ class UNet(nn.Module):
             residual = Residual(inputs, outputs, embedding, groups, dropout)
             return Stage(residual, Attention(outputs, groups, heads) if attends else None)
 
-        features = width
-        skips = [width]
+        features, skips = width, [width]
         self.first = nn.Conv2d(channels, width, 3, padding=1)
         self.down = nn.ModuleList()
         for level, multiplier in enumerate(multipliers):
             if level > 0:
-                self.down.append(Downsample(features))
+                self.down.append(nn.Conv2d(features, features, 3, stride=2, padding=1))  # halves the sides
                 skips.append(features)
             for _ in range(blocks):
                 self.down.append(stage(features, multiplier * width, resolution >> level in attention))
@@ -123,12 +109,20 @@ class UNet(nn.Module):
                 self.up.append(stage(inputs, multiplier * width, resolution >> level in attention))
                 features = multiplier * width
             if level > 0:
-                self.up.append(Upsample(features))
+                convolution = nn.Conv2d(features, features, 3, padding=1)
+                self.up.append(nn.Sequential(nn.Upsample(scale_factor=2.0), convolution))  # doubles the sides
         self.last_norm = nn.GroupNorm(groups, features)
         self.last = zeroed(nn.Conv2d(features, out_channels, 3, padding=1))
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
-        embedded = F.silu(self._embed(noise_label, class_label))  # (B, E)
+        embedded = self.noise_embedding(noise_label)  # (B, E)
+        if self.class_embedding is not None:
+            if class_label is None:
+                class_label = torch.full(noise_label.shape, self.classes, device=noise_label.device)  # (B,)
+            embedded = embedded + self.class_embedding(class_label)  # (B, E)
+        elif class_label is not None:
+            raise ValueError("class_label needs a model with classes, this one was built with classes=0")
+        embedded = F.silu(embedded)  # (B, E)
         h = self.first(x)  # (B, width, H, W)
         skips = [h]
         for layer in self.down:
@@ -139,19 +133,6 @@ class UNet(nn.Module):
         for layer in self.up:
             if isinstance(layer, Stage):
                 h = torch.cat([h, skips.pop()], dim=1)  # (B, C + skipped, h, w)
-                h = layer(h, embedded)  # (B, C, h, w)
-            else:
-                h = layer(h)  # (B, C, 2h, 2w)
+            h = layer(h, embedded) if isinstance(layer, Stage) else layer(h)  # (B, C, h, w); upsampled (B, C, 2h, 2w)
         out: Tensor = self.last(F.silu(self.last_norm(h)))  # (B, out_channels, H, W)
         return out
-
-    def _embed(self, noise_label: Tensor, class_label: Tensor | None) -> Tensor:
-        embedded: Tensor = self.noise_embedding(noise_label)  # (B, E)
-        if self.class_embedding is None:
-            if class_label is not None:
-                raise ValueError("class_label needs a model with classes, this one was built with classes=0")
-            return embedded
-        if class_label is None:
-            class_label = torch.full(noise_label.shape, self.classes, device=noise_label.device)  # (B,)
-        embedded = embedded + self.class_embedding(class_label)  # (B, E)
-        return embedded

@@ -28,33 +28,29 @@ from noising.diffusion.likelihood.estimators import (
     evaluate_draws,
 )
 from noising.diffusion.likelihood.terms import BoundTerms
+from noising.errors import require
 from noising.randomness import Streams, generator
 
-DEFENSIVE = 0.05
-"""Share of the draws that is uniform over the strata, in case the pilot underestimates the spread of one."""
-MAX_FULL_SUMS = 100
-"""Upper limit of the evaluations, in multiples of those of all terms of all images."""
-SMALLEST_SHARE = 4
-"""Least average number of draws per stratum in a replicate, so that rounding to whole draws keeps the shares."""
+DEFENSIVE = 0.05  # share of draws uniform over the strata, in case the pilot underestimates the spread of one
+MAX_FULL_SUMS = 100  # upper limit of the evaluations, in multiples of those of all terms of all images
+SMALLEST_SHARE = 4  # least average draws per stratum in a replicate, so that rounding to whole draws keeps the shares
 
 
 class Pilot(NamedTuple):
-    """Statistics of the terms of a few images, in nats."""
+    """Statistics of the terms of a few images of D = dims numbers each, in nats.
+
+    edges: (K + 1,), stratum k holds the steps edges[k] .. edges[k + 1] − 1; std: (K,), standard deviation of a term
+    about its step's mean in each stratum, over images and noise; image_variance: variance of the bound between images,
+    Monte Carlo variance subtracted; raw_variance: the same with it; evaluations: the network's.
+    """
 
     edges: Tensor
-    """(K + 1,): stratum k holds the steps edges[k] .. edges[k + 1] − 1."""
     std: Tensor
-    """(K,): standard deviation of a term about its step's mean in each stratum, over images and noise."""
     image_variance: float
-    """Variance of the bound between images, Monte Carlo variance subtracted."""
     raw_variance: float
-    """Variance of the estimated bound between images, Monte Carlo variance included."""
     images: int
-    """Number of images."""
     evaluations: int
-    """Number of network evaluations."""
     dims: int
-    """Numbers in one image, D."""
 
     @property
     def shares(self) -> Tensor:
@@ -80,21 +76,14 @@ class Adaptive(BoundEstimator):
         pilot_times: int = 32,
         clip: float | None = 1.0,
     ) -> None:
-        """stderr: of the mean, in bits/dim; replicates: independent samples, whose spread is the error.
-
-        pilot_images: images of the pilot; pilot_times: draws of each of them.
-        """
+        """stderr: of the mean, bits/dim; replicates: independent samples; pilot_times: draws of each pilot image."""
         super().__init__(clip)
-        if not stderr > 0:
-            raise ValueError(f"stderr must be positive, got {stderr}")
-        if replicates < 8:
-            raise ValueError(f"replicates must be at least 8 to tell an error from, got {replicates}")
-        if pilot_images < 2:
-            raise ValueError(f"pilot_images must be at least 2, got {pilot_images}")
+        require(stderr > 0, f"stderr must be positive, got {stderr}")
+        require(replicates >= 8, f"replicates must be at least 8 to tell an error from, got {replicates}")
+        require(pilot_images >= 2, f"pilot_images must be at least 2, got {pilot_images}")
         self.stderr = stderr
         self.replicates = replicates
         self.pilot_images = pilot_images
-        self.pilot_times = pilot_times
         self._pilot = Stratified(pilot_times)
 
     def plan(self, terms: BoundTerms, images: ImageSet, share: Callable[[Any], Any] | None = None) -> "AdaptivePlan":
@@ -141,9 +130,7 @@ class AdaptivePlan(BoundPlan):
         square = (pilot.dims * math.log(2)) ** 2
         self.image_spread = ImageSpread(pilot.image_variance / square, pilot.raw_variance / square, pilot.images - 1)
         counts = _whole(pilot.shares.numpy(), self.draws)
-        samples = [
-            _systematic_sample(pilot.edges.numpy(), counts, images, replicate) for replicate in range(replicates)
-        ]
+        samples = [_systematic_sample(pilot.edges.numpy(), counts, images, i) for i in range(replicates)]
         index, steps, weights = (np.stack(parts).ravel() for parts in zip(*samples, strict=True))
         by_index = np.argsort(index, kind="stable")  # the draws of an image together, replicate after replicate
         self._first = np.searchsorted(index[by_index], np.arange(images.size + 1))
@@ -155,8 +142,8 @@ class AdaptivePlan(BoundPlan):
         first, last = (self._first[index.numpy() + side] for side in (0, 1))
         rows = np.repeat(np.arange(len(index)), last - first)
         drawn = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)]).astype(int)
-        chosen = (table[drawn] for table in (self._replicates, self._steps, self._weights))
-        return DrawIndex(torch.from_numpy(rows), *(torch.from_numpy(values) for values in chosen))
+        chosen = (rows, *(table[drawn] for table in (self._replicates, self._steps, self._weights)))
+        return DrawIndex(*(torch.from_numpy(values) for values in chosen))
 
 
 def draws_needed(pilot: Pilot, stderr: float, replicates: int, images: int) -> int:

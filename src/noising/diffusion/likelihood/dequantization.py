@@ -8,6 +8,7 @@ Theis et al., "A note on the evaluation of generative models" (2015), section 3.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from noising.diffusion.levels import cast_to
 from noising.diffusion.likelihood.divergences import Divergence
 from noising.diffusion.likelihood.flow import flow_log_prob
 from noising.diffusion.likelihood.solvers import Solver
+from noising.errors import require
 from noising.randomness import Streams
 
 
@@ -37,43 +39,36 @@ def bits_per_dim(log_prob: Tensor, dims: int, levels: int) -> Tensor:
 
 
 class FlowBits(NamedTuple):
-    """The dequantized likelihood of B images, and its cost."""
+    """The dequantized likelihood of B images in R replicates, and its cost.
+
+    bits: (B, R), bits/dim, float64 on the host; evaluations: the network's per image, over all replicates.
+    """
 
     bits: Tensor
-    """(B, R): bits/dim in each of R replicates, float64 on the host."""
     evaluations: int
-    """Network evaluations per image, over all replicates."""
 
 
+@dataclass(eq=False)
 class FlowLikelihood:
     """The dequantized likelihood of a flow stopped at start_time, from R draws of u and of the probe per image.
 
     The model is the flow from N(0, prior_std²) at t = 1 to x_t at start_time, divided by α there. It is a proper
     density of images for any network, so the result is an upper bound on −log₂ P of the grey levels under that model,
     up to the solver's error. Where the noise at start_time is narrower than a cell, a model of grey levels has most of
-    its mass on the levels and little between them, where u falls: the bound is valid, but loose.
+    its mass on the levels and little between them, where u falls: the bound is valid, but loose. To clamp x̂ to
+    [−clip, clip] changes the model.
     """
 
-    def __init__(
-        self,
-        solver: Solver,
-        divergence: Divergence,
-        start_time: float,
-        replicates: int = 2,
-        clip: float | None = None,
-    ) -> None:
-        """clip: x̂ is clamped to [−clip, clip], which changes the model."""
-        if not 0 < start_time < 1:
-            raise ValueError(f"start_time must be between 0 and 1, got {start_time}")
-        if replicates < 1:
-            raise ValueError(f"replicates must be at least 1, got {replicates}")
-        if clip is not None and clip <= 0:
-            raise ValueError(f"clip must be positive or null, got {clip}")
-        self.solver = solver
-        self.divergence = divergence
-        self.start_time = start_time
-        self.replicates = replicates
-        self.clip = clip
+    solver: Solver
+    divergence: Divergence
+    start_time: float
+    replicates: int = 2
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        require(0 < self.start_time < 1, f"start_time must be between 0 and 1, got {self.start_time}")
+        require(self.replicates >= 1, f"replicates must be at least 1, got {self.replicates}")
+        require(self.clip is None or self.clip > 0, f"clip must be positive or null, got {self.clip}")
 
     @torch.no_grad()
     def __call__(
@@ -89,9 +84,8 @@ class FlowLikelihood:
         alpha = denoiser.schedule(torch.tensor(self.start_time, dtype=torch.float64)).alpha
         dims, bits, evaluations = x[0].numel(), [], 0
         for _ in range(self.replicates):
-            image = dequantize(x, torch.from_numpy(uniform.uniform(x.shape[1:])), levels)
+            x_t = cast_to(alpha, x) * dequantize(x, torch.from_numpy(uniform.uniform(x.shape[1:])), levels)
             trace = self.divergence.prepare(x, probes)
-            x_t = cast_to(alpha, x) * image
             found = flow_log_prob(denoiser, x_t, self.start_time, self.solver, trace, self.clip, class_label)
             bits.append(bits_per_dim(found.log_prob + dims * math.log(float(alpha)), dims, levels))
             evaluations += found.evaluations

@@ -13,79 +13,66 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.likelihood.terms import BoundTerms
+from noising.errors import require
 from noising.randomness import Streams
 
 
 class ImageSet(NamedTuple):
-    """A set of images with indices 0..size − 1."""
+    """A set of images with indices 0..size − 1.
+
+    fetch: indices (B,) -> images (B, C, H, W) on the network's device, and class labels for a network with classes;
+    purpose: name of the split, part of the key of every draw.
+    """
 
     size: int
     fetch: Callable[[Tensor], tuple[Tensor, Tensor | None]]
-    """Indices (B,) -> images (B, C, H, W) on the network's device, and class labels for a network with classes."""
     purpose: str
-    """Name of the split, part of the key of every draw."""
     seed: int = 0
 
 
 class DrawIndex(NamedTuple):
-    """The draws of B images, in E rows on the host."""
+    """E draws of B images, (E,) each: index among the B, index of the replicate, step t, and float64 weight of L_t."""
 
     row: Tensor
-    """(E,): index of the image among the B."""
     replicate: Tensor
-    """(E,): index of the replicate."""
     step: Tensor
-    """(E,): the step t, 1..T."""
     weight: Tensor
-    """(E,): weight of L_t, float64."""
 
 
 class BoundDraws(NamedTuple):
-    """The evaluated draws of B images: float64 on the host, in nats."""
+    """The evaluated draws of B images of D = dims numbers each: float64 on the host, in nats.
+
+    prior: L_T, exact, and floor: least possible L_0, (B,); nats: L_t, and error: ‖x − x̂‖²/D, of each draw (E,).
+    """
 
     prior: Tensor
-    """(B,): L_T, exact."""
     floor: Tensor
-    """(B,): least possible L_0."""
     places: DrawIndex
     nats: Tensor
-    """(E,): L_t of each draw."""
     error: Tensor
-    """(E,): ‖x − x̂‖²/D of each draw."""
     dims: int
-    """Numbers in one image, D."""
 
 
 class ImageSpread(NamedTuple):
-    """The variance of the bound between images, (bits/dim)²."""
+    """The variance of the bound between images, (bits/dim)², Monte Carlo variance subtracted; `raw` includes it."""
 
     variance: float
-    """Variance between images, Monte Carlo variance subtracted."""
     raw: float
-    """Variance between images, Monte Carlo variance included."""
     freedom: int
-    """Degrees of freedom."""
-
-    @property
-    def uncertainty(self) -> float:
-        """Half the variance of `raw`, to compare estimates by."""
-        return self.raw**2 / self.freedom
 
 
 class BoundPlan(ABC):
-    """The draws of a set of images, fixed before the first is evaluated."""
+    """The draws of a set of images, fixed before the first is evaluated.
+
+    evaluations: the network's over all images, those of a pilot included; image_spread: as estimated by a pilot.
+    """
 
     replicates: int
     evaluations: int
-    """Network evaluations over all images, those of a pilot included."""
     pilot_evaluations: int = 0
-    """Network evaluations of a pilot."""
-    by_image: bool
-    """Whether each image has draws of its own in every replicate, independent of the other images'."""
-    even: bool
-    """Whether all images have equally many draws in every replicate, so that images can be compared by them."""
+    by_image: bool  # whether each image has draws of its own in every replicate, independent of the other images'
+    even: bool  # whether all images have equally many draws in every replicate, so that images can be compared by them
     image_spread: ImageSpread | None = None
-    """The variance between images, if a pilot estimated it."""
 
     @abstractmethod
     def places(self, index: Tensor, streams: Streams) -> DrawIndex:
@@ -97,8 +84,7 @@ class BoundEstimator(ABC):
 
     def __init__(self, clip: float | None = 1.0) -> None:
         """clip: x̂ is clamped to [−clip, clip], which changes the model that is bounded."""
-        if clip is not None and clip <= 0:
-            raise ValueError(f"clip must be positive or null, got {clip}")
+        require(clip is None or clip > 0, f"clip must be positive or null, got {clip}")
         self.clip = clip
 
     @abstractmethod
@@ -155,8 +141,8 @@ class StrataPlan(BoundPlan):
         drawn = self.edges[:-1] + (torch.from_numpy(streams.uniform(shape[1:])) * widths).long()
         rows = torch.arange(shape[0])[:, None, None].expand(shape)
         replicate = torch.arange(shape[1])[:, None].expand(shape)
-        weight = widths.double().expand(shape)
-        return DrawIndex(rows.flatten(), replicate.flatten(), drawn.flatten(), weight.flatten())
+        fields = (rows, replicate, drawn, widths.double().expand(shape))
+        return DrawIndex(*(field.flatten() for field in fields))
 
 
 class Exact(BoundEstimator):
@@ -174,8 +160,7 @@ class Stratified(BoundEstimator):
 
     def __init__(self, times: int = 64, clip: float | None = 1.0) -> None:
         super().__init__(clip)
-        if times < 4 or times % 2:
-            raise ValueError(f"times must be an even number from 4, got {times}")
+        require(times >= 4 and times % 2 == 0, f"times must be an even number from 4, got {times}")
         self.times = times
 
     def plan(self, terms: BoundTerms, images: ImageSet, share: Callable[[Any], Any] | None = None) -> StrataPlan:
@@ -183,10 +168,7 @@ class Stratified(BoundEstimator):
 
 
 def log_strata(timesteps: int, count: int) -> Tensor:
-    """Edges (K + 1,) of at most `count` strata of the steps 1..T: step 1, the decoder's, then of equal width in log t.
-
-    Stratum k holds the steps edges[k] .. edges[k + 1] − 1.
-    """
+    """Edges (K + 1,), as in `StrataPlan`, of at most `count` strata of the steps 1..T: step 1, then even in log t."""
     edges = [1, 2]
     for left in range(min(count, timesteps) - 1, 0, -1):  # divide the remaining steps by equal ratios
         ratio = ((timesteps + 1) / edges[-1]) ** (1 / left)

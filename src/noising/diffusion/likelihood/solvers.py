@@ -14,21 +14,22 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-Slope = Callable[[Tensor, float], tuple[Tensor, Tensor]]
-"""(z (B, C, H, W), φ) -> (v (B, C, H, W), rate (B,))."""
-_LOG_DROWNED = math.log(1e5)
-"""log σ/α above which the signal is negligible: levels beyond it, α = 0 among them, are crossed in one step."""
+from noising.errors import require
+
+Slope = Callable[[Tensor, float], tuple[Tensor, Tensor]]  # (z (B, C, H, W), φ) -> (v (B, C, H, W), rate (B,))
+MAX_STEPS = 1_000_000  # upper limit of the steps of `RungeKutta4`
+_LOG_DROWNED = math.log(1e5)  # log σ/α of negligible signal: levels beyond, α = 0 among them, are crossed in one step
 
 
 class Solution(NamedTuple):
-    """The end of a flow, and its cost."""
+    """The end z (B, C, H, W) of a flow, and its cost in evaluations of the slope, each for the whole batch.
+
+    integral: (B,), the rate's over φ, float64 on the host.
+    """
 
     z: Tensor
-    """(B, C, H, W)."""
     integral: Tensor
-    """(B,): integral of the rate over φ, float64 on the host."""
     evaluations: int
-    """Evaluations of the slope, each for the whole batch."""
 
 
 class Solver(ABC):
@@ -61,10 +62,6 @@ def even_in_log_snr(start: float, end: float, steps: int) -> list[float]:
     return [start, *np.arctan(np.exp(inside)).tolist(), end]
 
 
-MAX_STEPS = 1_000_000
-"""Upper limit of the steps of `RungeKutta4`."""
-
-
 class RungeKutta4(Solver):
     """The classical Runge-Kutta method of fourth order, with the same steps for every image in any batch.
 
@@ -73,10 +70,8 @@ class RungeKutta4(Solver):
 
     def __init__(self, steps: int, spacing: Callable[[float, float, int], list[float]] = even_in_log_snr) -> None:
         """steps: their number, of four evaluations each; spacing: (start, end, steps) -> angles (steps + 1,)."""
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        if steps > MAX_STEPS:
-            raise ValueError(f"steps must be at most {MAX_STEPS}, got {steps}")
+        require(steps >= 1, f"steps must be at least 1, got {steps}")
+        require(steps <= MAX_STEPS, f"steps must be at most {MAX_STEPS}, got {steps}")
         self.steps = steps
         self.spacing = spacing
 
@@ -107,8 +102,7 @@ class DormandPrince(Solver):
     """
 
     def __init__(self, rtol: float, atol: float) -> None:
-        if rtol <= 0 or atol <= 0:
-            raise ValueError(f"rtol and atol must be positive, got {rtol} and {atol}")
+        require(rtol > 0 and atol > 0, f"rtol and atol must be positive, got {rtol} and {atol}")
         self.rtol = rtol
         self.atol = atol
 
@@ -119,8 +113,7 @@ class DormandPrince(Solver):
         def right_hand_side(angle: float, state: np.ndarray) -> np.ndarray:
             v, rate = slope(torch.from_numpy(state[:pixels]).reshape(z.shape).to(z), angle)
             flat = torch.cat([v.cpu().double().flatten(), rate.cpu().double() / dims]).numpy()
-            if not np.isfinite(flat).all():
-                raise ValueError(f"the flow is not finite at σ/α = {math.tan(angle):.3g}")
+            require(bool(np.isfinite(flat).all()), f"the flow is not finite at σ/α = {math.tan(angle):.3g}")
             return flat
 
         # scipy's norm is the root mean square over the whole state: with these factors its square is the sum of the
@@ -129,7 +122,6 @@ class DormandPrince(Solver):
         state = np.concatenate([z.cpu().double().flatten().numpy(), np.zeros(images)])
         tolerances = {"rtol": self.rtol * shares, "atol": self.atol * shares}
         solved = solve_ivp(right_hand_side, (start, end), state, method="RK45", t_eval=[end], **tolerances)
-        if not solved.success:
-            raise ValueError(f"no solution within rtol {self.rtol:g} and atol {self.atol:g}: {solved.message}")
+        require(solved.success, f"no solution within rtol {self.rtol:g} and atol {self.atol:g}: {solved.message}")
         last = torch.from_numpy(solved.y[:, -1].copy())
         return Solution(last[:pixels].reshape(z.shape), dims * last[pixels:], int(solved.nfev))
