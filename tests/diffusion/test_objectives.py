@@ -16,7 +16,7 @@ from noising.diffusion.likelihood.decoders import (
     SoftmaxGaussian,
     TanhDiscretizedGaussian,
 )
-from noising.diffusion.likelihood.terms import posterior_term, variational_bound
+from noising.diffusion.likelihood.terms import ModelTerms, variational_bound
 from noising.diffusion.noise_labels import ScaledTime
 from noising.diffusion.objectives import ContinuousBound, Hybrid, Objective, Regression, VariationalBound, WeightedBound
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
@@ -258,7 +258,7 @@ def test_is_the_limit_of_the_posterior_terms_at_rate_one_over_t() -> None:
         chain = Chain(schedule, torch.linspace(0, 1, steps + 1, dtype=torch.float64).clamp(min=1e-12))
         every = torch.arange(2, steps + 2)
         many = (v.expand(steps, -1, -1, -1) for v in (x, noise))
-        terms = posterior_term(denoiser, chain, next(many), every, next(many))
+        terms = ModelTerms(denoiser, chain, PlainGaussian()).at(next(many), every, next(many)).nats
         off.append(float(terms.sum()) / (9 * math.log(2)) - limit)
     assert off[0] / off[1] == pytest.approx(2, rel=0.05)
     assert off[1] / off[2] == pytest.approx(2, rel=0.05)

@@ -10,7 +10,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from noising.diffusion.likelihood.terms import posterior_term, prior_term
+from noising.diffusion.likelihood.decoders import PlainGaussian
+from noising.diffusion.likelihood.terms import ModelTerms, prior_term
 from noising.diffusion.parameterizations import Epsilon
 from noising.diffusion.schedules import Cosine, LinearBeta
 from noising.diffusion.transitions import Chain
@@ -28,7 +29,7 @@ def rate(chain: Chain, variance: ReverseVariance, images: Tensor, draws: int = 1
     total = prior_term(chain, x)
     for step in range(2, len(chain) + 1):
         noise = torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        total += posterior_term(denoiser, chain, x, step, noise)
+        total += ModelTerms(denoiser, chain, PlainGaussian()).at(x, torch.full((len(x),), step), noise).nats
     bits = total / (x[0].numel() * math.log(2))
     return float(bits.mean()), float(bits.std()) / math.sqrt(len(bits))
 

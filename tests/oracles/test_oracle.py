@@ -13,7 +13,7 @@ from scipy.stats import norm
 
 from noising.diffusion.levels import Geometry, Straight, VarianceExploding, VariancePreserving
 from noising.diffusion.likelihood.decoders import SoftmaxGaussian
-from noising.diffusion.likelihood.terms import decoder_term
+from noising.diffusion.likelihood.terms import ModelTerms
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Flow, Karras, Parameterization, Score, Velocity
 from noising.diffusion.schedules import (
     Cosine,
@@ -138,8 +138,8 @@ def test_decoder_of_grey_levels_is_the_sum_over_all_values(t: float) -> None:
     x = values.repeat_interleave(len(points)).reshape(-1, 1, 1, 1)
     noise = torch.from_numpy(points).repeat(levels).reshape(-1, 1, 1, 1)
     denoiser = oracle_denoiser(oracle, schedule, Epsilon(), FixedSmall())
-    terms = decoder_term(denoiser, chain, x, noise, SoftmaxGaussian(levels)).reshape(levels, -1)
-    measured = float((terms @ torch.from_numpy(weights)).mean())
+    terms = ModelTerms(denoiser, chain, SoftmaxGaussian(levels)).at(x, torch.ones(len(x)).long(), noise).nats
+    measured = float((terms.reshape(levels, -1) @ torch.from_numpy(weights)).mean())
 
     level = chain.level(1)
     alpha, sigma = float(level.alpha), float(level.sigma)

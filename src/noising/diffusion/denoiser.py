@@ -22,21 +22,15 @@ DenoiseFn = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
 
 
 class Prediction(NamedTuple):
-    """A denoiser's estimates from x_t, each (B, C, H, W)."""
+    """A denoiser's estimates x̂ and ε̂ from x_t, each (B, C, H, W).
+
+    output: the network's, which the parameterization solves for both; raw_variance: its variance channels, if any.
+    """
 
     x: Tensor
-    """x̂."""
     noise: Tensor
-    """ε̂."""
     output: Tensor
-    """The network's output, which the parameterization solves for x̂ and ε̂."""
     raw_variance: Tensor | None
-    """The network's variance channels, if it has them."""
-
-    def rows(self, rows: Tensor) -> "Prediction":
-        """The estimates for the images of these rows, (b,) int64 on the images' device."""
-        raw = None if self.raw_variance is None else self.raw_variance[rows]
-        return Prediction(self.x[rows], self.noise[rows], self.output[rows], raw)
 
 
 class Denoiser(nn.Module):
@@ -72,8 +66,7 @@ class Denoiser(nn.Module):
         if clip is None:
             return prediction
         x = prediction.x.clamp(-clip, clip)
-        noise = (x_t - cast_to(level.alpha, x_t) * x) * cast_to(1 / level.sigma, x_t)
-        return prediction._replace(x=x, noise=noise)
+        return prediction._replace(x=x, noise=(x_t - cast_to(level.alpha, x_t) * x) * cast_to(1 / level.sigma, x_t))
 
     def predict(self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None) -> Prediction:
         """(x̂, ε̂) without clipping."""
@@ -81,9 +74,7 @@ class Denoiser(nn.Module):
         scaled = cast_to(self.parameterization.input_scale(level), x_t) * x_t
         # under autocast the network returns half precision; x̂ and ε̂ are solved from it in x_t's type
         raw = self.model(scaled, label.flatten().expand(len(x_t)), class_label=class_label).to(x_t.dtype)
-        output, raw_variance = raw, None
-        if self.variance.outputs > 1:
-            output, raw_variance = raw.chunk(self.variance.outputs, dim=1)
+        output, raw_variance = (raw, None) if self.variance.outputs == 1 else raw.chunk(self.variance.outputs, dim=1)
         x, noise = self.parameterization.solve(output, x_t, level)
         return Prediction(x, noise, output, raw_variance)
 
@@ -101,9 +92,7 @@ class Denoiser(nn.Module):
 
         def denoise(number: int, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
             scaled = x_t if scales[number] == 1 else scales[number] * x_t
-            output, raw_variance = model(scaled, labels[number], class_label=class_label), None
-            if output.dtype != x_t.dtype:
-                output = output.to(x_t.dtype)
+            output, raw_variance = model(scaled, labels[number], class_label=class_label).to(x_t.dtype), None
             if outputs > 1:
                 output, raw_variance = output.chunk(outputs, dim=1)
             return torch.mul(x_t, by_x_t[number]).add_(output, alpha=by_output[number]), raw_variance
@@ -116,5 +105,4 @@ class Denoiser(nn.Module):
 
     def reverse(self, step: Transition, x_t: Tensor, prediction: Prediction) -> Gaussian:
         """p(x_s | x_t): the posterior mean with x̂ for x, and the reverse variance. Ho et al. (2020), equation 11."""
-        log_variance = self.variance.log_variance(step, prediction.raw_variance)
-        return Gaussian(step.mean(x_t, prediction.x), log_variance)
+        return Gaussian(step.mean(x_t, prediction.x), self.variance.log_variance(step, prediction.raw_variance))

@@ -34,9 +34,8 @@ class Gaussian(NamedTuple):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log N(x) summed over pixels: (B,), nats."""
-        log_variance = cast_to(self.log_variance, x)
         square = (x - self.mean) ** 2 * cast_to((-self.log_variance).exp(), x)
-        return per_image(-0.5 * (math.log(2 * math.pi) + log_variance + square))
+        return per_image(-0.5 * (math.log(2 * math.pi) + cast_to(self.log_variance, x) + square))
 
     def kl(self, other: "Gaussian") -> Tensor:
         """KL(self ‖ other) summed over pixels: (B,), nats."""

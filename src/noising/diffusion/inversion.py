@@ -13,8 +13,7 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.levels import NoiseLevel
 from noising.diffusion.transitions import Chain
 
-_STRAIGHT = 1e-3
-"""Sine of the angle below which the chord replaces the arc: in float32 sin((1 − f) θ)/sin θ has few digits there."""
+_STRAIGHT = 1e-3  # sine of the angle below which the chord replaces the arc, whose formula loses its float32 digits
 
 
 def interpolate(a: Tensor, b: Tensor, fraction: float) -> Tensor:

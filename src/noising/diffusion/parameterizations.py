@@ -32,16 +32,16 @@ class Parameterization(ABC):
     def solve(self, output: Tensor, x_t: Tensor, level: NoiseLevel) -> tuple[Tensor, Tensor]:
         """(x̂, ε̂) from the network's output and x_t."""
         a, b = self.mix(level)
-        d = self._determinant(level)
+        d = self.determinant(level)
         x = cast_to(level.sigma / d, x_t) * output - cast_to(b / d, x_t) * x_t
         noise = cast_to(a / d, x_t) * x_t - cast_to(level.alpha / d, x_t) * output
         return x, noise
 
     def gain(self, level: NoiseLevel) -> Tensor:
         """The ratio of errors at fixed x_t: ‖target − output‖ = gain ‖x − x̂‖."""
-        return self._determinant(level).abs() / level.sigma
+        return self.determinant(level).abs() / level.sigma
 
-    def _determinant(self, level: NoiseLevel) -> Tensor:
+    def determinant(self, level: NoiseLevel) -> Tensor:
         a, b = self.mix(level)
         return a * level.sigma - b * level.alpha
 

@@ -4,7 +4,7 @@ Conflicts are found before anything costly, such as data or a network, is built.
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from noising.diffusion.times import TimeSampler
 from noising.diffusion.variances import ReverseVariance
 from noising.errors import config_errors
 
-T = TypeVar("T")
+_MAX_LOG_SNR = 200.0  # upper limit of |λ|, far beyond those at which α² or σ² is 0 in float32
 
 
 class Recipe(NamedTuple):
@@ -41,9 +41,8 @@ class Recipe(NamedTuple):
 def conflicts(recipe: Recipe) -> Iterator[str]:
     """Messages, one per conflict, that name the options and a way out."""
     schedule, objective, variance = recipe.schedule, recipe.objective, recipe.variance
-    wrong = list(_malformed(recipe))
-    if wrong:
-        yield from wrong
+    if (fault := _malformed(recipe)) is not None:
+        yield fault
         return
     end = schedule(torch.ones(1, dtype=torch.float64))
     if not end.alpha.any():
@@ -55,8 +54,7 @@ def conflicts(recipe: Recipe) -> Iterator[str]:
             )
         if not recipe.noise_label(end).isfinite().all():
             yield f"noise_label: {_name(recipe.noise_label)} is infinite {where}; use scaled_time or scaled_log_snr"
-    learned = any(parameter.requires_grad for parameter in schedule.parameters())
-    if learned and not objective.trains_schedule:
+    if any(parameter.requires_grad for parameter in schedule.parameters()) and not objective.trains_schedule:
         yield (
             f"schedule: {_name(schedule)} is learned, and objective {_name(objective)} is no measure of a schedule: it "
             "would make the task easy, not the model good; use objective=continuous_bound or a fixed schedule"
@@ -102,12 +100,8 @@ def conflicts(recipe: Recipe) -> Iterator[str]:
         yield f"weighting: weighs some level by {worst:g}; a weight must be finite and not negative"
 
 
-_MAX_LOG_SNR = 200.0
-"""Upper limit of |λ|, far beyond those at which α² or σ² is 0 in float32."""
-
-
-def _malformed(recipe: Recipe) -> Iterator[str]:
-    """Messages on faults of a user's own schedule or parameterization that make the other checks impossible."""
+def _malformed(recipe: Recipe) -> str | None:
+    """A message on a user's own schedule or parameterization that makes the other checks impossible."""
     schedule, parameterization = recipe.schedule, recipe.parameterization
     t = torch.linspace(0.001, 0.999, 997, dtype=torch.float64)
     how = "compute it from t with torch's own functions, in t's float64"
@@ -115,30 +109,27 @@ def _malformed(recipe: Recipe) -> Iterator[str]:
         log_snr = schedule.log_snr(t).detach()
         schedule.log_snr_rate(t)
     except (RuntimeError, TypeError) as error:
-        yield f"schedule: λ(t) of {_name(schedule)} cannot be computed or differentiated: {how} ({error})"
-        return
+        return f"schedule: λ(t) of {_name(schedule)} cannot be computed or differentiated: {how} ({error})"
     if log_snr.shape != t.shape or log_snr.dtype != t.dtype:
-        yield (
+        return (
             f"schedule: for t of shape {tuple(t.shape)} {_name(schedule)} gives λ of shape {tuple(log_snr.shape)} in "
             f"{str(log_snr.dtype).removeprefix('torch.')}: {how}"
         )
-        return
     if not log_snr.isfinite().all() or float(log_snr.abs().max()) > _MAX_LOG_SNR:
-        yield (
+        return (
             f"schedule: λ(t) of {_name(schedule)} goes from {float(log_snr[0]):.3g} to {float(log_snr[-1]):.3g} "
             f"between t = 0.001 and 0.999: it must stay within {_MAX_LOG_SNR:g} of 0"
         )
-        return
     level = schedule(t)
-    a, b = parameterization.mix(level)
-    determinant = (a * level.sigma - b * level.alpha).expand_as(level.alpha).flatten()
+    determinant = parameterization.determinant(level).expand_as(level.alpha).flatten()
     singular = (determinant.abs() < 1e-12) | (determinant.sign() != determinant.sign()[0])
     if bool(singular.any()):
         where = float(level.log_snr.flatten()[int(singular.nonzero()[0])])
-        yield (
+        return (
             f"parameterization: near λ = {where:.1f} {_name(parameterization)} mixes x and ε as x_t does, so that its "
             "output says nothing of x̂: a σ − b α must keep one sign, or the schedule stop before"
         )
+    return None
 
 
 def _name(part: object) -> str:

@@ -22,15 +22,15 @@ from noising.diffusion.schedules import Schedule
 
 
 class Transition(NamedTuple):
-    """The step between a level t and a cleaner level s; coefficients are float64, of the levels' shape."""
+    """The step between a later level t and an earlier, cleaner level s; coefficients are float64, of the levels' shape.
+
+    first_log_variance replaces log c σ_s² where s is clean, so that σ_s = 0 and the posterior a point: the second
+    step's value, as in the reference implementations of DDPM. It affects bits/dim.
+    """
 
     later: NoiseLevel
-    """The level t."""
     earlier: NoiseLevel
-    """The level s."""
     first_log_variance: Tensor
-    """Replacement of log c σ_s² where s is clean, so that σ_s = 0 and the posterior a point: the second step's value,
-    as in the reference implementations of DDPM. It affects bits/dim."""
 
     @property
     def c(self) -> Tensor:
@@ -39,8 +39,7 @@ class Transition(NamedTuple):
 
     def forward(self, x_s: Tensor) -> Gaussian:
         """q(x_t | x_s), a forward step. Ho et al. (2020), equation 2."""
-        mean = cast_to(self.later.alpha / self.earlier.alpha, x_s) * x_s
-        return Gaussian(mean, self.large_log_variance)
+        return Gaussian(cast_to(self.later.alpha / self.earlier.alpha, x_s) * x_s, self.large_log_variance)
 
     @property
     def mean_weights(self) -> tuple[Tensor, Tensor]:
@@ -73,14 +72,6 @@ class Transition(NamedTuple):
         return Gaussian(self.mean(x_t, x), self.small_log_variance)
 
 
-def _with_clean(schedule: Schedule, times: Tensor) -> NoiseLevel:
-    """The clean level, which a schedule need not reach, and those at the times: fields of (T + 1,)."""
-    clean = torch.full((1,), torch.inf, dtype=torch.float64)
-    levels = NoiseLevel(*(field.detach().flatten().cpu() for field in schedule(times)))
-    clean_level = NoiseLevel(torch.zeros_like(clean), clean, *schedule.scales(clean))
-    return NoiseLevel(*(torch.cat(fields) for fields in zip(clean_level, levels, strict=True)))
-
-
 class Chain:
     """A schedule on a grid of times 0 < t_1 < … < t_T: chain[i] is the step t_i -> t_(i−1), with t_0 = 0 clean.
 
@@ -95,20 +86,24 @@ class Chain:
         if not len(times) or times[0] <= 0 or times[-1] > 1 or not bool((times.diff() > 0).all()):
             raise ValueError("times of a chain must rise within (0, 1]")
         self.schedule = schedule
-        self.times = torch.cat([times.new_zeros(1), times])
-        self._levels = _with_clean(schedule, times)
-        self._first_log_variance = self._second_step_log_variance()
+        zero, infinite = times.new_zeros(1), times.new_full((1,), torch.inf)
+        self.times = torch.cat([zero, times])
+        clean = (zero, infinite, *schedule.scales(infinite))  # a level that the schedule need not reach
+        noisy = (field.detach().flatten().cpu() for field in schedule(times))
+        self._levels = NoiseLevel(*(torch.cat(fields) for fields in zip(clean, noisy, strict=True)))
+        log_snr, variance = self._levels.log_snr, self._levels.sigma[1] ** 2
+        # without a second step it is the forward variance of the only one
+        second = variance if len(times) == 1 else -torch.expm1(log_snr[2] - log_snr[1]) * variance
+        self._first_log_variance = torch.log(second)
+        alpha_bar, noise = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)
+        self.alpha_bar, self.alpha = alpha_bar[1:], alpha_bar[1:] / alpha_bar[:-1]
+        self.beta = 1 - self.alpha
+        self.posterior_variance = self.beta * noise[:-1] / noise[1:]  # β̃_t = β_t (1 − ᾱ_(t−1))/(1 − ᾱ_t)
 
     @classmethod
     def uniform(cls, schedule: Schedule, timesteps: int) -> "Chain":
         """The chain of T equal steps, t = i/T."""
         return cls(schedule, torch.arange(1, timesteps + 1, dtype=torch.float64) / timesteps)
-
-    def _second_step_log_variance(self) -> Tensor:
-        log_snr, sigma = self._levels.log_snr, self._levels.sigma
-        if len(self) == 1:  # no second step: the forward variance of the only one
-            return torch.log(sigma[1] ** 2)
-        return torch.log(-torch.expm1(log_snr[2] - log_snr[1]) * sigma[1] ** 2)
 
     def __len__(self) -> int:
         return len(self.times) - 1
@@ -130,24 +125,3 @@ class Chain:
         if isinstance(step, int) and not 1 <= step <= len(self):
             raise IndexError(f"steps of this chain are 1 to {len(self)}, got {step}")
         return Transition(self.level(step), self.level(step - 1), self._first_log_variance)
-
-    @property
-    def alpha_bar(self) -> Tensor:
-        """ᾱ_t = sigmoid(λ_t)."""
-        return torch.sigmoid(self._levels.log_snr[1:])
-
-    @property
-    def alpha(self) -> Tensor:
-        """α_t = ᾱ_t/ᾱ_(t−1) = 1 − β_t."""
-        return self.alpha_bar / torch.sigmoid(self._levels.log_snr[:-1])
-
-    @property
-    def beta(self) -> Tensor:
-        """β_t."""
-        return 1 - self.alpha
-
-    @property
-    def posterior_variance(self) -> Tensor:
-        """β̃_t = β_t (1 − ᾱ_(t−1))/(1 − ᾱ_t)."""
-        before, after = (torch.sigmoid(-self._levels.log_snr[i]) for i in (slice(0, -1), slice(1, None)))
-        return self.beta * before / after

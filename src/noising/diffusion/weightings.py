@@ -81,6 +81,5 @@ def loss_weights(
     level = schedule(t)
     gain = parameterization.gain(level)
     density = times.density(t, schedule) / schedule.log_snr_rate(t).abs()
-    on_output = objective.weight(schedule, level, gain)
-    on_noise = (on_output * gain**2 / level.log_snr.exp()).flatten()
+    on_noise = (objective.weight(schedule, level, gain) * gain**2 / level.log_snr.exp()).flatten()
     return LossWeights(level.log_snr.flatten(), density, 2 * density * on_noise)

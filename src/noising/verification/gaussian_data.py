@@ -13,7 +13,7 @@ from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.likelihood.decoders import PlainGaussian
-from noising.diffusion.likelihood.terms import decoder_term, posterior_term, prior_term
+from noising.diffusion.likelihood.terms import ModelTerms
 from noising.diffusion.recipe import Recipe
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedSmall, Optimal
@@ -21,8 +21,7 @@ from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian
 from noising.verification.identity import Identity
 
-STD = 0.5
-"""Standard deviation of the data, about that of pixels in [−1, 1]."""
+STD = 0.5  # standard deviation of the data, about that of pixels in [−1, 1]
 
 
 def exact_images(std: float = STD) -> Tensor:
@@ -36,11 +35,10 @@ def exact_noise() -> Tensor:
 
 
 class ExpectedBound(NamedTuple):
-    """The expectation of every term in bits/dim."""
+    """The expectation of every term in bits/dim; steps: (T − 1,), for t = 2..T."""
 
     prior: float
     steps: Tensor
-    """(T − 1,), for t = 2..T."""
     decoder: float
 
     @property
@@ -52,14 +50,10 @@ class ExpectedBound(NamedTuple):
 @torch.no_grad()
 def expected_bound(denoiser: Denoiser, chain: Chain, std: float = STD) -> ExpectedBound:
     """The bound of N(0, std²) with the plain Gaussian decoder, for a linear denoiser."""
-    x, noise, bits = exact_images(std), exact_noise(), 4 * math.log(2)
-    steps = torch.arange(2, len(chain) + 1)
-    many_x, many_noise = (v.expand(len(steps), -1, -1, -1) for v in (x, noise))
-    return ExpectedBound(
-        float(prior_term(chain, x)) / bits,
-        posterior_term(denoiser, chain, many_x, steps, many_noise) / bits,
-        float(decoder_term(denoiser, chain, x, noise, PlainGaussian())) / bits,
-    )
+    terms, bits = ModelTerms(denoiser, chain, PlainGaussian()), 4 * math.log(2)
+    x, noise = (v.expand(len(chain), -1, -1, -1) for v in (exact_images(std), exact_noise()))
+    nats = terms.at(x, torch.arange(1, len(chain) + 1), noise).nats
+    return ExpectedBound(float(terms.prior(x[:1])) / bits, nats[1:] / bits, float(nats[0]) / bits)
 
 
 def bound_identities(recipe: Recipe, chain: Chain) -> Iterator[Identity]:
@@ -73,8 +67,7 @@ def bound_identities(recipe: Recipe, chain: Chain) -> Iterator[Identity]:
     if recipe.variance.outputs == 1 and not recipe.variance.fitted:
         own = oracle_denoiser(oracle, recipe.schedule, recipe.parameterization, recipe.variance)
         excess = expected_bound(own, chain).total - total
-        name = f"what {type(recipe.variance).__name__} costs there, bits/dim"
-        gap = _gap(recipe, chain)
+        name, gap = f"what {type(recipe.variance).__name__} costs there, bits/dim", _gap(recipe, chain)
         yield Identity("variance", name, gap, excess, 1e-6 * max(1, abs(gap)))
     if len(chain) > 1:  # one step has no posterior to compare with
         yield _limit(recipe, chain)

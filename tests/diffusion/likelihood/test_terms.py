@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.likelihood.decoders import DiscretizedGaussian, PlainGaussian
-from noising.diffusion.likelihood.terms import posterior_term, prior_term, variational_bound
+from noising.diffusion.likelihood.terms import ModelTerms, prior_term, variational_bound
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
 from noising.diffusion.variances import FixedLarge, FixedSmall, ReverseVariance
 from tests.diffusion.helpers import (
@@ -106,7 +106,8 @@ def test_steps_are_the_fall_of_snr_times_the_images_error(name: str) -> None:
         later, earlier = chain.level(step), chain.level(step - 1)
         error = ((denoiser.at(later.perturb(x, noise), later).x - x) ** 2).sum((1, 2, 3))
         expected = (earlier.log_snr.exp() - later.log_snr.exp()) / 2 * error
-        torch.testing.assert_close(posterior_term(denoiser, chain, x, step, noise), expected, rtol=1e-6, atol=0)
+        found = ModelTerms(denoiser, chain, PlainGaussian()).at(x, torch.full((2,), step), noise).nats
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 def test_no_perturbation_of_the_optimum_does_better() -> None:

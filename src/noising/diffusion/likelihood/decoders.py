@@ -11,10 +11,9 @@ from noising.diffusion.levels import NoiseLevel, cast_to
 
 
 class Decoder(ABC):
-    """The observation model at the end of the reverse chain."""
+    """The observation model at the end of the reverse chain; unit: of the resulting bound."""
 
     unit: str = "bits/dim"
-    """Unit of the resulting bound."""
 
     @abstractmethod
     def log_prob(self, x: Tensor, reverse: Gaussian, x_1: Tensor, level: NoiseLevel) -> Tensor:
@@ -47,10 +46,7 @@ class DiscretizedGaussian(GreyLevelDecoder):
         upper = torch.where(grey >= self.levels - 1, torch.inf, upper)
         above = lower + upper > 0
         # mirror into the lower tail, where differences of the distribution function keep their digits
-        lower, upper = (
-            torch.where(above, -upper, lower),
-            torch.where(above, -lower, upper),
-        )
+        lower, upper = torch.where(above, -upper, lower), torch.where(above, -lower, upper)
         log_upper, log_lower = torch.special.log_ndtr(upper), torch.special.log_ndtr(lower)
         return per_image(log_upper + torch.log(-torch.expm1(log_lower - log_upper))).to(x.dtype)
 
@@ -64,7 +60,7 @@ class TanhDiscretizedGaussian(GreyLevelDecoder):
 
     def log_prob(self, x: Tensor, reverse: Gaussian, x_1: Tensor, level: NoiseLevel) -> Tensor:
         *edges, grey = _bin_edges(x, reverse, self.levels)
-        lower, upper = (_tanh_cdf(edge) for edge in edges)
+        lower, upper = (0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))) for z in edges)
         mass = torch.where(grey <= 0, upper, torch.where(grey >= self.levels - 1, 1 - lower, upper - lower))
         return per_image(mass.clamp(min=1e-12).log()).to(x.dtype)
 
@@ -113,7 +109,3 @@ def _bin_edges(x: Tensor, reverse: Gaussian, levels: int) -> tuple[Tensor, Tenso
     # the nearest level decides which bins are the outer ones, since x itself is rounded
     grey = ((x + 1) / 2 * (levels - 1)).round()
     return (centred - half_bin) * rate, (centred + half_bin) * rate, grey
-
-
-def _tanh_cdf(z: Tensor) -> Tensor:
-    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))

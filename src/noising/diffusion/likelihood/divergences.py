@@ -13,10 +13,8 @@ from torch import Tensor
 from noising.diffusion.gaussian import per_image
 from noising.randomness import Streams
 
-Velocity = Callable[[Tensor], Tensor]
-"""z (B, C, H, W) -> v(z), in which an image's velocity does not depend on the other images."""
-Trace = Callable[[Velocity, Tensor], tuple[Tensor, Tensor]]
-"""(v, z (B, C, H, W)) -> (v(z), ∇·v(z) (B,))."""
+Velocity = Callable[[Tensor], Tensor]  # z (B, C, H, W) -> v(z), an image's independent of the other images
+Trace = Callable[[Velocity, Tensor], tuple[Tensor, Tensor]]  # (v, z (B, C, H, W)) -> (v(z), ∇·v(z) (B,))
 
 
 def exact_trace(velocity: Velocity, z: Tensor) -> tuple[Tensor, Tensor]:

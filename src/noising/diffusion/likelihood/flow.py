@@ -26,12 +26,10 @@ from noising.diffusion.likelihood.solvers import Solver
 
 
 class FlowLogProb(NamedTuple):
-    """The log-density of a batch, and its cost."""
+    """The log-density of a batch, (B,) nats, float64 on the host, and its cost in network evaluations per image."""
 
     log_prob: Tensor
-    """(B,) nats, float64 on the host."""
     evaluations: int
-    """Network evaluations per image."""
 
 
 @torch.no_grad()
@@ -57,8 +55,7 @@ def flow_log_prob(
         level = schedule(torch.ones((), dtype=torch.float64)) if angle >= last else _level(denoiser, angle)
 
         def velocity(z: Tensor) -> Tensor:
-            x_t = z * cast_to(torch.hypot(level.alpha, level.sigma), z)
-            prediction = denoiser.at(x_t, level, clip, class_label)
+            prediction = denoiser.at(z * cast_to(torch.hypot(level.alpha, level.sigma), z), level, clip, class_label)
             return math.cos(angle) * prediction.noise - math.sin(angle) * prediction.x
 
         return trace(velocity, z)
@@ -77,15 +74,15 @@ def _level(denoiser: Denoiser, angle: float) -> NoiseLevel:
 
 
 class ReplicatedMean(NamedTuple):
-    """A mean over images and replicates, with two independent standard errors."""
+    """A mean over N images and their replicates, with two independent standard errors.
+
+    mc_se: Monte Carlo, from the variance within images; image_se: over images, Monte Carlo variance subtracted, ≥ 0.
+    """
 
     mean: float
     mc_se: float
-    """Monte Carlo standard error, from the variance within images."""
     image_se: float
-    """Standard error over images, Monte Carlo variance subtracted; at least 0."""
     images: int
-    """Number of images N."""
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -97,8 +94,7 @@ class ReplicatedMean(NamedTuple):
 def replicated_mean(values: Tensor) -> ReplicatedMean:
     """The mean of values (N, R) float64, N images in R replicates; undefined standard errors are nan."""
     images, replicates = values.shape
-    mean = float(values.mean())
     draws = float(values.var(1).mean()) / replicates if replicates > 1 else math.nan
     between = float(values.mean(1).var()) - draws if images > 1 else math.nan
-    clipped = max(between, 0.0) if math.isfinite(between) else math.nan
-    return ReplicatedMean(mean, math.sqrt(draws / images), math.sqrt(clipped / images), images)
+    image_se = math.nan if math.isnan(between) else math.sqrt(max(between, 0.0) / images)
+    return ReplicatedMean(float(values.mean()), math.sqrt(draws / images), image_se, images)

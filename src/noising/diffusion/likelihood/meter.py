@@ -24,25 +24,23 @@ from noising.diffusion.likelihood.estimators import (
 )
 from noising.diffusion.likelihood.terms import BoundTerms
 
-BINS = 120
-"""Upper limit of the bins of steps in a curve."""
-MIN_DRAWS = 64
-"""Least number of draws in a bin of a curve; smaller neighbours are merged."""
+BINS = 120  # upper limit of the bins of steps in a curve
+MIN_DRAWS = 64  # least number of draws in a bin of a curve; smaller neighbours are merged
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Total number of evaluations -> context manager that yields advance(number of further ones)."""
 
 
 class BoundCurve(NamedTuple):
-    """The bound by step, averaged in K bins of steps; float64."""
+    """The bound by step, averaged in K bins of steps; float64.
+
+    edges: (K + 1,), bin k holds the steps edges[k] .. edges[k + 1] − 1, the first is step 1 alone, the decoder's.
+    (K,) each: mean bits/dim of one step in the bin, its standard error over noise and images, and E‖x − x̂‖²/D there.
+    """
 
     edges: Tensor
-    """(K + 1,): bin k holds the steps edges[k] .. edges[k + 1] − 1; the first bin is step 1 alone, the decoder's."""
     bits: Tensor
-    """(K,): mean bits/dim of one step in the bin."""
     stderr: Tensor
-    """(K,): its standard error, over noise and images."""
     error: Tensor
-    """(K,): E‖x − x̂‖²/D in the bin, for images in [−1, 1]."""
 
 
 class BoundMeter:
@@ -52,10 +50,9 @@ class BoundMeter:
         self.plan = plan
         self.timesteps = timesteps
         self._edges = log_strata(timesteps, BINS)
-        bins = len(self._edges) - 1
         self._images = torch.zeros(8, dtype=torch.float64)
         self._replicates = torch.zeros(plan.replicates, 2, dtype=torch.float64)
-        self._bins = torch.zeros(4, bins, dtype=torch.float64)
+        self._bins = torch.zeros(4, len(self._edges) - 1, dtype=torch.float64)
 
     def update(self, draws: BoundDraws) -> None:
         """Add the draws of some images."""
@@ -82,9 +79,8 @@ class BoundMeter:
     def merge(self, sums: Tensor) -> None:
         """Set the state to sums over all ranks."""
         parts = torch.split(sums, [self._images.numel(), self._replicates.numel(), self._bins.numel()])
-        self._images = parts[0]
-        self._replicates = parts[1].reshape_as(self._replicates)
-        self._bins = parts[2].reshape_as(self._bins)
+        own = (self._images, self._replicates, self._bins)
+        self._images, self._replicates, self._bins = (a.reshape_as(b) for a, b in zip(parts, own, strict=True))
 
     @property
     def images(self) -> int:
@@ -143,7 +139,7 @@ class BoundMeter:
             spreads.append(ImageSpread(max(raw - noise, 0.0), raw, int(n) - 1))
         if not spreads or n == 1:
             return _Error(math.nan, 1)
-        spread = min(spreads, key=lambda spread: spread.uncertainty)
+        spread = min(spreads, key=lambda spread: spread.raw**2 / spread.freedom)  # that is half the variance of raw
         return _Error(math.sqrt(spread.variance / n), spread.freedom)
 
     def curve(self) -> BoundCurve:

@@ -7,8 +7,8 @@
 
 Ho et al., "Denoising Diffusion Probabilistic Models" (2020), equation 5. https://arxiv.org/abs/2006.11239
 
-The functions give single terms, `variational_bound` all of them, and `BoundTerms` is the interface of the estimators,
-which evaluate terms at chosen steps only. Everything is in nats per image but `bits_per_dim`, and in float32 or better:
+`variational_bound` gives all terms; `BoundTerms` is the interface of the estimators, which evaluate chosen steps only.
+ Everything is in nats per image but `bits_per_dim`, and in float32 or better:
 never under autocast.
 """
 
@@ -29,13 +29,15 @@ from noising.diffusion.variances import ReverseVariance
 
 
 class Bound(NamedTuple):
-    """The bound of a batch of images, in nats: prior (B,), steps (B, T − 1) for t = 2..T, decoder (B,)."""
+    """The bound of a batch of images of dims = C·H·W numbers each, in nats.
+
+    prior: (B,); steps: (B, T − 1), for t = 2..T; decoder: (B,).
+    """
 
     prior: Tensor
     steps: Tensor
     decoder: Tensor
     dims: int
-    """Numbers in one image, C·H·W."""
 
     @property
     def total(self) -> Tensor:
@@ -52,51 +54,12 @@ class Bound(NamedTuple):
 def prior_term(chain: Chain, x: Tensor) -> Tensor:
     """L_T = KL(q(x_T | x_0) ‖ N(0, prior_std²)): (B,) nats. x: (B, C, H, W)."""
     level = chain.level(len(chain))
-    end = Gaussian(cast_to(level.alpha, x) * x, 2 * level.sigma.log())
-    log_prior_variance = torch.full_like(level.sigma, 2 * math.log(chain.schedule.prior_std))
-    return end.kl(Gaussian(torch.zeros_like(x), log_prior_variance))
-
-
-def posterior_term(
-    denoiser: Denoiser,
-    chain: Chain,
-    x: Tensor,
-    step: int | Tensor,
-    noise: Tensor,
-    clip: float | None = None,
-    class_label: Tensor | None = None,
-) -> Tensor:
-    """L_t, t = step in 2..T, one for the batch or (B,) one per image, with noise of x's shape: (B,) nats."""
-    transition = chain[step]
-    x_t = transition.later.perturb(x, noise)
-    prediction = denoiser.at(x_t, transition.later, clip, class_label)
-    return transition.posterior(x_t, x).kl(denoiser.reverse(transition, x_t, prediction))
-
-
-def decoder_term(
-    denoiser: Denoiser,
-    chain: Chain,
-    x: Tensor,
-    noise: Tensor,
-    decoder: Decoder,
-    clip: float | None = None,
-    class_label: Tensor | None = None,
-) -> Tensor:
-    """L_0 = −log p(x_0 | x_1), with noise of x's shape: (B,) nats."""
-    transition = chain[1]
-    x_1 = transition.later.perturb(x, noise)
-    prediction = denoiser.at(x_1, transition.later, clip, class_label)
-    return -decoder.log_prob(x, denoiser.reverse(transition, x_1, prediction), x_1, transition.later)
+    prior = Gaussian(torch.zeros_like(x), torch.full_like(level.sigma, 2 * math.log(chain.schedule.prior_std)))
+    return Gaussian(cast_to(level.alpha, x) * x, 2 * level.sigma.log()).kl(prior)
 
 
 def step_terms(
-    denoiser: Denoiser,
-    chain: Chain,
-    x: Tensor,
-    x_t: Tensor,
-    steps: Tensor,
-    prediction: Prediction,
-    decoder: Decoder,
+    denoiser: Denoiser, chain: Chain, x: Tensor, x_t: Tensor, steps: Tensor, prediction: Prediction, decoder: Decoder
 ) -> Tensor:
     """The term of each image's own step, L_t or at step 1 L_0, from one prediction for all: (B,) nats.
 
@@ -107,9 +70,10 @@ def step_terms(
     last = (steps == 1).nonzero().flatten().to(x.device, non_blocking=True)  # steps are on the host: no synchronization
     if not len(last):
         return terms
-    x_1 = x_t[last]
-    reverse = denoiser.reverse(chain[1], x_1, prediction.rows(last))
-    return terms.index_copy(0, last, -decoder.log_prob(x[last], reverse, x_1, chain.level(1)))
+    step, x_1, raw = chain[1], x_t[last], prediction.raw_variance
+    log_variance = denoiser.variance.log_variance(step, None if raw is None else raw[last])
+    reverse = Gaussian(step.mean(x_1, prediction.x[last]), log_variance)
+    return terms.index_copy(0, last, -decoder.log_prob(x[last], reverse, x_1, step.later))
 
 
 def decoder_floor(variance: ReverseVariance, chain: Chain, x: Tensor, noise: Tensor, decoder: Decoder) -> Tensor:
@@ -124,34 +88,11 @@ def decoder_floor(variance: ReverseVariance, chain: Chain, x: Tensor, noise: Ten
     return -decoder.log_prob(x, reverse, transition.later.perturb(x, noise), transition.later)
 
 
-def variational_bound(
-    denoiser: Denoiser,
-    chain: Chain,
-    x: Tensor,
-    decoder: Decoder,
-    noise: Callable[[], Tensor] | None = None,
-    clip: float | None = None,
-    class_label: Tensor | None = None,
-) -> Bound:
-    """Every term of the bound, by T network evaluations per image.
-
-    x: (B, C, H, W) on the decoder's grid in [−1, 1]; noise: gives standard normal noise of x's shape for each step in
-    turn, t = 1..T (default: from torch's generator); clip: x̂ is clamped to [−clip, clip].
-    """
-    draw = noise or (lambda: torch.randn_like(x))
-    last = decoder_term(denoiser, chain, x, draw(), decoder, clip, class_label)
-    steps = [posterior_term(denoiser, chain, x, step, draw(), clip, class_label) for step in range(2, len(chain) + 1)]
-    stacked = torch.stack(steps, dim=1) if steps else x.new_zeros(len(x), 0)
-    return Bound(prior_term(chain, x), stacked, last, x[0].numel())
-
-
 class Term(NamedTuple):
-    """A term of the bound and the denoising error at its step, each (B,)."""
+    """A term of the bound, L_t or at step 1 L_0, and the denoising error ‖x − x̂‖²/D at its step, each (B,)."""
 
     nats: Tensor
-    """L_t, at step 1 L_0."""
     error: Tensor
-    """‖x − x̂‖²/D."""
 
 
 class BoundTerms(ABC):
@@ -217,3 +158,24 @@ class Difference(BoundTerms):
     def at(self, x: Tensor, steps: Tensor, noise: Tensor, class_label: Tensor | None = None) -> Term:
         first, second = (terms.at(x, steps, noise, class_label) for terms in (self.first, self.second))
         return Term(first.nats - second.nats, first.error - second.error)
+
+
+def variational_bound(
+    denoiser: Denoiser,
+    chain: Chain,
+    x: Tensor,
+    decoder: Decoder,
+    noise: Callable[[], Tensor] | None = None,
+    clip: float | None = None,
+    class_label: Tensor | None = None,
+) -> Bound:
+    """Every term of the bound, by T network evaluations per image.
+
+    x: (B, C, H, W) on the decoder's grid in [−1, 1]; noise: gives standard normal noise of x's shape for each step in
+    turn, t = 1..T (default: from torch's generator); clip: x̂ is clamped to [−clip, clip].
+    """
+    draw = noise or (lambda: torch.randn_like(x))
+    terms = ModelTerms(denoiser, chain, decoder, clip)
+    steps = (torch.full((len(x),), step) for step in range(1, len(chain) + 1))
+    nats = torch.stack([terms.at(x, step, draw(), class_label).nats for step in steps], dim=1)
+    return Bound(terms.prior(x), nats[:, 1:], nats[:, 0], x[0].numel())
