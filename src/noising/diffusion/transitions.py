@@ -95,10 +95,11 @@ class Chain:
         # without a second step it is the forward variance of the only one
         second = variance if len(times) == 1 else -torch.expm1(log_snr[2] - log_snr[1]) * variance
         self._first_log_variance = torch.log(second)
-        alpha_bar, noise = torch.sigmoid(log_snr), torch.sigmoid(-log_snr)
-        self.alpha_bar, self.alpha = alpha_bar[1:], alpha_bar[1:] / alpha_bar[:-1]
+        before, after = log_snr[:-1], log_snr[1:]
+        self.alpha_bar = torch.sigmoid(after)
+        self.alpha = self.alpha_bar / torch.sigmoid(before)
         self.beta = 1 - self.alpha
-        self.posterior_variance = self.beta * noise[:-1] / noise[1:]  # β̃_t = β_t (1 − ᾱ_(t−1))/(1 − ᾱ_t)
+        self.posterior_variance = self.beta * torch.sigmoid(-before) / torch.sigmoid(-after)  # 1 − ᾱ = sigmoid(−λ)
 
     @classmethod
     def uniform(cls, schedule: Schedule, timesteps: int) -> "Chain":

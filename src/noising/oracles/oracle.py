@@ -60,5 +60,4 @@ def oracle_denoiser(
     """The optimal denoiser with this schedule and parameterization. Raises ValueError for a learned variance."""
     if variance.outputs != 1:
         raise ValueError("an oracle says the clean image, and no learned variance: give it a fixed or the optimal one")
-    model = OracleModel(oracle, schedule, parameterization)
-    return Denoiser(model, schedule, parameterization, variance, LogSNR())
+    return Denoiser(OracleModel(oracle, schedule, parameterization), schedule, parameterization, variance, LogSNR())

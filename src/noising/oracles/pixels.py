@@ -35,13 +35,8 @@ class PixelMixture(Oracle):
         self.weights, self.means, self.stds = (v.double().expand(shape) for v in (weights, means, stds))
 
     @property
-    def discrete(self) -> bool:
-        """Whether the components have zero width, so that pixels take K values."""
-        return not bool(self.stds.any())
-
-    @property
     def entropy(self) -> float:
-        if self.discrete:
+        if not self.stds.any():  # components of zero width: a pixel takes K values
             return float(-torch.xlogy(self.weights, self.weights).sum(-1).mean())
         if self.weights.shape[-1] == 1:
             return float((0.5 * math.log(2 * math.pi * math.e) + self.stds.log()).mean())
@@ -50,9 +45,8 @@ class PixelMixture(Oracle):
         return sum(entropies) / len(entropies)
 
     def clean(self, x_t: Tensor, level: NoiseLevel) -> Tensor:
-        seen, alpha, sigma = (
-            v.double()[..., None] for v in (x_t, cast_to(level.alpha, x_t), cast_to(level.sigma, x_t))
-        )
+        scales = (cast_to(level.alpha, x_t), cast_to(level.sigma, x_t))
+        seen, alpha, sigma = (v.double()[..., None] for v in (x_t, *scales))
         weights, means, stds = (v.to(x_t.device) for v in (self.weights, self.means, self.stds))
         variance = alpha * alpha * stds * stds + sigma * sigma
         off = seen - alpha * means
@@ -76,9 +70,8 @@ class PixelMixture(Oracle):
         margin = 12 * float(variance.max().sqrt())
         low, high = float((alpha * self.means).min()) - margin, float((alpha * self.means).max()) + margin
         # steps of an eighth of the narrowest width: the rule's error is far below rounding
-        points = torch.linspace(
-            low, high, int(8 * (high - low) / float(variance.min().sqrt())) + 2, dtype=torch.float64
-        )
+        count = int(8 * (high - low) / float(variance.min().sqrt())) + 2
+        points = torch.linspace(low, high, count, dtype=torch.float64)
         x_t = points.reshape(-1, 1, 1, 1).expand(-1, *(self.weights.shape[:-1] or (1, 1, 1)))
         off = x_t[..., None] - alpha * self.means
         normal = torch.exp(-0.5 * off * off / variance) / (2 * math.pi * variance).sqrt()

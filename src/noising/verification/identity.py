@@ -1,6 +1,5 @@
 """An identity: a number known from theory, beside the measured one."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -8,10 +7,9 @@ from torch import Tensor
 
 
 class Identity(NamedTuple):
-    """A number known from theory, as it was measured."""
+    """A number known from theory, as it was measured; part: the config group that most likely causes a deviation."""
 
     part: str
-    """The config group that most likely causes a deviation."""
     name: str
     expected: float
     measured: float
@@ -25,9 +23,7 @@ class Identity(NamedTuple):
 
 def largest(deviation: Tensor) -> float:
     """The largest absolute value; nan if any is."""
-    if not deviation.numel():
-        return 0.0
-    return math.nan if bool(deviation.isnan().any()) else float(deviation.abs().max())
+    return float(deviation.abs().max()) if deviation.numel() else 0.0
 
 
 def count(violated: Tensor) -> float:

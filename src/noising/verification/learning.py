@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser
-from noising.diffusion.noise_labels import LogSNR, NoiseLabel
+from noising.diffusion.noise_labels import LogSNR
 from noising.diffusion.recipe import Recipe
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.times import BatchSlot, TimeSampler
@@ -23,7 +23,9 @@ from noising.verification.identity import Identity, count, largest
 def learning_identities(recipe: Recipe, timesteps: int) -> Iterator[Identity]:
     """Check that denoiser and oracle agree, that the loss is least at the oracle, and the density of the times."""
     yield from _parameterization(recipe)
-    yield _label(recipe.noise_label, recipe.schedule)
+    change = recipe.noise_label(recipe.schedule(torch.linspace(0.02, 1, 50, dtype=torch.float64))).flatten().diff()
+    in_order = bool((change > 0).all()) or bool((change < 0).all())
+    yield Identity("noise_label", "1 if its numbers tell fifty levels apart, and in order", 1, float(in_order), 0)
     yield _objective(recipe, timesteps)
     yield from _times(recipe.times, recipe.schedule, timesteps)
 
@@ -31,8 +33,7 @@ def learning_identities(recipe: Recipe, timesteps: int) -> Iterator[Identity]:
 def _parameterization(recipe: Recipe) -> Iterator[Identity]:
     oracle = grey_levels(torch.full((5,), 0.2, dtype=torch.float64))
     denoiser = oracle_denoiser(oracle, recipe.schedule, recipe.parameterization, FixedSmall())
-    t = torch.linspace(0.01, 1, 100, dtype=torch.float64)
-    level = recipe.schedule(t)
+    level = recipe.schedule(torch.linspace(0.01, 1, 100, dtype=torch.float64))
     x_t = level.perturb(torch.linspace(-1, 1, 100, dtype=torch.float64).reshape(-1, 1, 1, 1), torch.ones(100, 1, 1, 1))
     prediction = denoiser.at(x_t, level)
     off = prediction.x - oracle.clean(x_t, level)
@@ -42,13 +43,6 @@ def _parameterization(recipe: Recipe) -> Iterator[Identity]:
     moved = recipe.parameterization.solve(prediction.output + 1, x_t, level)[0] - prediction.x
     off = recipe.parameterization.gain(level) * moved.abs() - 1
     yield Identity("parameterization", "gain = how far the output moves with x̂, relative", 0, largest(off), 1e-6)
-
-
-def _label(label: NoiseLabel, schedule: Schedule) -> Identity:
-    t = torch.linspace(0.02, 1, 50, dtype=torch.float64)
-    change = label(schedule(t)).flatten().diff()
-    in_order = bool((change > 0).all()) or bool((change < 0).all())
-    return Identity("noise_label", "1 if its numbers tell fifty levels apart, and in order", 1, float(in_order), 0)
 
 
 class _Perturbed(nn.Module):
@@ -75,12 +69,10 @@ def _objective(recipe: Recipe, timesteps: int) -> Identity:
         terms: dict[str, Tensor] = recipe.objective(denoiser, x, t, noise)
         return terms["loss"]
 
-    step = 1e-2
-    above, least, below = loss(step), loss(0.0), loss(-step)
-    slope = (above - below) / (above + below - 2 * least)
-    rises = bool((above + below - 2 * least > 0).all())
-    name = "slope over curvature of the loss at the optimal denoiser"
-    return Identity("objective", name, 0, largest(slope) if rises else math.inf, 1e-4)
+    above, least, below = loss(1e-2), loss(0.0), loss(-1e-2)
+    rise = above + below - 2 * least
+    off = largest((above - below) / rise) if bool((rise > 0).all()) else math.inf
+    return Identity("objective", "slope over curvature of the loss at the optimal denoiser", 0, off, 1e-4)
 
 
 def _times(times: TimeSampler, schedule: Schedule, timesteps: int) -> Iterator[Identity]:

@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from noising.diffusion.recipe import Recipe
 from noising.diffusion.samplers import Sampler
 from noising.diffusion.transitions import Chain
-from noising.verification.chain import chain_identities, variance_identities
 from noising.verification.gaussian_data import bound_identities
 from noising.verification.identity import Identity
 from noising.verification.learning import learning_identities
 from noising.verification.sampling import decoder_identities, sampler_identities
-from noising.verification.schedule import schedule_identities
+from noising.verification.schedule import chain_identities, schedule_identities, variance_identities
 
 
 def identities(recipe: Recipe, sampler: Sampler, timesteps: int) -> Iterator[Identity]:
