@@ -30,7 +30,21 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
     table = run_dir / "comparison.csv"
     with run_status(Run(run_dir), without_secrets(cfg)):
         write_csv(table, columns, ([row.get(name, "") for name in columns] for row in rows))
-    _print(rows, columns, [os.path.relpath(path) for path in cfg.runs], cfg.vary)
+    paths = [os.path.relpath(path) for path in cfg.runs]
+    differ = [name for name in columns if len({str(row.get(name)) for row in rows}) > 1]
+    options = [name for name in differ if name.startswith("option ")]
+    cards = [name for name in differ if name.startswith("card ") and all(_number_of(name) in row for row in rows)]
+    numbers = [name for name in columns if "/" in name and not name.startswith(("option ", "card "))]
+    shown = [name for name in numbers if not name.endswith(BESIDE_NUMBERS)]
+    title = "runs side by side: the options that differ, and what was measured"
+    lines = [
+        [name.removeprefix("option "), *(cell(row, name) for row in rows), verdict(name, rows, paths, cfg.vary)]
+        for name in [*options, "status", *shown]
+    ]
+    print_table(title, ("", *paths, "best"), lines, words=(0, len(paths) + 1))
+    if cards:
+        title = "measured differently: what the cards do not agree on"
+        print_table(title, ("", *paths), _grouped(cards, rows), words=range(len(paths) + 1))
     print_files(table)
 
 
@@ -45,24 +59,6 @@ def _row(path: str) -> Row:
     numbers = {key: value for key, value in summary.items() if "/" in key and not isinstance(value, dict)}
     cards = flat({key: measurement(card) for key, card in summary.get("cards", {}).items()}, "card ")
     return {"run": path, **options, "status": run.status, **numbers, **cards}
-
-
-def _print(rows: Sequence[Row], columns: Sequence[str], paths: Sequence[str], vary: Sequence[str]) -> None:
-    """Print the options that differ and what was measured, then the entries that the cards do not agree on."""
-    differ = [name for name in columns if len({str(row.get(name)) for row in rows}) > 1]
-    options = [name for name in differ if name.startswith("option ")]
-    cards = [name for name in differ if name.startswith("card ") and all(_number_of(name) in row for row in rows)]
-    numbers = [name for name in columns if "/" in name and not name.startswith(("option ", "card "))]
-    shown = [name for name in numbers if not name.endswith(BESIDE_NUMBERS)]
-    title = "runs side by side: the options that differ, and what was measured"
-    lines = [
-        [name.removeprefix("option "), *(cell(row, name) for row in rows), verdict(name, rows, paths, vary)]
-        for name in [*options, "status", *shown]
-    ]
-    print_table(title, ("", *paths, "best"), lines, words=(0, len(paths) + 1))
-    if cards:
-        title = "measured differently: what the cards do not agree on"
-        print_table(title, ("", *paths), _grouped(cards, rows), words=range(len(paths) + 1))
 
 
 def _number_of(card_column: str) -> str:

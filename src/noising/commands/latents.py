@@ -53,14 +53,18 @@ def latents(cfg: DictConfig, run_dir: Path) -> None:
             between = _interpolate(cfg, trained, denoiser, samplers[-1], device)
             advance(between.shape[:2].numel() * costs[-1])
             x, label = trained.image_set("test", device).fetch(shown)
-            drawn, stds, errors = [], [], []  # (B, C, H, W), the noise's standard deviation, (B,) of each sampler
+            label = label if trained.classes else None
+            drawn, stds, rows = [], [], []
             for sampler, cost in zip(samplers, costs, strict=True):
-                noise, y = _to_noise_and_back(denoiser, sampler, x, label if trained.classes else None)
+                noise_of = partial(invert, denoiser, sampler.chain(denoiser.schedule))
+                noise = _in_batches(noise_of, x, label) / denoiser.schedule.prior_std
+                y = _in_batches(partial(_draw, denoiser, sampler), noise, label)
                 drawn.append(y.cpu())
                 stds.append(float(noise.square().mean().sqrt()))
-                errors.append(127.5 * (y - x).square().flatten(1).mean(dim=1).sqrt().cpu())  # [−1, 1] is 255 levels
+                rows.append(127.5 * (y - x).square().flatten(1).mean(dim=1).sqrt().cpu())  # [−1, 1] is 255 levels
                 advance(2 * len(x) * cost)
-        rmse = torch.stack(errors).square().mean(dim=1).sqrt().tolist()
+        errors = torch.stack(rows)  # (S, B), root mean square over the pixels of each image
+        rmse = errors.square().mean(dim=1).sqrt().tolist()
         numbers = {"latents/reconstruction_rmse": rmse[-1], "latents/inverted_std": stds[-1]}
         each = {f"latents/reconstruction_rmse_{count}_steps": value for count, value in zip(steps, rmse, strict=True)}
         run.write(numbers | each, {name: _UNITS[name] | _card(cfg, trained, steps[-1]) for name in numbers})
@@ -72,14 +76,11 @@ def latents(cfg: DictConfig, run_dir: Path) -> None:
         title = f"Test images of {data.name} ({cfg.images}), by DDIM to noise and back"
         originals, images = data.to_8bit(data.test.pixels[shown]), [data.to_8bit(data.unscale(y)) for y in drawn]
         reconstruction_rows(pictures[1], originals, images, steps, rmse, title)
-        reconstruction_error(pictures[2], steps, torch.stack(errors), 255 / (data.levels - 1), title)
-    rows = zip(steps, rmse, torch.stack(errors).amax(dim=1).tolist(), stds, strict=True)
-    print_table(
-        f"{cfg.images} test images of {data.name} to noise and back",
-        ("steps each way", "RMSE, of 255", "worst image", "std of the noise"),
-        [[str(count), *map(number, measured)] for count, *measured in rows],
-        words=(),
-    )
+        reconstruction_error(pictures[2], steps, errors, 255 / (data.levels - 1), title)
+    measured = zip(steps, rmse, errors.amax(dim=1).tolist(), stds, strict=True)
+    columns = ("steps each way", "RMSE, of 255", "worst image", "std of the noise")
+    lines = [[str(count), *map(number, values)] for count, *values in measured]
+    print_table(f"{cfg.images} test images of {data.name} to noise and back", columns, lines, words=())
     print(f"clip {cfg.clip} where images are drawn, EMA weights of step {trained.step}\n")
     print_files(*pictures, run.summary_file)
 
@@ -94,15 +95,6 @@ def _interpolate(
     label = class_labels_for([i // columns for i in range(cfg.pairs * columns)], trained.classes, device=device)
     drawn = _in_batches(partial(_draw, denoiser, sampler), torch.stack(ways, dim=1).flatten(0, 1), label)
     return drawn.cpu().reshape(cfg.pairs, columns, *shape)
-
-
-def _to_noise_and_back(
-    denoiser: Denoiser, sampler: DDIM, x: Tensor, class_label: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The noise (B, C, H, W) that images become, of standard deviation 1 if it is p(x_T)'s, and their images again."""
-    noise_of = partial(invert, denoiser, sampler.chain(denoiser.schedule))
-    noise = _in_batches(noise_of, x, class_label) / denoiser.schedule.prior_std
-    return noise, _in_batches(partial(_draw, denoiser, sampler), noise, class_label)
 
 
 def _draw(denoiser: Denoiser, sampler: DDIM, noise: Tensor, class_label: Tensor | None) -> Tensor:

@@ -15,12 +15,12 @@ from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import in_evaluation
 from noising.diffusion.likelihood.dequantization import FlowBits, FlowLikelihood, offset_bits
 from noising.diffusion.likelihood.divergences import Divergence
-from noising.diffusion.likelihood.flow import ReplicatedMean, replicated_mean
+from noising.diffusion.likelihood.flow import replicated_mean
 from noising.errors import ConfigError, config_errors
 from noising.randomness import Streams
 from noising.runs.folder import Run
 from noising.runs.status import run_status
-from noising.trained import TrainedRun, load
+from noising.trained import load
 
 _SEED = 0
 """Seed of all draws, which are keyed by the image's index: two models meet the same noise."""
@@ -57,8 +57,29 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
             measured = [flow_bits(batch) for batch in track(torch.split(indices, cfg.batch_size), "likelihood")]
         result = replicated_mean(torch.cat([batch.bits for batch in measured]))
         spent = sum(len(batch.bits) * batch.evaluations for batch in measured) / count
-        size_and_cost = {"images": count, "evaluations_per_image": spent, "backward_passes_per_evaluation": cost}
-        card = _card(cfg, trained, flow, result) | size_and_cost
+        card = {
+            "unit": "bits/dim",
+            "model": "the probability flow stopped at start_time: an upper bound of its -log2 P by dequantization",
+            "interval_95": result.interval,
+            **trained.source,
+            "data": data.name,
+            "split": "test",
+            "grey_levels": data.levels,
+            "classes": trained.classes,
+            "replicates": flow.replicates,
+            "solver": OmegaConf.to_container(cfg.solver),
+            "divergence": OmegaConf.to_container(cfg.divergence),
+            "dequantization": "uniform",
+            "offset": offset_bits(data.levels),
+            "start_time": flow.start_time,
+            "timesteps": trained.config.timesteps,
+            "clip": flow.clip,
+            "precision": "float32, log-volume in float64",
+            "noise_seed": _SEED,
+            "images": count,
+            "evaluations_per_image": spent,
+            "backward_passes_per_evaluation": cost,
+        }
         numbers = {"": result.mean, "_mc_se": result.mc_se, "_image_se": result.image_se}
         run.write({f"test/flow_nll{suffix}": value for suffix, value in numbers.items()}, {"test/flow_nll": card})
     low, high = map(number, result.interval)
@@ -82,27 +103,3 @@ def _flow(cfg: DictConfig, timesteps: int) -> FlowLikelihood:
     solver: Any = make(cfg.solver, "solver", object)
     divergence = make(cfg.divergence, "divergence", Divergence)
     return FlowLikelihood(solver, divergence, start_time, cfg.replicates, cfg.clip)
-
-
-def _card(cfg: DictConfig, trained: TrainedRun, flow: FlowLikelihood, result: ReplicatedMean) -> dict[str, Any]:
-    """Everything that the number depends on."""
-    return {
-        "unit": "bits/dim",
-        "model": "the probability flow stopped at start_time: an upper bound of its -log2 P by dequantization",
-        "interval_95": result.interval,
-        **trained.source,
-        "data": trained.data.name,
-        "split": "test",
-        "grey_levels": trained.data.levels,
-        "classes": trained.classes,
-        "replicates": flow.replicates,
-        "solver": OmegaConf.to_container(cfg.solver),
-        "divergence": OmegaConf.to_container(cfg.divergence),
-        "dequantization": "uniform",
-        "offset": offset_bits(trained.data.levels),
-        "start_time": flow.start_time,
-        "timesteps": trained.config.timesteps,
-        "clip": flow.clip,
-        "precision": "float32, log-volume in float64",
-        "noise_seed": _SEED,
-    }

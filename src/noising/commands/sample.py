@@ -32,7 +32,11 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
         images = job.data.to_8bit(shards.fill())
         written = _write(run, images, job.class_labels(range(cfg.n)), cfg.format)
         save_png(run.samples_image, sample_grid(images, job.classes if cfg.class_label is None else 0))
-        _draw_path(run, job, job.data.to_8bit(shards.read_path()))
+        path = job.data.to_8bit(shards.read_path())
+        save_animation(run.reverse_process, [side_by_side(*frame) for frame in path])
+        levels = job.sampler.chain(job.denoiser.schedule).steps.earlier
+        numbers = [job.sampler.steps - 1 - step for step in frames(job.sampler.steps, len(path))]
+        path_strip(run.path / "path.png", path, levels.t[numbers].tolist(), levels.log_snr[numbers].tolist())
         run.write({"sample/images": cfg.n}, {"sample/images": job.card})
         shards.remove()
     print(f"{cfg.n} images in {os.path.relpath(run.path)}: {written}, samples.png, path.png, reverse_process.gif")
@@ -51,10 +55,3 @@ def _write(run: Run, images: Tensor, classes: Tensor | None, kind: str) -> str:
     for number, image in enumerate(images):
         save_png(run.path / "images" / f"{number:06d}.png", image_grid(image[None], gap=0, enlarge=False))
     return "images/"
-
-
-def _draw_path(run: Run, job: SampleJob, path: Tensor) -> None:
-    save_animation(run.reverse_process, [side_by_side(*frame) for frame in path])
-    levels = job.sampler.chain(job.denoiser.schedule).steps.earlier
-    numbers = [job.sampler.steps - 1 - step for step in frames(job.sampler.steps, len(path))]
-    path_strip(run.path / "path.png", path, levels.t[numbers].tolist(), levels.log_snr[numbers].tolist())

@@ -54,8 +54,7 @@ class SampleJob:
         self.trained = trained or load(cfg.checkpoint)
         self.denoiser = self.trained.guided(cfg.get("guidance"))
         self.sampler = build_sampler(cfg, self.trained.config.timesteps, self.denoiser.schedule)
-        self.data = self.trained.data
-        self.classes = self.trained.classes
+        self.data, self.classes = self.trained.data, self.trained.classes
         self.class_label: int | None = cfg.get("class_label")
         if self.class_label is not None and self.class_label >= self.classes:
             has = f"has classes 0 to {self.classes - 1}" if self.classes else "was trained without classes"
@@ -148,18 +147,18 @@ class SampleShards:
 
     def draw(self, batch: range, device: torch.device, after_step: Callable[[], None] = lambda: None) -> None:
         """Draw one batch into its file, calling after_step after each step."""
-        frames = PathFrames(self.job.sampler.steps, PATH_IMAGES)
         stores_path = self._stores_path and batch.start == 0
+        frames = PathFrames(self.job.sampler.steps, PATH_IMAGES) if stores_path else None
 
         def on_step(step: int, point: PathPoint) -> None:
-            if stores_path:
+            if frames:
                 frames(step, point)
             after_step()
 
         began = time.perf_counter()
         images = self.job.draw(batch, device, on_step)
         seconds = time.perf_counter() - began
-        if stores_path:
+        if frames:
             _save(self._path_file, images=self.job.data.unscale(frames.tensor).cpu().numpy())
         _save(self._file(batch), images=images.numpy(), seconds=seconds)
 

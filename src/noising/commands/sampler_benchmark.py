@@ -60,6 +60,8 @@ class SamplerBenchmark(Benchmark):
     def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
         shape = (batch_size, 3, self.resolution, self.resolution)
         output = torch.randn(shape, device=device)
+        parts = (LinearBeta(TIMESTEPS), Epsilon(), FixedSmall(), DiscreteStep(TIMESTEPS))
+        denoiser = Denoiser(ConstantNetwork(output), *parts)
         grid = partial(trailing, timesteps=TIMESTEPS)
         pairs: list[tuple[str, Sampler, str, dict[str, Any]]] = [
             ("ancestral", Ancestral(self.steps, grid), "DDPMScheduler", {}),
@@ -69,7 +71,8 @@ class SamplerBenchmark(Benchmark):
         ]
         ratios = []
         for name, sampler, theirs, options in pairs:
-            paths = _our_path(sampler, output), _their_path(theirs, options, self.steps, output)
+            ours = partial(sampler.path, denoiser, partial(torch.randn_like, output))
+            paths = (ours, _their_path(theirs, options, self.steps, output))
             # by turns: medians of each, and of the ratios of neighbours; the first three warm up
             times = np.array([[self._timed(path) for path in paths] for _ in range(self.repeats + 3)])[3:]
             (first, mine), (their_first, baseline) = np.median(times, axis=0).tolist()
@@ -102,12 +105,6 @@ def _now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
-
-
-def _our_path(sampler: Sampler, output: Tensor) -> NewPath:
-    parts = (LinearBeta(TIMESTEPS), Epsilon(), FixedSmall(), DiscreteStep(TIMESTEPS))
-    denoiser = Denoiser(ConstantNetwork(output), *parts)
-    return lambda: sampler.path(denoiser, lambda: torch.randn_like(output))
 
 
 def _their_path(name: str, options: dict[str, Any], steps: int, output: Tensor) -> NewPath:

@@ -14,8 +14,7 @@ from noising.runs.rows import write_csv
 from noising.verification.identity import Identity
 from noising.verification.report import identities
 
-RESOLUTION, LEVELS = 32, 256
-"""Size and grey levels of the images that the identities are for: no data set is read."""
+RESOLUTION, LEVELS = 32, 256  # size and grey levels of the images that the identities are for: no data set is read
 
 
 class VerificationError(UsageError):
