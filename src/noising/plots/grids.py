@@ -88,7 +88,7 @@ def tiled(rows: Sequence[Tensor] | Tensor, title: str) -> tuple[Figure, Axes]:
 
 
 def show_tiles(axes: Axes, rows: Sequence[Tensor] | Tensor) -> None:
-    """Show such rows on axes."""
+    """Show rows of images, each (columns, C, H, W) uint8, in units of their pixels."""
     count, columns, side = len(rows), len(rows[0]), rows[0].shape[-1] + GAP
     images = torch.stack([row[column] for column in range(columns) for row in rows])
     picture = image_grid(images, gap=GAP, enlarge=False, classes=count)
