@@ -56,9 +56,6 @@ def benchmark(cfg: DictConfig, run_dir: Path) -> None:
         source = trained.source if trained else {}
         cards = {f"benchmark/{ratio.key}": {**ratio.card, **source} for ratio in ratios}
         run.write({f"benchmark/{ratio.key}": ratio.ratio for ratio in ratios}, cards)
-    print_table(
-        f"{trained.data.name}, {os.path.relpath(trained.path)}" if trained else str(device),
-        method.columns,
-        [[ratio.what, ratio.baseline, ratio.ours, f"{ratio.ratio:.3g}"] for ratio in ratios],
-    )
+    title = f"{trained.data.name}, {os.path.relpath(trained.path)}" if trained else str(device)
+    print_table(title, method.columns, [(what, base, ours, f"{ratio:.3g}") for _, what, base, ours, ratio, _ in ratios])
     print_files(run.summary_file)

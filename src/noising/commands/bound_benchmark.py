@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -52,82 +53,59 @@ class BoundBenchmark(Benchmark):
         noise = full_sum_variance(terms, images)
         pilot = Adaptive(self.stderr, pilot_images=PILOT_IMAGES, clip=self.clip).pilot(terms, images)
         between = pilot.image_variance / (pilot.dims * math.log(2)) ** 2
-        few = Adaptive(self._monte_carlo_part(between / images.size), clip=self.clip)
-        some = images._replace(size=min(self.full_sum_images or images.size, images.size))
-        every = Adaptive(math.sqrt(noise / some.size), clip=self.clip)
-        first = self._repeat(self.repeats, terms, few, images, batch_size)
-        second = self._repeat(self.full_sum_repeats, terms, every, some, batch_size)
-        return [
-            self._images_random(*first, between, noise, images.size, terms.timesteps),
-            self._whole_set(*second, noise, some.size, terms.timesteps),
-        ]
-
-    def _repeat(
-        self, repeats: int, terms: BoundTerms, estimator: Adaptive, images: ImageSet, batch_size: int
-    ) -> tuple[float, float]:
-        """Monte Carlo standard error and network evaluations of one estimate, averaged over repeats."""
-        variance, evaluations = 0.0, 0.0
-        for seed in range(repeats):
-            meter = evaluate_bound(terms, estimator, images._replace(seed=seed), batch_size, evaluations_bar)
-            variance += meter.compute()["bound_mc_se"] ** 2 / repeats
-            evaluations += meter.plan.evaluations / repeats
-        return math.sqrt(variance), evaluations
-
-    def _monte_carlo_part(self, image_variance: float) -> float:
-        """Standard error that is left to times and noise, beside that over images."""
-        left = self.stderr**2 - image_variance
+        over_images, left = math.sqrt(between / images.size), self.stderr**2 - between / images.size
         if left <= 0:
             raise ConfigError(
-                f"benchmark.stderr={self.stderr}: so few test images leave ±{math.sqrt(image_variance):.4f} bits/dim "
-                f"by themselves; ask for {1.25 * math.sqrt(image_variance):.2g} or more"
+                f"benchmark.stderr={self.stderr}: so few test images leave ±{over_images:.4f} bits/dim "
+                f"by themselves; ask for {1.25 * over_images:.2g} or more"
             )
-        return math.sqrt(left)
-
-    def _images_random(
-        self, mc_se: float, evaluations: float, between: float, noise: float, images: int, timesteps: int
-    ) -> Ratio:
-        """Compare for images drawn from a population: all T terms of K images err by √((A + N)/K)."""
-        reached = math.hypot(mc_se, math.sqrt(between / images))
+        # images drawn from a population: all T terms of K images err by √((A + N)/K), A of the images, N of the noise
+        few = Adaptive(math.sqrt(left), clip=self.clip)
+        mc_se, evaluations = _repeated(self.repeats, terms, few, images, batch_size)
+        reached = math.hypot(mc_se, over_images)
         few_images = (between + noise) / reached**2
-        card = {
+        full_sum = few_images * terms.timesteps
+        card: dict[str, Any] = {
             "stderr_reached": reached,
             "mc_se": mc_se,
             "image_std": math.sqrt(between),
-            "images": images,
+            "images": images.size,
             "repeats": self.repeats,
             "evaluations": round(evaluations),
             "full_sum_images": few_images,
-            "full_sum_evaluations": few_images * timesteps,
+            "full_sum_evaluations": full_sum,
         }
-        return Ratio(
-            "images_random",
-            f"bound ± {reached:.4f}, images random",
-            f"{few_images * timesteps:,.0f} (of {few_images:,.0f} images)",
-            f"{evaluations:,.0f}",
-            few_images * timesteps / evaluations,
-            card,
-        )
+        what, baseline = f"bound ± {reached:.4f}, images random", f"{full_sum:,.0f} (of {few_images:,.0f} images)"
+        random = Ratio("images_random", what, baseline, f"{evaluations:,.0f}", full_sum / evaluations, card)
 
-    def _whole_set(self, mc_se: float, evaluations: float, noise: float, images: int, timesteps: int) -> Ratio:
-        """Compare for these very images: the full sum errs by its noise alone, √(N/n)."""
-        wanted = math.sqrt(noise / images)
+        # these very images: the full sum errs by its noise alone, √(N/n)
+        some = images._replace(size=min(self.full_sum_images or images.size, images.size))
+        wanted, full_sum = math.sqrt(noise / some.size), terms.timesteps * some.size
+        every = Adaptive(wanted, clip=self.clip)
+        mc_se, evaluations = _repeated(self.full_sum_repeats, terms, every, some, batch_size)
         equal = evaluations * (mc_se / wanted) ** 2  # to the full sum's own error
         card = {
             "full_sum_stderr": wanted,
-            "full_sum_evaluations": timesteps * images,
+            "full_sum_evaluations": full_sum,
             "mc_se": mc_se,
-            "images": images,
+            "images": some.size,
             "repeats": self.full_sum_repeats,
             "evaluations": round(evaluations),
         }
-        return Ratio(
-            "whole_set",
-            f"these {images:,} images ± {wanted:.4f}",
-            f"{timesteps * images:,}",
-            f"{evaluations:,.0f} (± {mc_se:.4f})",
-            timesteps * images / equal,
-            card,
-        )
+        what, ours = f"these {some.size:,} images ± {wanted:.4f}", f"{evaluations:,.0f} (± {mc_se:.4f})"
+        return [random, Ratio("whole_set", what, f"{full_sum:,}", ours, full_sum / equal, card)]
+
+
+def _repeated(
+    repeats: int, terms: BoundTerms, estimator: Adaptive, images: ImageSet, batch_size: int
+) -> tuple[float, float]:
+    """Monte Carlo standard error and network evaluations of one estimate, averaged over repeats."""
+    variance, evaluations = 0.0, 0.0
+    for seed in range(repeats):
+        meter = evaluate_bound(terms, estimator, images._replace(seed=seed), batch_size, evaluations_bar)
+        variance += meter.compute()["bound_mc_se"] ** 2 / repeats
+        evaluations += meter.plan.evaluations / repeats
+    return math.sqrt(variance), evaluations
 
 
 def full_sum_variance(terms: BoundTerms, images: ImageSet) -> float:

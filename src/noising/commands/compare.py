@@ -24,15 +24,27 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
 
         measure_difference(cfg, Run(run_dir))
         return
-    paths, vary = list(cfg.runs), list(cfg.vary)
-    rows = [_row(path) for path in paths]
+    rows = [_row(path) for path in cfg.runs]
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    _require_entries(vary, columns)
-    run = Run(run_dir)
-    table = run.path / "comparison.csv"
-    with run_status(run, without_secrets(cfg)):
+    _require_entries(cfg.vary, columns)
+    table = run_dir / "comparison.csv"
+    with run_status(Run(run_dir), without_secrets(cfg)):
         write_csv(table, columns, ([row.get(name, "") for name in columns] for row in rows))
-    _print(rows, columns, [os.path.relpath(path) for path in paths], vary)
+    paths = [os.path.relpath(path) for path in cfg.runs]
+    differ = [name for name in columns if len({str(row.get(name)) for row in rows}) > 1]
+    options = [name for name in differ if name.startswith("option ")]
+    cards = [name for name in differ if name.startswith("card ") and all(_number_of(name) in row for row in rows)]
+    numbers = [name for name in columns if "/" in name and not name.startswith(("option ", "card "))]
+    shown = [name for name in numbers if not name.endswith(BESIDE_NUMBERS)]
+    title = "runs side by side: the options that differ, and what was measured"
+    lines = [
+        [name.removeprefix("option "), *(cell(row, name) for row in rows), verdict(name, rows, paths, cfg.vary)]
+        for name in [*options, "status", *shown]
+    ]
+    print_table(title, ("", *paths, "best"), lines, words=(0, len(paths) + 1))
+    if cards:
+        title = "measured differently: what the cards do not agree on"
+        print_table(title, ("", *paths), _grouped(cards, rows), words=range(len(paths) + 1))
     print_files(table)
 
 
@@ -49,37 +61,12 @@ def _row(path: str) -> Row:
     return {"run": path, **options, "status": run.status, **numbers, **cards}
 
 
-def _print(rows: Sequence[Row], columns: Sequence[str], paths: Sequence[str], vary: Sequence[str]) -> None:
-    """Print the options that differ and what was measured, then the entries that the cards do not agree on."""
-    differ = [name for name in columns if len({str(row.get(name)) for row in rows}) > 1]
-    options = [name for name in differ if name.startswith("option ")]
-    cards = [name for name in differ if name.startswith("card ") and all(_number_of(name) in row for row in rows)]
-    numbers = [name for name in columns if "/" in name and not name.startswith(("option ", "card "))]
-    shown = [name for name in numbers if not name.endswith(BESIDE_NUMBERS)]
-    print_table(
-        "runs side by side: the options that differ, and what was measured",
-        ("", *paths, "best"),
-        [
-            [name.removeprefix("option "), *(cell(row, name) for row in rows), verdict(name, rows, paths, vary)]
-            for name in [*options, "status", *shown]
-        ],
-        words=(0, len(paths) + 1),
-    )
-    if cards:
-        print_table(
-            "measured differently: what the cards do not agree on",
-            ("", *paths),
-            _grouped(cards, rows),
-            words=range(len(paths) + 1),
-        )
-
-
 def _number_of(card_column: str) -> str:
     """Name of the number that an entry of a card is of."""
     return card_column.removeprefix("card ").partition(".")[0]
 
 
-def _require_entries(vary: list[str], names: Iterable[str]) -> None:
+def _require_entries(vary: Iterable[str], names: Iterable[str]) -> None:
     """Raise ConfigError for an entry that no card has."""
     entries = [name.partition(".")[2] for name in names if name.startswith("card ")]
     groups = {".".join(parts[: end + 1]) for parts in (e.split(".") for e in entries) for end in range(len(parts))}
@@ -98,9 +85,8 @@ def _grouped(cards: Sequence[str], rows: Sequence[Row]) -> list[list[str]]:
     return [[f"{entry}, of {', '.join(names)}", *values] for (entry, *values), names in numbers.items()]
 
 
-HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "inception_score", "class_accuracy")
-LOWER_IS_BETTER = ("bound", "fd", "kd", "fid", "kid", "fd_dinov2", "kd_dinov2")
-
+_HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "inception_score", "class_accuracy")
+_LOWER_IS_BETTER = ("bound", "fd", "kd", "fid", "kid", "fd_dinov2", "kd_dinov2")
 _MODEL = ("checkpoint", "sha256", "step", "weights.updates", "weights.ema_updates")
 _COST = ("evaluations", "evaluations_per_image")
 
@@ -110,7 +96,7 @@ def measurement(card: Mapping[str, Any]) -> Row:
     return {name: value for name, value in flat(card).items() if name not in (*_MODEL, *_COST)}
 
 
-def differing(name: str, rows: Sequence[Row], vary: Sequence[str]) -> list[str]:
+def _differing(name: str, rows: Sequence[Row], vary: Sequence[str]) -> list[str]:
     """Entries in which the cards of a number differ, without those that `vary` names as what is compared."""
     prefix = f"card {name}."
     entries = dict.fromkeys(key.removeprefix(prefix) for row in rows for key in row if key.startswith(prefix))
@@ -118,18 +104,17 @@ def differing(name: str, rows: Sequence[Row], vary: Sequence[str]) -> list[str]:
         entry
         for entry in entries
         if len({str(row.get(prefix + entry)) for row in rows}) > 1
-        and not any(entry == free or entry.startswith(f"{free}.") for free in vary)
+        and not any(f"{entry}.".startswith(f"{free}.") for free in vary)
     ]
 
 
 def verdict(name: str, rows: Sequence[Row], names: Sequence[str], vary: Sequence[str]) -> str:
     """Name of the best run, or the reason why none is; "" for a number that is neither better nor worse."""
-    short = name.rpartition("/")[2]
-    sign = {**dict.fromkeys(LOWER_IS_BETTER, 1), **dict.fromkeys(HIGHER_IS_BETTER, -1)}.get(short)
-    values = [row.get(name) for row in rows]
-    if sign is None or not all(isinstance(value, int | float) for value in values):
+    short, values = name.rpartition("/")[2], [row.get(name) for row in rows]
+    sign = (short in _LOWER_IS_BETTER) - (short in _HIGHER_IS_BETTER)
+    if not sign or not all(isinstance(value, int | float) for value in values):
         return ""
-    if found := differing(name, rows, vary):
+    if found := _differing(name, rows, vary):
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         return f"not ranked: {found[0]}{more} differ" + ("" if more else "s")
     order = sorted(range(len(rows)), key=lambda i: sign * values[i])  # type: ignore[operator]

@@ -16,7 +16,6 @@ from noising.training.safety.divergence import DivergenceError
 
 log = logging.getLogger(__name__)
 
-
 RESUMABLE_OPTIONS = (
     *("trainer", "lr_schedule", "skip_nonfinite_steps", "checkpoint_every_n_steps", "keep_checkpoints"),
     *("callbacks", "logger", "tags", "metrics", "bound", "validation_bound", "sampler", "grid", "data.root"),
@@ -25,17 +24,13 @@ RESUMABLE_OPTIONS = (
 
 
 def changed_since(run: Run, cfg: DictConfig) -> list[str]:
-    """Options that differ from those the run was started with, if there is a run.
-
-    Raises ConfigError if one of them makes it another run.
-    """
+    """Options other than the run was started with, if there is one; ConfigError if one makes it another run."""
     if not run.config_file.exists():
         return []
-    config = without_secrets(cfg)
     # but another optimizer would take the one's averages for its own
     own = [f"optimizer.{name}" for name in map(str, cfg.optimizer) if name != "_target_"]
-    require_same_options(run, config, may_differ=(*RESUMABLE_OPTIONS, *own))
-    return changed_options(run.config, config, may_differ=("resume",))
+    require_same_options(run, without_secrets(cfg), may_differ=(*RESUMABLE_OPTIONS, *own))
+    return changed_options(run.config, without_secrets(cfg), may_differ=("resume",))
 
 
 def checkpoint_to_continue(run: Run, max_steps: int) -> Path | None:
@@ -76,16 +71,12 @@ def last_good_checkpoint(run: Run, skips: bool) -> Iterator[None]:
     try:
         yield
     except DivergenceError as error:
-        last = run.last_checkpoint
+        last, other = run.last_checkpoint, "skip_nonfinite_steps=true"
         if skips:
-            raise DivergenceError(f"{error}; train anew with a lower optimizer.lr") from error
-        if not last.exists():
-            raise DivergenceError(
-                f"{error}, before the first checkpoint. Lower optimizer.lr, or leave such steps out: "
-                "skip_nonfinite_steps=true"
-            ) from error
-        step = load_checkpoint(last)["global_step"]
-        raise DivergenceError(
-            f"{error}; the last good checkpoint is of step {step}: {last}. Go on from there with {run.resuming} "
-            "and a lower optimizer.lr, or skip_nonfinite_steps=true"
-        ) from error
+            advice = "; train anew with a lower optimizer.lr"
+        elif not last.exists():
+            advice = f", before the first checkpoint. Lower optimizer.lr, or leave such steps out: {other}"
+        else:
+            good = f"the last good checkpoint is of step {load_checkpoint(last)['global_step']}: {last}"
+            advice = f"; {good}. Go on from there with {run.resuming} and a lower optimizer.lr, or {other}"
+        raise DivergenceError(f"{error}{advice}") from error

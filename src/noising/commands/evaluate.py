@@ -30,8 +30,7 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> None:
     """Evaluate the averaged weights of a checkpoint: their bound, or their samples where the config has a sampler."""
     run = Run(run_dir)
     if cfg.resume:
-        config = without_secrets(cfg)
-        require_same_options(run, config, may_differ=("device", "devices", "trainer", "logger"))
+        require_same_options(run, without_secrets(cfg), may_differ=("device", "devices", "trainer", "logger"))
     if cfg.resume and run.status == "finished":
         print(f"{os.path.relpath(run.path)} is finished")
     elif cfg.get("sampler") is None:
@@ -72,8 +71,7 @@ def evaluate_samples(cfg: DictConfig, run: Run) -> None:
     shards = SampleShards(run.path / "shards", job)
     shards.require_same()
     with run_status(run, without_secrets(cfg)):
-        shards.fill()
-        images = shards.read()
+        images = shards.fill()
         quality.references.extractor.to(job.devices[0])
         began = time.perf_counter()
         features = quality.references.features(images)

@@ -1,9 +1,9 @@
 """`latents`: images drawn between two noises, and how much of an image comes back from its own noise."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -29,111 +29,72 @@ _UNITS = {
     "latents/reconstruction_rmse": {"unit": "8-bit grey levels, of pixels kept in [-1, 1] and not rounded"},
     "latents/inverted_std": {"unit": "standard deviations of p(x_T)"},
 }
-Advance = Callable[[float], None]
-
-
-class _Reconstructions(NamedTuple):
-    """Test images to noise and back, for S numbers of steps."""
-
-    indices: Tensor
-    """(B,), among the test images."""
-    drawn: list[Tensor]
-    """(B, C, H, W) in [−1, 1] on the host, for each number of steps."""
-    stds: list[float]
-    """Standard deviation of the noise that the images became, for each number of steps; 1 is that of p(x_T)."""
-    errors: Tensor
-    """(S, B), root mean square errors over the pixels of each image, in 8-bit grey levels."""
-
-    @property
-    def rmse(self) -> list[float]:
-        """Root mean square errors over all images, for each number of steps."""
-        return [float(value) for value in self.errors.square().mean(dim=1).sqrt()]
 
 
 def latents(cfg: DictConfig, run_dir: Path) -> None:
     """Leave three pictures in run_dir, and the errors of reconstruction with their card in summary.json."""
     steps = sorted(set(cfg.steps))
     trained = load(cfg.checkpoint)
-    run, device = Run(run_dir), find_device(cfg.device)
-    available = len(trained.data.test.pixels)
+    data, run, device = trained.data, Run(run_dir), find_device(cfg.device)
+    available = len(data.test.pixels)
     if cfg.images > available:
         raise ConfigError(f"images must be a whole number from 1 to {available}, got {cfg.images}")
     denoiser = trained.guided(cfg.get("guidance"))
-    samplers = _samplers(cfg, steps, trained, denoiser)
+    grid: Any = make(cfg.grid, "grid", object, timesteps=trained.config.timesteps)
+    with config_errors("steps"):
+        samplers = [DDIM(count, grid, cfg.clip) for count in steps]
+    with config_errors("grid"):
+        costs = [sampler.evaluations(denoiser) for sampler in samplers]
     denoiser = denoiser.to(device)
-    costs = [sampler.evaluations(denoiser) for sampler in samplers]
+    shown = torch.arange(cfg.images) * available // cfg.images  # evenly spread over the set
     with run_status(run, without_secrets(cfg)):
         total = cfg.pairs * (cfg.between + 2) * costs[-1] + 2 * cfg.images * sum(costs)
         with evaluations_bar(total) as advance, in_evaluation(denoiser):
-            between = _interpolate(cfg, trained, denoiser, samplers[-1], device, advance)
-            found = _reconstruct(cfg, trained, denoiser, samplers, device, advance)
-        numbers = {"latents/reconstruction_rmse": found.rmse[-1], "latents/inverted_std": found.stds[-1]}
-        each = {f"latents/reconstruction_rmse_{s}_steps": rmse for s, rmse in zip(steps, found.rmse, strict=True)}
-        run.write(numbers | each, {name: _UNITS[name] | _card(cfg, trained, steps) for name in numbers})
-        pictures = _draw_pictures(run, trained, steps, between, found)
-    rows = zip(steps, found.rmse, found.errors.amax(dim=1).tolist(), found.stds, strict=True)
-    print_table(
-        f"{cfg.images} test images of {trained.data.name} to noise and back",
-        ("steps each way", "RMSE, of 255", "worst image", "std of the noise"),
-        [[str(count), *map(number, measured)] for count, *measured in rows],
-        words=(),
-    )
+            between = _interpolate(cfg, trained, denoiser, samplers[-1], device)
+            advance(between.shape[:2].numel() * costs[-1])
+            x, label = trained.image_set("test", device).fetch(shown)
+            label = label if trained.classes else None
+            drawn, stds, rows = [], [], []
+            for sampler, cost in zip(samplers, costs, strict=True):
+                noise_of = partial(invert, denoiser, sampler.chain(denoiser.schedule))
+                noise = _in_batches(noise_of, x, label) / denoiser.schedule.prior_std
+                y = _in_batches(partial(_draw, denoiser, sampler), noise, label)
+                drawn.append(y.cpu())
+                stds.append(float(noise.square().mean().sqrt()))
+                rows.append(127.5 * (y - x).square().flatten(1).mean(dim=1).sqrt().cpu())  # [−1, 1] is 255 levels
+                advance(2 * len(x) * cost)
+        errors = torch.stack(rows)  # (S, B), root mean square over the pixels of each image
+        rmse = errors.square().mean(dim=1).sqrt().tolist()
+        numbers = {"latents/reconstruction_rmse": rmse[-1], "latents/inverted_std": stds[-1]}
+        each = {f"latents/reconstruction_rmse_{count}_steps": value for count, value in zip(steps, rmse, strict=True)}
+        run.write(numbers | each, {name: _UNITS[name] | _card(cfg, trained, steps[-1]) for name in numbers})
+
+        pictures = [run.path / f"{name}.png" for name in ("interpolation", "reconstruction", "reconstruction_error")]
+        names = [f"pair {i}" + (f", class {i % trained.classes}" if trained.classes else "") for i in range(cfg.pairs)]
+        title = f"$x_T$ on an arc between two, drawn by {steps[-1]} steps of DDIM"
+        interpolation_rows(pictures[0], data.to_8bit(data.unscale(between)), names, title)
+        title = f"Test images of {data.name} ({cfg.images}), by DDIM to noise and back"
+        originals, images = data.to_8bit(data.test.pixels[shown]), [data.to_8bit(data.unscale(y)) for y in drawn]
+        reconstruction_rows(pictures[1], originals, images, steps, rmse, title)
+        reconstruction_error(pictures[2], steps, errors, 255 / (data.levels - 1), title)
+    measured = zip(steps, rmse, errors.amax(dim=1).tolist(), stds, strict=True)
+    columns = ("steps each way", "RMSE, of 255", "worst image", "std of the noise")
+    lines = [[str(count), *map(number, values)] for count, *values in measured]
+    print_table(f"{cfg.images} test images of {data.name} to noise and back", columns, lines, words=())
     print(f"clip {cfg.clip} where images are drawn, EMA weights of step {trained.step}\n")
     print_files(*pictures, run.summary_file)
 
 
-def _samplers(cfg: DictConfig, steps: Sequence[int], trained: TrainedRun, denoiser: Denoiser) -> list[DDIM]:
-    """A sampler for each number of steps, tried on the schedule."""
-    clip = cfg.clip
-    grid: Any = make(cfg.grid, "grid", object, timesteps=trained.config.timesteps)
-    with config_errors("steps"):
-        samplers = [DDIM(count, grid, clip) for count in steps]
-    with config_errors("grid"):
-        for sampler in samplers:
-            sampler.chain(denoiser.schedule)
-    return samplers
-
-
 def _interpolate(
-    cfg: DictConfig, trained: TrainedRun, denoiser: Denoiser, sampler: DDIM, device: torch.device, advance: Advance
+    cfg: DictConfig, trained: TrainedRun, denoiser: Denoiser, sampler: DDIM, device: torch.device
 ) -> Tensor:
     """Draw (pairs, columns, C, H, W) in [−1, 1], on the host: row i from latent 2 i to latent 2 i + 1 of the seed."""
     shape, columns = trained.data.test.pixels.shape[1:], cfg.between + 2
     ends = Streams(cfg.seed, "latent", range(2 * cfg.pairs), device).normal(shape)
     ways = [interpolate(ends[0::2], ends[1::2], column / (columns - 1)) for column in range(columns)]
-    label = class_labels_for(range(cfg.pairs), trained.classes, device=device)
-    label = None if label is None else label.repeat_interleave(columns)
+    label = class_labels_for([i // columns for i in range(cfg.pairs * columns)], trained.classes, device=device)
     drawn = _in_batches(partial(_draw, denoiser, sampler), torch.stack(ways, dim=1).flatten(0, 1), label)
-    advance(len(drawn) * sampler.evaluations(denoiser))
     return drawn.cpu().reshape(cfg.pairs, columns, *shape)
-
-
-def _reconstruct(
-    cfg: DictConfig,
-    trained: TrainedRun,
-    denoiser: Denoiser,
-    samplers: Sequence[DDIM],
-    device: torch.device,
-    advance: Advance,
-) -> _Reconstructions:
-    """Turn test images, evenly spread over the set, into noise and back."""
-    images = trained.image_set("test", device)
-    indices = torch.arange(cfg.images) * images.size // cfg.images
-    x, label = images.fetch(indices)
-    label = label if trained.classes else None
-    drawn, stds, errors = [], [], []
-    for sampler in samplers:
-        noise = _in_batches(partial(_noise_of, denoiser, sampler), x, label)
-        y = _in_batches(partial(_draw, denoiser, sampler), noise, label)
-        drawn.append(y.cpu())
-        stds.append(float(noise.square().mean().sqrt()))
-        errors.append(127.5 * (y - x).square().flatten(1).mean(dim=1).sqrt().cpu())  # [−1, 1] is 255 levels
-        advance(2 * len(x) * sampler.evaluations(denoiser))
-    return _Reconstructions(indices, drawn, stds, torch.stack(errors))
-
-
-def _noise_of(denoiser: Denoiser, sampler: DDIM, x: Tensor, class_label: Tensor | None) -> Tensor:
-    return invert(denoiser, sampler.chain(denoiser.schedule), x, class_label) / denoiser.schedule.prior_std
 
 
 def _draw(denoiser: Denoiser, sampler: DDIM, noise: Tensor, class_label: Tensor | None) -> Tensor:
@@ -145,7 +106,7 @@ def _in_batches(mapped: Callable[[Tensor, Tensor | None], Tensor], x: Tensor, cl
     return torch.cat([mapped(x[batch], None if class_label is None else class_label[batch]) for batch in batches])
 
 
-def _card(cfg: DictConfig, trained: TrainedRun, steps: Sequence[int]) -> dict[str, Any]:
+def _card(cfg: DictConfig, trained: TrainedRun, steps: int) -> dict[str, Any]:
     """Everything that the numbers depend on."""
     return {
         **trained.source,
@@ -153,29 +114,10 @@ def _card(cfg: DictConfig, trained: TrainedRun, steps: Sequence[int]) -> dict[st
         "split": "test",
         "images": cfg.images,
         "classes": trained.classes,
-        "steps": steps[-1],
+        "steps": steps,
         "grid": OmegaConf.to_container(cfg.grid),
         "guidance": None if cfg.get("guidance") is None else OmegaConf.to_container(cfg.guidance),
         "clip_of_drawing": cfg.clip,
         "clip_of_inversion": None,
         "precision": "float32",
     }
-
-
-def _draw_pictures(
-    run: Run, trained: TrainedRun, steps: Sequence[int], between: Tensor, found: _Reconstructions
-) -> list[Path]:
-    data, classes = trained.data, trained.classes
-    files = [run.path / f"{name}.png" for name in ("interpolation", "reconstruction", "reconstruction_error")]
-
-    def seen(x: Tensor) -> Tensor:
-        return data.to_8bit(data.unscale(x))
-
-    names = [f"pair {i}" + (f", class {i % classes}" if classes else "") for i in range(len(between))]
-    title = f"$x_T$ on an arc between two, drawn by {steps[-1]} steps of DDIM"
-    interpolation_rows(files[0], seen(between), names, title)
-    title = f"Test images of {data.name} ({len(found.indices)}), by DDIM to noise and back"
-    originals, drawn = data.to_8bit(data.test.pixels[found.indices]), [seen(y) for y in found.drawn]
-    reconstruction_rows(files[1], originals, drawn, steps, found.rmse, title)
-    reconstruction_error(files[2], steps, found.errors, 255 / (data.levels - 1), title)
-    return files

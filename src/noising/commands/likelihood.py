@@ -12,16 +12,15 @@ from noising.commands.devices import find_device
 from noising.commands.tables import number, print_files, print_table
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
-from noising.data.image_data import ImageData
 from noising.diffusion.drawing import in_evaluation
 from noising.diffusion.likelihood.dequantization import FlowBits, FlowLikelihood, offset_bits
 from noising.diffusion.likelihood.divergences import Divergence
-from noising.diffusion.likelihood.flow import ReplicatedMean, replicated_mean
+from noising.diffusion.likelihood.flow import replicated_mean
 from noising.errors import ConfigError, config_errors
 from noising.randomness import Streams
 from noising.runs.folder import Run
 from noising.runs.status import run_status
-from noising.trained import TrainedRun, load
+from noising.trained import load
 
 _SEED = 0
 """Seed of all draws, which are keyed by the image's index: two models meet the same noise."""
@@ -32,18 +31,20 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
     trained = load(cfg.checkpoint)
     flow = _flow(cfg, int(trained.config.timesteps))
     data, run = trained.data, Run(run_dir)
-    indices = _spread(cfg.images, data)
+    available = len(data.test.pixels)
+    count = cfg.images or available
+    if count > available:
+        raise ConfigError(f"images={count} is more than the {available} test images of {data.name}: lower it, or null")
+    indices = torch.arange(count) * available // count  # evenly spread over the set
     device = find_device(cfg.device)
     denoiser = trained.denoiser.to(device).requires_grad_(False)
-    batches = [indices[first : first + cfg.batch_size] for first in range(0, len(indices), cfg.batch_size)]
+    images = trained.image_set("test", device)
     cost = flow.divergence.backward_passes(data.test.pixels[0].numel())
     print(
-        f"{os.path.relpath(run.path)}: {len(indices)} test images of {data.name}, {flow.replicates} replicates, "
+        f"{os.path.relpath(run.path)}: {count} test images of {data.name}, {flow.replicates} replicates, "
         f"{type(flow.solver).__name__}, {type(flow.divergence).__name__} divergence of "
         f"{cost} backward pass{'es' if cost > 1 else ''} an evaluation"
     )
-
-    images = trained.image_set("test", device)
 
     def flow_bits(batch: torch.Tensor) -> FlowBits:
         x, label = images.fetch(batch)
@@ -53,17 +54,44 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
 
     with run_status(run, without_secrets(cfg)):
         with in_evaluation(denoiser), config_errors("solver"):
-            measured = [flow_bits(batch) for batch in track(batches, "likelihood")]
+            measured = [flow_bits(batch) for batch in track(torch.split(indices, cfg.batch_size), "likelihood")]
         result = replicated_mean(torch.cat([batch.bits for batch in measured]))
-        spent = sum(len(batch.bits) * batch.evaluations for batch in measured) / len(indices)
-        card = _card(cfg, trained, flow, result) | {
-            "images": len(indices),
+        spent = sum(len(batch.bits) * batch.evaluations for batch in measured) / count
+        card = {
+            "unit": "bits/dim",
+            "model": "the probability flow stopped at start_time: an upper bound of its -log2 P by dequantization",
+            "interval_95": result.interval,
+            **trained.source,
+            "data": data.name,
+            "split": "test",
+            "grey_levels": data.levels,
+            "classes": trained.classes,
+            "replicates": flow.replicates,
+            "solver": OmegaConf.to_container(cfg.solver),
+            "divergence": OmegaConf.to_container(cfg.divergence),
+            "dequantization": "uniform",
+            "offset": offset_bits(data.levels),
+            "start_time": flow.start_time,
+            "timesteps": trained.config.timesteps,
+            "clip": flow.clip,
+            "precision": "float32, log-volume in float64",
+            "noise_seed": _SEED,
+            "images": count,
             "evaluations_per_image": spent,
             "backward_passes_per_evaluation": cost,
         }
         numbers = {"": result.mean, "_mc_se": result.mc_se, "_image_se": result.image_se}
         run.write({f"test/flow_nll{suffix}": value for suffix, value in numbers.items()}, {"test/flow_nll": card})
-    _print(run, result, card)
+    low, high = map(number, result.interval)
+    values = [*map(number, (result.mean, result.mc_se, result.image_se)), f"{low} to {high}"]
+    columns = ("bits/dim", "value", "± Monte Carlo", "± images", "95% interval")
+    print_table(f"{data.name} test set, {count} images", columns, [["flow's -log p(x)", *values]])
+    print(
+        f"{spent:.0f} network evaluations an image, uniform dequantization (its offset {card['offset']:.4f}), "
+        f"flow stopped at t = {flow.start_time:g}, T = {card['timesteps']}, clip {flow.clip}, "
+        f"EMA weights of step {trained.step}; ± is one standard error\n"
+    )
+    print_files(run.summary_file)
 
 
 def _flow(cfg: DictConfig, timesteps: int) -> FlowLikelihood:
@@ -75,51 +103,3 @@ def _flow(cfg: DictConfig, timesteps: int) -> FlowLikelihood:
     solver: Any = make(cfg.solver, "solver", object)
     divergence = make(cfg.divergence, "divergence", Divergence)
     return FlowLikelihood(solver, divergence, start_time, cfg.replicates, cfg.clip)
-
-
-def _spread(count: int | None, data: ImageData) -> torch.Tensor:
-    """Indices of `count` test images, evenly spread over the set."""
-    available = len(data.test.pixels)
-    if count is not None and count > available:
-        raise ConfigError(f"images={count} is more than the {available} test images of {data.name}: lower it, or null")
-    count = count or available
-    return torch.arange(count) * available // count
-
-
-def _card(cfg: DictConfig, trained: TrainedRun, flow: FlowLikelihood, result: ReplicatedMean) -> dict[str, Any]:
-    """Everything that the number depends on."""
-    return {
-        "unit": "bits/dim",
-        "model": "the probability flow stopped at start_time: an upper bound of its -log2 P by dequantization",
-        "interval_95": result.interval,
-        **trained.source,
-        "data": trained.data.name,
-        "split": "test",
-        "grey_levels": trained.data.levels,
-        "classes": trained.classes,
-        "replicates": flow.replicates,
-        "solver": OmegaConf.to_container(cfg.solver),
-        "divergence": OmegaConf.to_container(cfg.divergence),
-        "dequantization": "uniform",
-        "offset": offset_bits(trained.data.levels),
-        "start_time": flow.start_time,
-        "timesteps": trained.config.timesteps,
-        "clip": flow.clip,
-        "precision": "float32, log-volume in float64",
-        "noise_seed": _SEED,
-    }
-
-
-def _print(run: Run, result: ReplicatedMean, card: dict[str, Any]) -> None:
-    low, high = map(number, result.interval)
-    print_table(
-        f"{card['data']} test set, {card['images']} images",
-        ("bits/dim", "value", "± Monte Carlo", "± images", "95% interval"),
-        [["flow's -log p(x)", *map(number, (result.mean, result.mc_se, result.image_se)), f"{low} to {high}"]],
-    )
-    print(
-        f"{card['evaluations_per_image']:.0f} network evaluations an image, uniform dequantization (its offset "
-        f"{card['offset']:.4f}), flow stopped at t = {card['start_time']:g}, T = {card['timesteps']}, "
-        f"clip {card['clip']}, EMA weights of step {card['step']}; ± is one standard error\n"
-    )
-    print_files(run.summary_file)

@@ -5,8 +5,6 @@ find hard cancels, and the difference is known far better than either bound.
 """
 
 import os
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -22,7 +20,7 @@ from noising.diffusion.likelihood.terms import Difference
 from noising.errors import ConfigError, config_errors
 from noising.runs.folder import Run
 from noising.runs.status import run_status
-from noising.trained import TrainedRun, load
+from noising.trained import load
 
 
 def measure_difference(cfg: DictConfig, run: Run) -> None:
@@ -32,7 +30,9 @@ def measure_difference(cfg: DictConfig, run: Run) -> None:
     estimator = make(cfg.bound, "bound", BoundEstimator)
     device = find_device(cfg.device)
     first, second = (load(path) for path in cfg.runs)
-    _require_same_images(first, second, cfg.split)
+    one, other = (getattr(trained.data, cfg.split).pixels for trained in (first, second))
+    if first.data.levels != second.data.levels or one.shape != other.shape or not torch.equal(one, other):
+        raise ConfigError(f"runs: their {cfg.split} images are not the same ({first.data.name}, {second.data.name})")
     terms = [trained.bound_terms(estimator.clip, device) for trained in (first, second)]
     units = {term.decoder.unit for term in terms}
     if len(units) > 1:
@@ -57,29 +57,15 @@ def measure_difference(cfg: DictConfig, run: Run) -> None:
         }
         shown = {name.replace("bound", "difference"): value for name, value in numbers.items() if "floor" not in name}
         run.write({f"{cfg.split}/{name}": value for name, value in shown.items()}, {f"{cfg.split}/difference": card})
-    _print_difference(cfg, run, numbers, card)
-
-
-def _require_same_images(first: TrainedRun, second: TrainedRun, split: str) -> None:
-    one, other = (getattr(trained.data, split).pixels for trained in (first, second))
-    if first.data.levels != second.data.levels or one.shape != other.shape or not torch.equal(one, other):
-        raise ConfigError(f"runs: their {split} images are not the same ({first.data.name}, {second.data.name})")
-
-
-def _print_difference(cfg: DictConfig, run: Run, numbers: Mapping[str, float], card: Mapping[str, Any]) -> None:
-    first, second = (os.path.relpath(path) for path in cfg.runs)
-    print(f"bound of {first} less that of {second}, {card['images']} {cfg.split} images, bits/dim")
-    intervals = [
-        f"{numbers[f'{name}_low']:+.4f} to {numbers[f'{name}_high']:+.4f}" for name in ("bound", "bound_population")
-    ]
-    print_table(
-        None,
-        ("difference", "± Monte Carlo", "± images", "95% on these images", "95% on images like them"),
-        [[f"{numbers['bound']:+.4f}", *(number(numbers[f"bound{error}"]) for error in ERRORS), *intervals]],
-        words=(),
-    )
-    better = first if numbers["bound"] < 0 else second
+    ours, theirs = (os.path.relpath(path) for path in cfg.runs)
+    print(f"bound of {ours} less that of {theirs}, {meter.images} {cfg.split} images, bits/dim")
+    errors = (number(numbers[f"bound{error}"]) for error in ERRORS)
+    ends = ("bound", "bound_population")
+    intervals = (f"{numbers[f'{name}_low']:+.4f} to {numbers[f'{name}_high']:+.4f}" for name in ends)
+    columns = ("difference", "± Monte Carlo", "± images", "95% on these images", "95% on images like them")
+    print_table(None, columns, [[f"{numbers['bound']:+.4f}", *errors, *intervals]], words=())
+    better = ours if numbers["bound"] < 0 else theirs
     sure = numbers["bound_low"] > 0 or numbers["bound_high"] < 0
     words = f"{better} is the better one on these images" if sure else "neither is better by more than the interval"
-    print(f"{words}; {card['evaluations_of_each']:,} network evaluations of each")
+    print(f"{words}; {meter.plan.evaluations:,} network evaluations of each")
     print_files(run.summary_file)

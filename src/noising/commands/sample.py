@@ -19,23 +19,24 @@ from noising.runs.status import run_status
 
 def sample(cfg: DictConfig, run_dir: Path) -> None:
     """Draw cfg.n images: image i depends on (seed, i) alone, whatever the batch size and the devices."""
-    run = Run(run_dir)
-    config = without_secrets(cfg)
+    run, config = Run(run_dir), without_secrets(cfg)
     if cfg.resume:
         require_same_options(run, config, may_differ=("device", "devices"))
-    if cfg.resume and run.status == "finished":
-        print(f"{os.path.relpath(run.path)} is finished: there is nothing left to draw")
-        return
+        if run.status == "finished":
+            print(f"{os.path.relpath(run.path)} is finished: there is nothing left to draw")
+            return
     job = SampleJob(cfg)
     shards = SampleShards(run.path / "shards", job, path=True)
     shards.require_same()
-    classes = job.classes if cfg.class_label is None else 0
     with run_status(run, config):
-        shards.fill()
-        images = job.data.to_8bit(shards.read())
+        images = job.data.to_8bit(shards.fill())
         written = _write(run, images, job.class_labels(range(cfg.n)), cfg.format)
-        save_png(run.samples_image, sample_grid(images, classes))
-        _draw_path(run, job, shards.read_path())
+        save_png(run.samples_image, sample_grid(images, job.classes if cfg.class_label is None else 0))
+        path = job.data.to_8bit(shards.read_path())
+        save_animation(run.reverse_process, [side_by_side(*frame) for frame in path])
+        levels = job.sampler.chain(job.denoiser.schedule).steps.earlier
+        numbers = [job.sampler.steps - 1 - step for step in frames(job.sampler.steps, len(path))]
+        path_strip(run.path / "path.png", path, levels.t[numbers].tolist(), levels.log_snr[numbers].tolist())
         run.write({"sample/images": cfg.n}, {"sample/images": job.card})
         shards.remove()
     print(f"{cfg.n} images in {os.path.relpath(run.path)}: {written}, samples.png, path.png, reverse_process.gif")
@@ -54,11 +55,3 @@ def _write(run: Run, images: Tensor, classes: Tensor | None, kind: str) -> str:
     for number, image in enumerate(images):
         save_png(run.path / "images" / f"{number:06d}.png", image_grid(image[None], gap=0, enlarge=False))
     return "images/"
-
-
-def _draw_path(run: Run, job: SampleJob, path: Tensor) -> None:
-    path = job.data.to_8bit(path)
-    save_animation(run.reverse_process, [side_by_side(*frame) for frame in path])
-    levels = job.sampler.chain(job.denoiser.schedule).steps.earlier
-    numbers = [job.sampler.steps - 1 - step for step in frames(job.sampler.steps, len(path))]
-    path_strip(run.path / "path.png", path, levels.t[numbers].tolist(), levels.log_snr[numbers].tolist())

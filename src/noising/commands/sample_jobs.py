@@ -21,7 +21,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from noising.commands.devices import find_device, find_devices
+from noising.commands.devices import find_devices
 from noising.commands.tables import evaluations_bar
 from noising.config.moved import with_current_names
 from noising.config.theory import build_sampler
@@ -54,40 +54,30 @@ class SampleJob:
         self.trained = trained or load(cfg.checkpoint)
         self.denoiser = self.trained.guided(cfg.get("guidance"))
         self.sampler = build_sampler(cfg, self.trained.config.timesteps, self.denoiser.schedule)
-        self.data = self.trained.data
-        self.classes = self.trained.classes
+        self.data, self.classes = self.trained.data, self.trained.classes
         self.class_label: int | None = cfg.get("class_label")
         if self.class_label is not None and self.class_label >= self.classes:
             has = f"has classes 0 to {self.classes - 1}" if self.classes else "was trained without classes"
             raise ConfigError(f"class_label={self.class_label}: the model {has}")
         self.evaluations = self.sampler.evaluations(self.denoiser)
-        self._require_guided_steps()
-        self.devices = find_devices(cfg.device, cfg.devices)
-
-    def _require_guided_steps(self) -> None:
-        """Raise ConfigError if no step falls into the interval of the guidance."""
-        guided = self.denoiser
-        if not isinstance(guided, Guided) or guided.interval is None or guided.scale == 1:
-            return
-        if self.evaluations == self.sampler.evaluations(self.trained.denoiser):
+        guided, unguided = self.denoiser, self.sampler.evaluations(self.trained.denoiser)
+        if isinstance(guided, Guided) and guided.interval and guided.scale != 1 and self.evaluations == unguided:
             levels = self.sampler.chain(guided.schedule).steps.later.log_snr
             raise ConfigError(
                 f"guidance.interval={list(guided.interval)} holds none of the {self.sampler.steps} steps, whose λ go "
                 f"from {float(levels.min()):.3g} to {float(levels.max()):.3g}: widen it, or leave guidance out"
             )
+        self.devices = find_devices(cfg.device, cfg.devices)
 
     @property
     def card(self) -> dict[str, Any]:
         """Everything that the images depend on."""
-        plain = {
-            group: OmegaConf.to_container(self.cfg[group]) if self.cfg.get(group) is not None else None
-            for group in ("sampler", "grid", "guidance")
-        }
+        config: Any = OmegaConf.to_container(self.cfg)
         in_turn = f"image i is asked for class i mod {self.classes}" if self.classes else None
         guide = getattr(getattr(self.denoiser, "guide", None), "source", None)
         return {
             **self.trained.source,
-            **plain,
+            **{group: config.get(group) for group in ("sampler", "grid", "guidance")},
             **({"guide": guide} if guide else {}),
             "evaluations_per_image": self.evaluations,
             "class_label": self.class_label if self.class_label is not None else in_turn,
@@ -122,11 +112,9 @@ class SampleShards:
 
     def __init__(self, folder: Path, job: SampleJob, path: bool = False) -> None:
         """path: store the paths of the first images from noise, too."""
-        self.folder = folder
-        self.job = job
-        cfg = job.cfg
-        self.batches = [range(first, min(first + cfg.batch_size, cfg.n)) for first in range(0, cfg.n, cfg.batch_size)]
-        self._stores_path = path
+        self.folder, self.job, self._stores_path = folder, job, path
+        size, n = job.cfg.batch_size, job.cfg.n
+        self.batches = [range(first, min(first + size, n)) for first in range(0, n, size)]
         self._card_file, self._path_file = folder / "card.json", folder / "path.npz"
 
     def require_same(self) -> None:
@@ -142,8 +130,8 @@ class SampleShards:
                     f"not {now.get(name)}: go on with that, or start anew without resume"
                 )
 
-    def fill(self) -> None:
-        """Draw the missing batches, with a progress bar."""
+    def fill(self) -> Tensor:
+        """Draw the missing batches, with a progress bar, and read all: (n, C, H, W) uint8 grey levels."""
         with replacing(self._card_file) as file:
             file.write(json.dumps(self._card).encode())
         missing = [batch for batch in self.batches if not _is_whole(self._file(batch))]
@@ -155,27 +143,24 @@ class SampleShards:
                     self.draw(batch, self.job.devices[0], lambda: advance(size * evaluations / steps))  # noqa: B023
             else:
                 self._share_out(missing, lambda batch: advance(len(batch) * evaluations))
+        return torch.cat([_load(self._file(batch), "images") for batch in self.batches])
 
     def draw(self, batch: range, device: torch.device, after_step: Callable[[], None] = lambda: None) -> None:
         """Draw one batch into its file, calling after_step after each step."""
-        frames = PathFrames(self.job.sampler.steps, PATH_IMAGES)
         stores_path = self._stores_path and batch.start == 0
+        frames = PathFrames(self.job.sampler.steps, PATH_IMAGES) if stores_path else None
 
         def on_step(step: int, point: PathPoint) -> None:
-            if stores_path:
+            if frames:
                 frames(step, point)
             after_step()
 
         began = time.perf_counter()
         images = self.job.draw(batch, device, on_step)
         seconds = time.perf_counter() - began
-        if stores_path:
+        if frames:
             _save(self._path_file, images=self.job.data.unscale(frames.tensor).cpu().numpy())
         _save(self._file(batch), images=images.numpy(), seconds=seconds)
-
-    def read(self) -> Tensor:
-        """Read all images: (n, C, H, W) uint8 grey levels."""
-        return torch.cat([_load(self._file(batch), "images") for batch in self.batches])
 
     def read_path(self) -> Tensor:
         """Read (frames, 2, B, C, H, W) uint8 grey levels: x_t and x̂ of the first images."""
@@ -198,9 +183,9 @@ class SampleShards:
         devices = spawn.SimpleQueue()
         for device in self.job.devices:
             devices.put(str(device))
-        cfg = OmegaConf.to_container(self.job.cfg, resolve=True)
+        cfg: Any = OmegaConf.to_container(self.job.cfg, resolve=True)
         threads = max(1, torch.get_num_threads() // len(self.job.devices))
-        arguments = (cfg, self.folder, self._stores_path, devices, threads)
+        arguments = (cfg, devices, threads, self.folder, self._stores_path)
         with ProcessPoolExecutor(len(self.job.devices), spawn, _begin_worker, arguments) as pool:
             work = {pool.submit(_draw_in_worker, batch): batch for batch in missing}
             try:
@@ -244,20 +229,15 @@ def _load(file: Path, name: str) -> Tensor:
         return torch.from_numpy(arrays[name])
 
 
-_worker: tuple[SampleShards, torch.device]
-"""Shards and device of a worker process."""
+_worker: SampleShards  # of a worker process
 
 
-def _begin_worker(cfg: Any, folder: Path, path: bool, devices: Any, threads: int) -> None:
+def _begin_worker(cfg: dict[str, Any], devices: Any, threads: int, folder: Path, path: bool) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
-    config = OmegaConf.create(cfg)
-    config.devices = 1
-    device = find_device(devices.get())
-    config.device = str(device)
-    _worker = SampleShards(folder, SampleJob(config), path), device
+    _worker = SampleShards(folder, SampleJob(OmegaConf.create({**cfg, "devices": 1, "device": devices.get()})), path)
 
 
 def _end_with_parent() -> None:
@@ -268,5 +248,4 @@ def _end_with_parent() -> None:
 
 
 def _draw_in_worker(batch: range) -> None:
-    shards, device = _worker
-    shards.draw(batch, device)
+    _worker.draw(batch, _worker.job.devices[0])

@@ -1,12 +1,12 @@
 """A sampling step without a network against the schedulers of diffusers."""
 
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -60,6 +60,8 @@ class SamplerBenchmark(Benchmark):
     def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
         shape = (batch_size, 3, self.resolution, self.resolution)
         output = torch.randn(shape, device=device)
+        parts = (LinearBeta(TIMESTEPS), Epsilon(), FixedSmall(), DiscreteStep(TIMESTEPS))
+        denoiser = Denoiser(ConstantNetwork(output), *parts)
         grid = partial(trailing, timesteps=TIMESTEPS)
         pairs: list[tuple[str, Sampler, str, dict[str, Any]]] = [
             ("ancestral", Ancestral(self.steps, grid), "DDPMScheduler", {}),
@@ -69,8 +71,12 @@ class SamplerBenchmark(Benchmark):
         ]
         ratios = []
         for name, sampler, theirs, options in pairs:
-            ours, other = _our_path(sampler, output), _their_path(theirs, options, self.steps, output)
-            (first, mine), (their_first, baseline), ratio = self._by_turns(ours, other)
+            ours = partial(sampler.path, denoiser, partial(torch.randn_like, output))
+            paths = (ours, _their_path(theirs, options, self.steps, output))
+            # by turns: medians of each, and of the ratios of neighbours; the first three warm up
+            times = np.array([[self._timed(path) for path in paths] for _ in range(self.repeats + 3)])[3:]
+            (first, mine), (their_first, baseline) = np.median(times, axis=0).tolist()
+            ratio = float(np.median(times[:, 1, 1] / times[:, 0, 1]))
             card = {
                 "ours_us": mine,
                 "theirs_us": baseline,
@@ -83,14 +89,6 @@ class SamplerBenchmark(Benchmark):
             }
             ratios.append(Ratio(f"sampler_{name}", f"{name}, {theirs}", f"{baseline:.1f}", f"{mine:.1f}", ratio, card))
         return ratios
-
-    def _by_turns(self, ours: NewPath, theirs: NewPath) -> tuple[tuple[float, float], tuple[float, float], float]:
-        """Median microseconds of the first and of a later step, ours and theirs, and the median of paired ratios."""
-        pairs = [(self._timed(ours), self._timed(theirs)) for _ in range(self.repeats + 3)][3:]
-        mine, other = (
-            [statistics.median(column) for column in zip(*times, strict=True)] for times in zip(*pairs, strict=True)
-        )
-        return (mine[0], mine[1]), (other[0], other[1]), statistics.median(b[1] / a[1] for a, b in pairs)
 
     def _timed(self, path: NewPath) -> tuple[float, float]:
         """Microseconds until the first step is taken, and of each later step."""
@@ -109,13 +107,6 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def _our_path(sampler: Sampler, output: Tensor) -> NewPath:
-    denoiser = Denoiser(
-        ConstantNetwork(output), LinearBeta(TIMESTEPS), Epsilon(), FixedSmall(), DiscreteStep(TIMESTEPS)
-    )
-    return lambda: sampler.path(denoiser, lambda: torch.randn_like(output))
-
-
 def _their_path(name: str, options: dict[str, Any], steps: int, output: Tensor) -> NewPath:
     try:
         import diffusers
@@ -124,7 +115,6 @@ def _their_path(name: str, options: dict[str, Any], steps: int, output: Tensor) 
     scheduler = getattr(diffusers, name)(
         TIMESTEPS, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", timestep_spacing="trailing", **options
     )
-
     network = ConstantNetwork(output)
 
     def path() -> Iterator[Tensor]:

@@ -74,8 +74,7 @@ def print_summary(run: Run) -> None:
     summary = run.summary
     for split in sorted(name.removesuffix("/bound") for name in summary if name.endswith("/bound")):
         _print_bound(summary, split)
-    cards = {name: card for name, card in summary.get("cards", {}).items() if "samples" in card}
-    if cards:
+    if cards := {name: card for name, card in summary.get("cards", {}).items() if "samples" in card}:
         shown = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith(tuple(cards))}
         print_quality(shown, next(iter(cards.values())))
     if skipped := summary.get("train/skipped_steps"):
@@ -83,18 +82,9 @@ def print_summary(run: Run) -> None:
     if "train/images_per_second" in summary:
         print(f"trained at {summary['train/images_per_second']:.0f} images/s")
     print()
-    files = (
-        run.samples_image,
-        run.neighbours_image,
-        run.reverse_process,
-        run.bound_by_step_figure,
-        run.bound_by_log_snr_figure,
-        run.rate_distortion_figure,
-        run.learning_curves,
-        run.last_checkpoint,
-        run.summary_file,
-    )
-    print_files(*(file for file in files if file.exists()))
+    figures = (run.bound_by_step_figure, run.bound_by_log_snr_figure, run.rate_distortion_figure, run.learning_curves)
+    pictures = (run.samples_image, run.neighbours_image, run.reverse_process, *figures)
+    print_files(*(file for file in (*pictures, run.last_checkpoint, run.summary_file) if file.exists()))
 
 
 _BOUND_ROWS = {
@@ -123,11 +113,8 @@ def _print_bound(summary: Mapping[str, Any], split: str) -> None:
             "how far the images differ is lost in the Monte Carlo error, and missing in the second interval: "
             "see it with more bound.times, or a smaller bound.stderr"
         )
-    for words, ends in (
-        ("of these images", ("low", "high")),
-        ("of images like them", ("population_low", "population_high")),
-    ):
-        low, high = (found.get(f"bound_{end}") for end in ends)
+    for words, name in (("of these images", "bound"), ("of images like them", "bound_population")):
+        low, high = found.get(f"{name}_low"), found.get(f"{name}_high")
         if low is not None and high is not None:
             print(f"95% interval of the bound {words}: {low:.4f} to {high:.4f}")
     if card:
@@ -173,7 +160,5 @@ def print_quality(numbers: Mapping[str, float], card: Mapping[str, Any]) -> None
     reference = card["reference"]
     split = f" {reference['split']}" if "split" in reference else ""
     mirrored = ", each mirrored too" if reference.get("flips") else ""
-    print(
-        f"against {reference['images']}{split} images{mirrored} in the features of {card['features']}; "
-        f"EMA weights of step {card['step']}; ± is one standard error"
-    )
+    against = f"{reference['images']}{split} images{mirrored} in the features of {card['features']}"
+    print(f"against {against}; EMA weights of step {card['step']}; ± is one standard error")

@@ -14,8 +14,7 @@ from noising.runs.rows import write_csv
 from noising.verification.identity import Identity
 from noising.verification.report import identities
 
-RESOLUTION, LEVELS = 32, 256
-"""Size and grey levels of the images that the identities are for: no data set is read."""
+RESOLUTION, LEVELS = 32, 256  # size and grey levels of the images that the identities are for: no data set is read
 
 
 class VerificationError(UsageError):
@@ -33,11 +32,11 @@ def verify(cfg: DictConfig, run_dir: Path) -> None:
     write_csv(run_dir / "identities.csv", columns, ([*row, row.holds] for row in rows))
     recipe_curves(run_dir / "verification.png", recipe, cfg.timesteps)
     print_table("identities", ("part", "identity", *columns[2:]), map(_cells, rows), words=(0, 1, 5), min_width=130)
-    failed = [row for row in rows if not row.holds]
-    where = os.path.relpath(run_dir)
-    print(f"{len(rows) - len(failed)} of {len(rows)} hold; in {where}: identities.csv, verification.png")
+    failed = [f"{row.part}: {row.name}" for row in rows if not row.holds]
+    held = f"{len(rows) - len(failed)} of {len(rows)} hold"
+    print(f"{held}; in {os.path.relpath(run_dir)}: identities.csv, verification.png")
     if failed:
-        raise VerificationError("does not hold: " + "; ".join(f"{row.part}: {row.name}" for row in failed))
+        raise VerificationError(f"does not hold: {'; '.join(failed)}")
 
 
 def _cells(row: Identity) -> list[str | Text]:

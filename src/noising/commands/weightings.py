@@ -14,33 +14,28 @@ from noising.diffusion.weightings import LossWeights
 from noising.errors import UsageError
 from noising.plots.theory import loss_curves, weighting_curves
 
-RESOLUTION, LEVELS = 32, 256
-"""Size and grey levels of the images that the losses are for: no data set is read."""
+RESOLUTION, LEVELS = 32, 256  # size and grey levels of the images that the losses are for: no data set is read
 
 
 def weightings(cfg: DictConfig, run_dir: Path) -> None:
     """Draw weightings.png in run_dir."""
     recipe = _curves(cfg)
+    choices = GlobalHydra.instance().config_loader().get_group_options  # those in the user's own folder included
     overrides = HydraConfig.get().overrides.task
     own: dict[str, LossWeights] = {}
-    for choice in _choices("weighting"):
+    for choice in choices("weighting"):
         try:
             own[choice] = _curves(compose("weightings", [*overrides, f"weighting={choice}"]))
         except (UsageError, ValueError, TypeError, RuntimeError) as error:  # of the user's, perhaps not done yet
             print(f"weighting={choice} is left out: {error}")
     experiments: dict[str, LossWeights] = {}
-    for experiment in _choices("experiment"):
+    for experiment in choices("experiment"):
         curves = _curves(compose("weightings", [f"experiment={experiment}"]))
         if not any(all(map(torch.equal, curves, others)) for others in experiments.values()):
             experiments[experiment] = curves
     path = run_dir / "weightings.png"
     weighting_curves(path, own, recipe, experiments)
     print(f"w(λ) of every weighting and experiment in {os.path.relpath(path)}")
-
-
-def _choices(group: str) -> list[str]:
-    """Choices of a config group, those in the user's own folder included."""
-    return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
 def _curves(cfg: DictConfig) -> LossWeights:

@@ -7,17 +7,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from noising.plots.grids import save_figure
-
-MIN_POINTS = 5
-"""Points that a thin line needs to be seen without markers."""
+from noising.runs.rows import Row
 
 
 def learning_curves(
-    path: Path,
-    rows: Sequence[Mapping[str, float]],
-    baselines: Mapping[str, float],
-    distance: str | None = None,
-    yardstick: float | None = None,
+    path: Path, rows: Sequence[Row], baselines: Mapping[str, float], distance: str | None, yardstick: float | None
 ) -> None:
     """Plot the loss by quartile of t, and the validation bound with its baselines (bits/dim), by optimizer step.
 
@@ -33,9 +27,9 @@ def learning_curves(
     figure = Figure(figsize=(5 * panels, 4.2), layout="constrained")
     loss, bound, *others = figure.subplots(1, panels)
     for quarter in range(1, 5):
-        label = f"t in ({(quarter - 1) / 4:g}, {quarter / 4:g}]"
         steps, losses = curve(f"train/loss_q{quarter}")
-        marker = "o" if len(steps) < MIN_POINTS else ""
+        label = f"t in ({(quarter - 1) / 4:g}, {quarter / 4:g}]"
+        marker = "o" if len(steps) < 5 else ""  # a thin line of few points would not be seen
         loss.plot(steps, losses, linewidth=0.8, alpha=0.9, label=label, marker=marker)
     loss.set(yscale="log", xlabel="optimizer step", ylabel="training loss")
     bound.plot(*curve("val/bound"), marker="o", color="tab:blue", label="validation, EMA weights")

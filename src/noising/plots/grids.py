@@ -38,9 +38,10 @@ def image_grid(images: Tensor, gap: int | None = None, enlarge: bool = True, cla
 
 def sample_grid(images: Tensor, classes: int = 0, most: int = 64) -> Pixels:
     """Lay out the first images, at most `most`; one class a row where image i is of class i mod classes."""
-    if not 0 < classes <= min(most, len(images)):
-        return image_grid(images[:most])
-    return image_grid(images[: min(most, len(images)) // classes * classes], classes=classes)
+    images = images[:most]
+    if not 0 < classes <= len(images):
+        return image_grid(images)
+    return image_grid(images[: len(images) // classes * classes], classes=classes)
 
 
 def side_by_side(left: Tensor, right: Tensor) -> Pixels:
@@ -56,11 +57,11 @@ def save_png(path: Path, picture: Pixels) -> None:
     Image.fromarray(picture).save(path)
 
 
-def save_animation(path: Path, pictures: list[Pixels], seconds: float = 4.0) -> None:
-    """Write pictures as an endless GIF that rests on the last."""
+def save_animation(path: Path, pictures: list[Pixels]) -> None:
+    """Write pictures as an endless GIF of four seconds that rests on the last."""
     path.parent.mkdir(parents=True, exist_ok=True)
     first, *others = [Image.fromarray(picture) for picture in pictures]
-    durations = [int(1000 * seconds / len(pictures))] * len(others) + [1500]
+    durations = [int(4000 / len(pictures))] * len(others) + [1500]
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
 
 
@@ -70,12 +71,9 @@ def save_figure(figure: Figure, path: Path, dpi: int = 140) -> None:
     figure.savefig(path, dpi=dpi)
 
 
-GAP = 1
-"""Pixels between two images."""
-_TILE, _LONGEST = 0.8, 60.0
-"""Inches of an image, and of the longest picture: more images than fit are smaller."""
-_NARROWEST = 5.5
-"""Inches of the narrowest picture, for its title."""
+GAP = 1  # pixels between two images
+_TILE, _LONGEST, _NARROWEST = 0.8, 60.0, 5.5
+"""Inches of an image, of the longest picture, where more are smaller, and of the narrowest, for its title."""
 
 
 def tiled(rows: Sequence[Tensor] | Tensor, title: str) -> tuple[Figure, Axes]:

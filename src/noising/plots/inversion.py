@@ -10,8 +10,7 @@ from torch import Tensor
 
 from noising.plots.grids import GAP, save_figure, tile_centres, tiled
 
-_SHOWN = 16
-"""Images side by side in the picture of reconstructions."""
+_SHOWN = 16  # images side by side in the picture of reconstructions
 
 
 def interpolation_rows(file: Path, images: Tensor, names: Sequence[str], title: str) -> None:
@@ -23,8 +22,7 @@ def interpolation_rows(file: Path, images: Tensor, names: Sequence[str], title: 
         for column in (0, columns - 1):
             corner = (column * side + GAP / 2, row * side + GAP / 2)
             axes.add_patch(Rectangle(corner, side, side, fill=False, edgecolor="tab:orange", linewidth=2))
-    steps = range(columns)
-    fractions = ["first end" if i == 0 else "other end" if i == columns - 1 else f"{i}/{columns - 1}" for i in steps]
+    fractions = ["first end", *(f"{i}/{columns - 1}" for i in range(1, columns - 1)), "other end"]
     axes.set_xticks(tile_centres(columns, images), fractions, fontsize=8)
     axes.set_yticks(tile_centres(pairs, images), names, fontsize=9)
     axes.set_xlabel("how far along the arc between the two latents")
@@ -55,8 +53,8 @@ def reconstruction_error(file: Path, steps: Sequence[int], rmse: Tensor, grey_le
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes = figure.subplots()
     of_all = rmse.square().mean(dim=1).sqrt().tolist()
-    for number, column in enumerate(rmse.T.tolist()):
-        axes.plot(steps, column, color="0.75", linewidth=0.8, label=None if number else "each image")
+    each = axes.plot(steps, rmse, color="0.75", linewidth=0.8)
+    each[0].set_label("each image")
     axes.plot(steps, of_all, marker="o", color="tab:blue", label="all images")
     middle = len(steps) // 2
     first_order = [of_all[middle] * steps[middle] / count for count in steps]

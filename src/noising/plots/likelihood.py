@@ -4,7 +4,7 @@ import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -52,19 +52,16 @@ class StepBin(NamedTuple):
 
 def step_bins(curve: BoundCurve, chain: Chain, split: str, prior: float) -> list[StepBin]:
     """Rows of a curve, one a bin, from step 1 up; prior: L_T in bits/dim."""
-    edges = curve.edges.tolist()
-    log_snr = [float(chain.level(edge - 1).log_snr) for edge in edges]
+    log_snr = [float(chain.level(edge - 1).log_snr) for edge in curve.edges.tolist()]
+    ends = zip(curve.edges[:-1].tolist(), (curve.edges[1:] - 1).tolist(), log_snr[:-1], log_snr[1:], strict=True)
+    values = zip(ends, curve.bits.tolist(), curve.stderr.tolist(), curve.error.tolist(), strict=True)
     rows: list[StepBin] = []
     sent = prior
-    values = zip(curve.bits.tolist(), curve.stderr.tolist(), curve.error.tolist(), strict=True)
-    for number, (bits, stderr, error) in reversed(list(enumerate(values))):
-        first, last = edges[number], edges[number + 1] - 1
+    for (first, last, high, low), bits, stderr, error in reversed(list(values)):
         whole = bits * (last - first + 1)
-        rmse = 127.5 * math.sqrt(error)
-        ends = (log_snr[number], log_snr[number + 1])
         # the decoder's bits are the distortion's own, not the rate's
         rate = sent + (whole / 2 if first > 1 else 0.0)
-        rows.append(StepBin(split, first, last, *ends, bits, stderr, rate, rmse))
+        rows.append(StepBin(split, first, last, high, low, bits, stderr, rate, 127.5 * math.sqrt(error)))
         sent += whole
     return rows[::-1]
 
@@ -92,9 +89,9 @@ def bound_by_step(path: Path, bins: Sequence[StepBin], title: str, memorized: fl
     axes = figure.subplots()
     # a decoder that has nothing left to decide would stretch the scale to 1e-40
     least = max(row.bits_per_dim_per_step for row in bins) * 1e-7
-    for split, rows in _by_split(bins).items():
-        edges = _edges(rows)
-        bits = _column(rows, "bits_per_dim_per_step")
+    splits = _by_split(bins)
+    for split, rows in splits.items():
+        edges, bits = _edges(rows), _column(rows, "bits_per_dim_per_step")
         bits[bits < least] = math.nan
         axes.stairs(bits, edges, baseline=None, linewidth=1.8, color=COLOURS[split], label=f"$L_t$, {split}")
         _band(axes, edges, bits, _column(rows, "stderr"), split)
@@ -105,33 +102,24 @@ def bound_by_step(path: Path, bins: Sequence[StepBin], title: str, memorized: fl
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=9, loc="center left")
-    first = next(iter(_by_split(bins).values()), [])
+    first = splits[bins[0].split]
     cumulative = axes.twinx()
     total = np.cumsum([0.0, *(row.bits for row in first)])
     cumulative.plot(_edges(first), total, color="tab:orange", linewidth=1.4)
     cumulative.set_ylabel(f"sum of $L_t$ up to t, {first[0].split}  [bits/dim]", color="tab:orange")
     cumulative.axhline(memorized, color="tab:orange", linestyle=":", linewidth=1.2)
-    cumulative.annotate(
-        f"the training set, memorized: {memorized:.3f}",
-        (1, memorized),
-        (-4, 3),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        fontsize=8,
-        color="tab:orange",
-        ha="right",
-        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
-    )
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
+    words = f"the training set, memorized: {memorized:.3f}"
+    cumulative.annotate(words, (1, memorized), (-4, 3), **place, fontsize=8, color="tab:orange", bbox=box)
     cumulative.set_ylim(bottom=0)
     save_figure(figure, path)
 
 
 def bound_by_log_snr(path: Path, bins: Sequence[StepBin], title: str) -> None:
     """Plot bits per unit of λ against λ for each split, where area is a sum of L_t; beside it the gap of two splits."""
-    splits = {
-        split: [row for row in rows if math.isfinite(row.log_snr_width)] for split, rows in _by_split(bins).items()
-    }
-    splits = {split: rows for split, rows in splits.items() if rows}
+    bins = [row for row in bins if math.isfinite(row.log_snr_width)]
+    splits = _by_split(bins)
     gap = "train" in splits and "test" in splits
     figure = Figure(figsize=(10.5 if gap else 7.4, 4.2), layout="constrained")
     panels: list[Axes] = list(figure.subplots(1, 2 if gap else 1, squeeze=False).flat)
@@ -147,8 +135,7 @@ def bound_by_log_snr(path: Path, bins: Sequence[StepBin], title: str) -> None:
         panels[0].legend(fontsize=9)
     if gap:
         _draw_gap(panels[1], splits["test"], splits["train"])
-    rows = [row for rows in splits.values() for row in rows]
-    clean, noisy = [row.log_snr_high for row in rows], [row.log_snr_low for row in rows if row.rate > 1e-5]
+    clean, noisy = [row.log_snr_high for row in bins], [row.log_snr_low for row in bins if row.rate > 1e-5]
     for axes in panels:
         axes.set_xlim(max(clean, default=1.0) + 0.3, min(noisy, default=-1.0) - 0.3)
         axes.set_xlabel("λ, log signal-to-noise ratio (clean left, noise right)")

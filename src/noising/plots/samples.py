@@ -8,30 +8,26 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from noising.diffusion.drawing import frames
 from noising.plots.grids import GAP, save_figure, show_tiles, tile_centres, tiled
 
-COLUMNS, ROWS = 10, 4
+_COLUMNS, _ROWS = 10, 4
 
 
 def path_strip(file: Path, path: Tensor, times: Sequence[float], log_snrs: Sequence[float]) -> None:
     """Draw (frames, 2, B, C, H, W) uint8, x_t above x̂, a frame a column; times, log_snrs: t and λ of each frame."""
-    count = min(COLUMNS, len(path))
-    chosen = [(i + 1) * len(path) // count - 1 for i in range(count)]
-    rows = min(ROWS, path.shape[2])
-    figure = Figure(figsize=(1.0 + 1.1 * count, 0.8 + 2.2 * rows), layout="constrained")
+    chosen = frames(len(path), _COLUMNS)
+    rows = min(_ROWS, path.shape[2])
+    figure = Figure(figsize=(1.0 + 1.1 * len(chosen), 0.8 + 2.2 * rows), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
     for axes, which, name in ((upper, 0, "$x_t$"), (lower, 1, "$\\hat x$, as that\nstep saw it")):
         show_tiles(axes, path[chosen, which, :rows].transpose(0, 1))
         axes.set_yticks([])
         axes.set_ylabel(name, fontsize=13)
-    labels = [f"t = {times[i]:.2g}\nλ = {_short(log_snrs[i])}" for i in chosen]
-    lower.set_xticks(tile_centres(count, path), labels)
+    short = ["∞" if math.isinf(value) else f"{round(value, 1) + 0.0:.1f}" for value in log_snrs]  # no −0.0
+    lower.set_xticks(tile_centres(len(chosen), path), [f"t = {times[i]:.2g}\nλ = {short[i]}" for i in chosen])
     lower.set_xlabel("after the step to")
     save_figure(figure, file)
-
-
-def _short(log_snr: float) -> str:
-    return "∞" if math.isinf(log_snr) else f"{round(log_snr, 1) + 0.0:.1f}"  # no −0.0
 
 
 def neighbour_rows(file: Path, samples: Tensor, neighbours: Tensor, indices: Tensor, nearness: Tensor) -> None:

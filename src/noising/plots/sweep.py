@@ -10,13 +10,13 @@ from matplotlib.ticker import LogLocator, NullLocator
 from noising.plots.grids import save_figure
 from noising.runs.rows import Row
 
-EVALUATIONS, ACCURACY = "test/evaluations_per_image", "test/class_accuracy"
+_EVALUATIONS, _ACCURACY = "test/evaluations_per_image", "test/class_accuracy"
 _DISTANCES = ("test/fd", "test/fid", "test/fd_dinov2")
 _PANELS = (
     ("test/fd", "FD to training images", 1.0),
     ("test/fid", "FID to training images", 1.0),
     ("test/fd_dinov2", "FD-DINOv2 to training images", 1.0),
-    (ACCURACY, "part that shows the class asked for", 1.0),
+    (_ACCURACY, "part that shows the class asked for", 1.0),
     ("test/seconds_per_image", "cost  [ms an image]", 1e-3),
 )
 
@@ -34,14 +34,9 @@ def series(table: list[Row]) -> tuple[str, dict[str, list[Row]]]:
     names = list(table[0])
     swept = [name for name in names[: names.index("status")] if len({row.get(name) for row in table}) > 1]
     numeric = [name for name in swept if all(_is_number(row.get(name)) for row in table)]
-    axis = EVALUATIONS
-    if "sampler.steps" in numeric:
-        others = [name for name in swept if name != "sampler.steps"]
-    elif numeric:
-        axis = numeric[-1]
-        others = [name for name in swept if name != axis]
-    else:
-        others = swept
+    chosen = "sampler.steps" if "sampler.steps" in numeric else numeric[-1] if numeric else None
+    axis = _EVALUATIONS if chosen in ("sampler.steps", None) else chosen
+    others = [name for name in swept if name != chosen]
     lines: dict[str, list[Row]] = {}
     for row in table:
         label = ", ".join(str(row[name]) if name == "sampler" else f"{name}={row[name]}" for name in others)
@@ -65,27 +60,22 @@ def draw(path: Path, table: list[Row]) -> None:
     panels = [panel for panel in _PANELS if any(panel[0] in row for row in table)]
     figure = Figure(figsize=(4.4 * len(panels) + 0.6, 4.0), layout="constrained")
     for axes, (key, words, unit) in zip(figure.subplots(1, len(panels)), panels, strict=True):
-        for label, line in lines.items():
-            _draw_line(axes, axis, key, unit, label, [row for row in line if key in row])
-        baseline = table[0].get(f"{key}_baseline")
-        if baseline is not None:
+        for label, rows in lines.items():
+            line = [row for row in rows if key in row]
+            errors = [row.get(f"{key}_mc_se", 0.0) / unit for row in line]
+            places, values = [float(row[axis]) for row in line], [row[key] / unit for row in line]
+            axes.errorbar(places, values, errors, marker="o", markersize=4, capsize=2, label=label or None)
+        if (baseline := table[0].get(f"{key}_baseline")) is not None:
             axes.axhline(baseline, color="0.4", linestyle="--", linewidth=1.2, label="real test images")
-        axes.set(xlabel="network evaluations an image" if axis == EVALUATIONS else axis, ylabel=words)
-        logarithmic = axis == EVALUATIONS and key != ACCURACY
-        axes.set(xscale="log" if axis == EVALUATIONS else "linear", yscale="log" if logarithmic else "linear")
+        axes.set(xlabel="network evaluations an image" if axis == _EVALUATIONS else axis, ylabel=words)
+        logarithmic = axis == _EVALUATIONS and key != _ACCURACY
+        axes.set(xscale="log" if axis == _EVALUATIONS else "linear", yscale="log" if logarithmic else "linear")
         if not logarithmic:
             axes.set_ylim(bottom=0)
         _plain_numbers(axes)
         axes.grid(alpha=0.3, which="both")
     figure.axes[0].legend(fontsize=9)
     save_figure(figure, path)
-
-
-def _draw_line(axes: Axes, axis: str, key: str, unit: float, label: str, line: list[Row]) -> None:
-    errors = [row.get(f"{key}_mc_se", 0.0) / unit for row in line]
-    places = [float(row[axis]) for row in line]
-    values = [row[key] / unit for row in line]
-    axes.errorbar(places, values, errors, marker="o", markersize=4, capsize=2, label=label or None)
 
 
 def _plain_numbers(axes: Axes) -> None:

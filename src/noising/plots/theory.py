@@ -54,26 +54,21 @@ def recipe_curves(path: Path, recipe: Recipe, timesteps: int) -> None:
     weights.legend()
 
     oracle = gaussian(STD)
-    chain = Chain.uniform(recipe.schedule, timesteps)
     best = Optimal(error=oracle.error)
     own = recipe.variance if recipe.variance.outputs == 1 and not recipe.variance.fitted else best
     positive = False
     for variance, style in ((own, "-"), (best, "--")):
         denoiser = oracle_denoiser(oracle, recipe.schedule, recipe.parameterization, variance)
-        steps = expected_bound(denoiser, chain).steps
+        steps = expected_bound(denoiser, Chain.uniform(recipe.schedule, timesteps)).steps
         positive |= bool((steps > 0).any())
         bound.plot(torch.arange(2, timesteps + 1), steps, style, label=type(variance).__name__)
     bound.set(xscale="log", yscale="log" if positive else "linear")  # a faulty schedule has a picture too
     bound.set(xlabel="step t (1 is next to clean)", ylabel="$L_t$  [bits/dim per step]")
     bound.set_title(f"bound of N(0, {STD}²), optimal denoiser")
     bound.legend()
-    for axes in (curve, scales, weights, bound):
+    for axes in figure.axes:
         axes.grid(alpha=0.3)
     save_figure(figure, path, dpi=120)
-
-
-SHOWN = (-12.0, 12.0)
-"""λ on the axis: beyond, an image of 8 bits is clean, or hidden."""
 
 
 def weighting_curves(
@@ -88,8 +83,8 @@ def weighting_curves(
     _plot_relative(left, recipe, recipe.density, color="k", linestyle="--", label="p(λ) alone", linewidth=1)
     left.set_title("every weighting in this config: its schedule, parameterization, times and objective", fontsize=10)
     right.set_title("the experiments, each with its own parts", fontsize=10)
-    for axes in (left, right):
-        axes.set(xlabel="λ = log α²/σ²  [nats]", yscale="log", xlim=SHOWN, ylim=(1e-3, 1e3))
+    for axes in (left, right):  # beyond these λ an image of 8 bits is clean, or hidden
+        axes.set(xlabel="λ = log α²/σ²  [nats]", yscale="log", xlim=(-12.0, 12.0), ylim=(1e-3, 1e3))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     left.set_ylabel("w(λ), weight on ‖ε − ε̂‖² times p(λ), relative to λ = 0")
