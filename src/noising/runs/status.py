@@ -15,7 +15,6 @@ from noising.runs.folder import Run
 
 log = logging.getLogger(__name__)
 
-
 _INTERRUPTED = 130  # the shell's 128 + number of the signal
 
 
@@ -87,4 +86,3 @@ class Preempted(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
-        self.number = number
