@@ -99,8 +99,8 @@ class ResultsCallback(Callback):
                 f"{self.data.place}: this rank has read other images than the first: give all ranks the same"
             )
         for logger in trainer.loggers:
-            if isinstance(logger, CSVMetrics):
-                logger.resume_from(self._start)
+            if isinstance(logger, CSVMetrics) and trainer.is_global_zero:
+                logger.results.resume_from(self._start)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the throughput that the progress bar measured, and the number of steps that were left out."""
