@@ -145,8 +145,7 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON: tensors and arrays of one number as the number, nan and infinities as null."""
     from pydantic_core import to_jsonable_python  # here: --help needs no pydantic
 
-    def other(value: Any) -> Any:
-        return value.item() if hasattr(value, "item") else str(value)
-
-    plain = to_jsonable_python(content, inf_nan_mode="null", fallback=other)
+    plain = to_jsonable_python(
+        content, inf_nan_mode="null", fallback=lambda value: value.item() if hasattr(value, "item") else str(value)
+    )
     _write(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -29,9 +29,8 @@ def _alone(run: Run) -> Iterator[None]:
         raise ConfigError(
             f"{os.path.relpath(run.path)} is being written by another process: wait for it, or end it first"
         ) from None
-    except (OSError, NotImplementedError):  # a file system without locks
-        yield
-        return
+    except (OSError, NotImplementedError):
+        pass  # a file system without locks
     try:
         yield
     finally:

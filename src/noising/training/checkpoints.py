@@ -26,7 +26,7 @@ FORMAT = 1
 """The version of a checkpoint's layout; a checkpoint without a number has the first."""
 
 
-def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint file, unpickling nothing but tensors and plain containers.
 
     Raises `ValueError` if there is no such file, if it is truncated or a checksum is wrong, or if a later version wrote
@@ -38,7 +38,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if damage := _damage(path):
         raise ValueError(f"{path} {damage}: {_alternatives(path)}")
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises nearly anything on a damaged file
         raise ValueError(
             f"{path} cannot be read as a checkpoint of weights and plain values: if there is code in it, it was not run"
@@ -79,9 +79,8 @@ class AtomicCheckpointIO(CheckpointIO):
     empty last.ckpt. If the disk is full, the previous checkpoint stays, and the training goes on.
     """
 
-    def __init__(self) -> None:
-        self.failure: str | None = None
-        """Why the newest checkpoint could not be written, on the rank that writes; None if it was."""
+    failure: str | None = None
+    """Why the newest checkpoint could not be written, on the rank that writes; None if it was."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
@@ -182,21 +181,17 @@ class LastCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             logger.save()  # metrics on the disk are never older than the checkpoint
         if trainer.is_global_zero and self.keep > 1 and not same:
-            self._set_aside()
+            if self.path.exists():  # give the file that will be replaced a name of its own
+                name = self.path.with_name(f"step_{self._on_disk:06d}.ckpt")
+                name.unlink(missing_ok=True)
+                os.link(self.path, name)
+            for oldest in sorted(self.path.parent.glob("step_*.ckpt"))[: 1 - self.keep]:
+                oldest.unlink()
         trainer.save_checkpoint(self.path)
         self._saved = trainer.global_step
         if _failure(trainer) is None:
             self._on_disk = trainer.global_step
         self._seconds += time.monotonic() - began
-
-    def _set_aside(self) -> None:
-        """Give the file that will be replaced a name of its own, and remove the oldest of such files."""
-        if self.path.exists():
-            name = self.path.with_name(f"step_{self._on_disk:06d}.ckpt")
-            name.unlink(missing_ok=True)
-            os.link(self.path, name)
-        for name in sorted(self.path.parent.glob("step_*.ckpt"))[: 1 - self.keep]:
-            name.unlink()
 
 
 class BestCheckpoint(Checkpoint):

@@ -50,7 +50,14 @@ class EMA(Callback):
         if not self.weights:
             self.weights = {name: p.detach().float().clone() for name, p in parameters.items()}
         elif self._denoiser is not denoiser:
-            _check_same(self.weights, parameters)
+            shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
+            expected = {name: tuple(p.shape) for name, p in parameters.items()}
+            for name in sorted({*shapes, *expected}):
+                if shapes.get(name) != expected.get(name):
+                    raise ValueError(
+                        f"the checkpoint's averaged weights are of another network: {name} has shape "
+                        f"{shapes.get(name)} there, {expected.get(name)} here; use the options of the run that wrote it"
+                    )
         self._denoiser = denoiser
         # in the parameters' order, since the update pairs the two lists; restored before the module moves to its device
         self.weights = {name: self.weights[name].to(p.device) for name, p in parameters.items()}
@@ -123,14 +130,3 @@ def _assign(parameters: Iterable[nn.Parameter], values: Iterable[Tensor]) -> Non
     """Write in place: compiled graphs, DDP and optimizers keep their references."""
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
-
-
-def _check_same(weights: dict[str, Tensor], parameters: dict[str, nn.Parameter]) -> None:
-    shapes = {name: tuple(w.shape) for name, w in weights.items()}
-    expected = {name: tuple(p.shape) for name, p in parameters.items()}
-    if shapes != expected:
-        name = sorted(name for name in {*shapes, *expected} if shapes.get(name) != expected.get(name))[0]
-        raise ValueError(
-            f"the checkpoint's averaged weights are of another network: {name} has shape {shapes.get(name)} "
-            f"there, {expected.get(name)} here; use the options of the run that wrote it"
-        )

@@ -6,7 +6,7 @@ conf/logger/*.yaml gives each a name and a factory of (run, config); `build_logg
 import netrc
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,6 @@ def log_image(loggers: Iterable[Logger], key: str, image: Path | np.ndarray, ste
             pixels = np.asarray(picture.convert("RGB"))
         for record_image in takers:
             record_image(key, pixels, step)
-
-
-def log_table(loggers: Iterable[Logger], key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Give a table to W&B, which plots it; the other loggers take none."""
-    for logger in loggers:
-        if isinstance(logger, WandB):
-            logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
 
 
 def build_loggers(
@@ -141,24 +134,20 @@ class WandB(WandbLogger):
 
 
 def _wandb_mode() -> Any:
-    """The mode of WANDB_MODE, or else online if there is a key; neither the user nor the service is asked."""
+    """The mode of WANDB_MODE, or else online if W&B would find a key. Its own `wandb.login` would ask the service."""
     if mode := os.environ.get("WANDB_MODE", "").lower():
         return {"dryrun": "offline", "run": "online"}.get(mode, mode)
-    return "online" if _has_wandb_key() else "offline"
-
-
-def _has_wandb_key() -> bool:
-    """Whether W&B would find a key. Its own `wandb.login` would ask the service."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
+        return "online"
     import wandb
 
     host = urlsplit(wandb.setup().settings.base_url).hostname or ""
     given = os.environ.get("NETRC")
     candidates = [Path(given)] if given else [Path.home() / ".netrc", Path.home() / "_netrc"]
     with suppress(OSError, netrc.NetrcParseError):
-        return any(netrc.netrc(file).authenticators(host) is not None for file in candidates if file.is_file())
-    return False
+        if any(netrc.netrc(file).authenticators(host) is not None for file in candidates if file.is_file()):
+            return "online"
+    return "offline"
 
 
 class CSVMetrics(Logger):

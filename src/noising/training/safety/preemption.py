@@ -28,9 +28,8 @@ class Preemption(Checkpoint):
 
     Several ranks agree on the step to stop at when losses are logged, since no other step waits for the device. During
     validation and test, and when a validation is due, the signal ends the run at once, and resume goes on from the last
-    checkpoint. Under Slurm SIGUSR1 (`#SBATCH --signal=USR1@90`) also requeues the job.
-
-    A Checkpoint, because Lightning calls these last.
+    checkpoint. Under Slurm SIGUSR1 (`#SBATCH --signal=USR1@90`) also requeues the job. A Checkpoint, because Lightning
+    calls these last.
     """
 
     def __init__(self, last: LastCheckpoint) -> None:
