@@ -83,10 +83,7 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The content of summary.json, empty if there is none. Numbers that were not finite are None.
-
-        Raises `ValueError` if the file is damaged.
-        """
+        """The content of summary.json, if any; numbers not finite are None. Raises `ValueError` if it is damaged."""
         try:
             return _read(self.summary_file, json.loads, ": delete it and start the run again with resume=true")
         except FileNotFoundError:

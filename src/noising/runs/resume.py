@@ -21,10 +21,7 @@ def quoted(text: str) -> str:
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Sequence[str]) -> list[str]:
-    """Differences between two configs, as "option=now, not before".
-
-    may_differ: options or groups that are passed over.
-    """
+    """Differences between two configs, as "option=now, not before"; may_differ: options or groups passed over."""
     old, new = flat(before), flat(now)
     return [
         f"{option}={new.get(option)}, not {old.get(option)}"

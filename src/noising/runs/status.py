@@ -44,8 +44,7 @@ def run_status(
 ) -> Iterator[None]:
     """Mark the run as running, and afterwards as finished, interrupted (Ctrl-C, SIGTERM, SIGUSR1) or failed.
 
-    writes: whether this rank writes the run's files; at_end: called before the status is written, with whether the run
-    failed.
+    writes: whether this rank writes the run's files; at_end: given whether the run failed, before that is written.
     """
     with _alone(run) if writes else nullcontext():
         if writes:

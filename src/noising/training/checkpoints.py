@@ -29,8 +29,7 @@ FORMAT = 1
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint file, unpickling nothing but tensors and plain containers.
 
-    Raises `ValueError` if there is no such file, if it is truncated or a checksum is wrong, or if a later version wrote
-    it.
+    Raises `ValueError` if there is no such file, if it is truncated or damaged, or if a later version wrote it.
     """
     path = Path(path)
     if not path.is_file():
@@ -110,9 +109,7 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, run: Run, every: int, keep: int = 1) -> None:
-        """every: optimizer steps between checkpoints; keep: how many of the newest stay on the disk, those before the
-        last as step_NNNNNN.ckpt.
-        """
+        """every: optimizer steps between checkpoints; keep: how many stay, those before the last as step_NNNNNN.ckpt."""
         if every < 1:
             raise ValueError(f"every must be at least 1 (optimizer steps between checkpoints), got {every}")
         if keep < 1:

@@ -17,9 +17,8 @@ class EMA(Callback):
     """float32 averages of the floating-point parameters of `pl_module.denoiser`; buffers stay as they are.
 
     A checkpoint holds them under "ema": {"decay", "updates", "weights": {name in the denoiser: tensor}}. Its
-    "state_dict" always holds the raw weights, even if it is written while the averages are swapped in.
-
-    Raises `ValueError` if `decay` lies outside [0, 1).
+    "state_dict" always holds the raw weights, even if it is written while the averages are swapped in. Raises
+    `ValueError` if `decay` lies outside [0, 1).
     """
 
     def __init__(self, decay: float = 0.9999) -> None:

@@ -38,10 +38,7 @@ class StepProgress(ProgressBar):
 
     @property
     def images_per_second(self) -> float:
-        """Training images per second over all ranks, without validation, sampling and the first step.
-
-        nan before the second step.
-        """
+        """Images per second over all ranks, without validation, sampling and the first step; nan before the second."""
         seconds = self._seconds + (0.0 if self._running_since is None else self._clock() - self._running_since)
         return self._images / seconds if self._images and seconds > 0 else math.nan
 
