@@ -109,7 +109,7 @@ class LastCheckpoint(Checkpoint):
     """
 
     def __init__(self, run: Run, every: int, keep: int = 1) -> None:
-        """every: optimizer steps between checkpoints; keep: how many stay, those before the last as step_NNNNNN.ckpt."""
+        """every: optimizer steps between checkpoints; keep: how many stay, the older as step_NNNNNN.ckpt."""
         if every < 1:
             raise ValueError(f"every must be at least 1 (optimizer steps between checkpoints), got {every}")
         if keep < 1:
