@@ -230,13 +230,14 @@ def test_a_validation_that_is_due_comes_before_the_checkpoint(tmp_path: Path) ->
         val_check_batch=20,
         state=SimpleNamespace(fn=TrainerFn.FITTING),
         sanity_checking=False,
+        fast_dev_run=False,
         is_global_zero=True,
         strategy=SimpleNamespace(checkpoint_io=None),
         loggers=[],
         save_checkpoint=lambda path: saved.append(f"step {trainer.global_step}"),
     )
     module: Any = None
-    last = LastCheckpoint(tmp_path / "last.ckpt", every=5)
+    last = LastCheckpoint(Run(tmp_path), every=5)
     last.on_train_batch_end(trainer, module, None, None, batch_idx=19)
     assert saved == []
     last.on_validation_end(trainer, module)
@@ -248,7 +249,7 @@ def test_a_validation_that_is_due_comes_before_the_checkpoint(tmp_path: Path) ->
 
 def test_a_chosen_number_is_kept(tmp_path: Path) -> None:
     run, module = Run(tmp_path), Linear()
-    last = LastCheckpoint(run.last_checkpoint, every=2, keep=3)
+    last = LastCheckpoint(run, every=2, keep=3)
     Trainer(
         max_steps=9,
         max_epochs=-1,

@@ -75,7 +75,7 @@ def test_resumed_table_equals_the_uninterrupted_one_byte_for_byte(
     with (broken.metrics if earlier else broken.metrics_record).open("a") as file:
         file.write("11,0.090" if torn and earlier else torn)
     csv = CSVMetrics(broken)
-    csv.resume_from(resumed)
+    csv.results.resume_from(resumed)
     assert csv.results.rows() == CSVMetrics(whole).results.rows()[:resumed]
     csv.log_metrics({"train/loss": 1 / resumed}, step=resumed)  # what the step itself logs again is no second row
     log(csv, resumed + 1, 14)
@@ -98,7 +98,7 @@ def test_a_line_that_a_kill_has_cut_off_is_dropped_without_a_resume_too(tmp_path
 def test_resume_without_a_record_begins_one(tmp_path: Path) -> None:
     run = Run(tmp_path)
     csv = CSVMetrics(run)
-    csv.resume_from(5)
+    csv.results.resume_from(5)
     csv.log_metrics({"a": 1.0}, step=6)
     csv.finalize("success")
     assert text(run) == "step,a\n6,1.0\n"

@@ -4,12 +4,11 @@ Only rank 0 may call the methods that write. Every file appears whole or not at 
 """
 
 import json
-import math
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,26 +58,23 @@ class Run:
     def start(self, config: Mapping[str, Any]) -> None:
         """Write the config, the environment and the status "running"; numbers of a resumed run stay in its summary."""
         self.path.mkdir(parents=True, exist_ok=True)
-        summary = self.summary
-        text = yaml.safe_dump(masked(dict(config)), sort_keys=False, allow_unicode=True)
-        _write(self.config_file, text)
-        _write(self.environment_file, _json(environment()))
-        _write(self.summary_file, _json({**summary, "status": "running"}))
+        summary = {**self.summary, "status": "running"}
+        _write(self.config_file, yaml.safe_dump(masked(dict(config)), sort_keys=False, allow_unicode=True))
+        _write_json(self.environment_file, environment())
+        _write_json(self.summary_file, summary)
 
     def write(self, metrics: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         """Merge metrics ("split/name": number) into the summary, and cards that say how they were measured."""
-        summary = self.summary
-        reserved = sorted({"status", "cards"} & set(metrics))
-        if reserved:
+        if reserved := sorted({"status", "cards"} & set(metrics)):
             raise ValueError(f"metrics must not be named {reserved[0]}: the summary uses that name itself")
-        summary.update(metrics)
+        summary = {**self.summary, **metrics}
         if cards:
             summary["cards"] = {**summary.get("cards", {}), **cards}
-        _write(self.summary_file, _json(summary))
+        _write_json(self.summary_file, summary)
 
     def finish(self, status: str = "finished") -> None:
         """Write the final status: finished, failed or interrupted."""
-        _write(self.summary_file, _json({**self.summary, "status": status}))
+        _write_json(self.summary_file, {**self.summary, "status": status})
 
     @property
     def status(self) -> str:
@@ -87,32 +83,29 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The content of summary.json, empty if there is none. Numbers that were not finite are None.
-
-        Raises `ValueError` if the file is damaged.
-        """
+        """The content of summary.json, if any; numbers not finite are None. Raises `ValueError` if it is damaged."""
         try:
-            content = json.loads(self.summary_file.read_text(encoding="utf-8"))
+            return _read(self.summary_file, json.loads, ": delete it and start the run again with resume=true")
         except FileNotFoundError:
             return {}
-        except ValueError:  # not JSON, not UTF-8
-            content = None
-        if not isinstance(content, dict):
-            raise ValueError(f"{self.summary_file} is damaged: delete it and start the run again with resume=true")
-        return dict(with_current_names(content))  # cards hold nodes of a config
 
     @property
     def config(self) -> dict[str, Any]:
         """The resolved config the run was started with. Raises `ValueError` if none can be read."""
         try:
-            content = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            return _read(self.config_file, yaml.safe_load)
         except FileNotFoundError:
             raise ValueError(f"{self.path} holds no run: there is no config.yaml in it") from None
-        except (yaml.YAMLError, UnicodeDecodeError):
-            content = None
-        if not isinstance(content, dict):
-            raise ValueError(f"{self.config_file} is damaged")
-        return dict(with_current_names(content))
+
+
+def _read(path: Path, parse: Callable[[str], Any], advice: str = "") -> dict[str, Any]:
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError):  # not JSON, not YAML, not UTF-8
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged{advice}")
+    return dict(with_current_names(content))  # a summary's cards hold nodes of a config, too
 
 
 @contextmanager
@@ -132,21 +125,12 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring a rename to the disk. A system that cannot sync folders needs no such call."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        os.fsync(descriptor)
-    except OSError:
-        pass
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):  # bring the rename to the disk; a system that cannot sync folders needs no such call
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _write(path: Path, text: str) -> None:
@@ -154,20 +138,11 @@ def _write(path: Path, text: str) -> None:
         file.write(text.encode())
 
 
-def _json(content: Any) -> str:
-    return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON: tensors and arrays of one number as the number, nan and infinities as null."""
+    from pydantic_core import to_jsonable_python  # here: --help needs no pydantic
 
-
-def _plain(value: Any) -> Any:
-    """Convert to JSON's types: tensors and arrays of one number to the number, nan and infinities to null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if hasattr(value, "item"):
-        return _plain(value.item())
-    return str(value)
+    plain = to_jsonable_python(
+        content, inf_nan_mode="null", fallback=lambda value: value.item() if hasattr(value, "item") else str(value)
+    )
+    _write(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

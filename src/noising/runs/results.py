@@ -10,6 +10,7 @@ from itertools import takewhile
 from typing import IO
 
 from noising.runs.folder import Run, replacing
+from noising.runs.rows import write_csv
 
 Row = dict[str, float]
 """The numbers of one step by name, after "step" itself."""
@@ -59,14 +60,9 @@ class Results:
 
     def export(self) -> None:
         """Write the table: `step`, then the other columns in the order in which they first came."""
-        if not (rows := self.rows()):
-            return
-        text = io.StringIO()
-        table = csv.DictWriter(text, dict.fromkeys(name for row in rows for name in row), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
-        with replacing(self.table) as file:
-            file.write(text.getvalue().encode())
+        if rows := self.rows():
+            columns = dict.fromkeys(name for row in rows for name in row)
+            write_csv(self.table, columns, ([row.get(name, "") for name in columns] for row in rows), end="\n")
 
     def _take_over_table(self) -> None:
         """Make the record of a run that has a table alone, as earlier versions left it."""

@@ -21,10 +21,7 @@ def quoted(text: str) -> str:
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Sequence[str]) -> list[str]:
-    """Differences between two configs, as "option=now, not before".
-
-    may_differ: options or groups that are passed over.
-    """
+    """Differences between two configs, as "option=now, not before"; may_differ: options or groups passed over."""
     old, new = flat(before), flat(now)
     return [
         f"{option}={new.get(option)}, not {old.get(option)}"
@@ -80,10 +77,7 @@ def _load_list(file: Path, *keys: str) -> list[str]:
 
 def require_same_options(run: Run, config: Mapping[str, Any], may_differ: Sequence[str]) -> None:
     """Raise ConfigError if the folder holds a run of other options than these, apart from those that may differ."""
-    if not run.config_file.exists():
-        return
-    changed = changed_options(run.config, config, ("resume", *may_differ))
-    if changed:
+    if run.config_file.exists() and (changed := changed_options(run.config, config, ("resume", *may_differ))):
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ConfigError(
             f"resume: {os.path.relpath(run.path)} was started with other options: {changed[0]}{more}; "

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,9 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Row:
     return row
 
 
-def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Write a table whole or not at all."""
+def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Iterable[Any]], end: str = "\r\n") -> None:
+    """Write a table whole or not at all, each line with that end."""
     text = io.StringIO()
-    table = csv.writer(text)
-    table.writerow(columns)
-    table.writerows(rows)
+    csv.writer(text, lineterminator=end).writerows([columns, *rows])
     with replacing(path) as file:
         file.write(text.getvalue().encode())

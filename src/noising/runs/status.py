@@ -15,7 +15,6 @@ from noising.runs.folder import Run
 
 log = logging.getLogger(__name__)
 
-
 _INTERRUPTED = 130  # the shell's 128 + number of the signal
 
 
@@ -30,9 +29,8 @@ def _alone(run: Run) -> Iterator[None]:
         raise ConfigError(
             f"{os.path.relpath(run.path)} is being written by another process: wait for it, or end it first"
         ) from None
-    except (OSError, NotImplementedError):  # a file system without locks
-        yield
-        return
+    except (OSError, NotImplementedError):
+        pass  # a file system without locks
     try:
         yield
     finally:
@@ -46,8 +44,7 @@ def run_status(
 ) -> Iterator[None]:
     """Mark the run as running, and afterwards as finished, interrupted (Ctrl-C, SIGTERM, SIGUSR1) or failed.
 
-    writes: whether this rank writes the run's files; at_end: called before the status is written, with whether the run
-    failed.
+    writes: whether this rank writes the run's files; at_end: given whether the run failed, before that is written.
     """
     with _alone(run) if writes else nullcontext():
         if writes:
@@ -87,4 +84,3 @@ class Preempted(SystemExit):
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
-        self.number = number

@@ -13,9 +13,8 @@ def rows(sweep: Path) -> list[Row]:
 
     A job without a summary.json has the status "failed": it ended before its run began.
     """
-    jobs = [path.parent.parent for path in sweep.glob("*/.hydra/overrides.yaml")]
     table = []
-    for job in sorted(jobs, key=_number):
+    for job in sorted((path.parent.parent for path in sweep.glob("*/.hydra/overrides.yaml")), key=_number):
         row: Row = {}
         for override in OmegaConf.load(job / ".hydra" / "overrides.yaml"):
             key, _, value = str(override).partition("=")
@@ -26,8 +25,7 @@ def rows(sweep: Path) -> list[Row]:
         except ValueError:  # damaged
             summary = {}
         row["status"] = summary.get("status", "failed")
-        numbers = {key: value for key, value in summary.items() if type(value) in (int, float)}
-        row |= {key: value for key, value in numbers.items() if key not in row}
+        row |= {key: value for key, value in summary.items() if type(value) in (int, float) and key not in row}
         row["folder"] = job.name
         table.append(row)
     return table
@@ -40,15 +38,13 @@ def _number(job: Path) -> tuple[int, str]:
 
 def columns(table: list[Row]) -> list[str]:
     """The keys of all rows: overrides, status, numbers, folder, each kind in order of first appearance."""
-    names = dict.fromkeys(name for row in table for name in row)
-    before = [n for n in names if any(n in row and list(row).index(n) < list(row).index("status") for row in table)]
-    after = [name for name in names if name not in before and name not in ("status", "folder")]
+    before = dict.fromkeys(name for row in table for name in list(row)[: list(row).index("status")])
+    after = dict.fromkeys(name for row in table for name in row if name not in (*before, "status", "folder"))
     return [*before, "status", *after, "folder"]
 
 
 def write_sweep(sweep: Path) -> None:
     """Write sweep.csv, if there is a job to write of."""
-    table = rows(sweep)
-    if table:
+    if table := rows(sweep):
         names = columns(table)
         write_csv(sweep / "sweep.csv", names, ([row.get(name, "") for name in names] for row in table))

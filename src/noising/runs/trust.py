@@ -45,11 +45,11 @@ def require_trusted(config: Any, source: str) -> None:
 
 
 def _trusted(target: str, allowed: list[str]) -> bool:
-    first = target.partition(".")[0]
-    here = [first] if Path(f"{first}.py").is_file() or Path(first, "__init__.py").is_file() else []
     if target in choices.targets():
         return True
-    trusted = (*TRUSTED, *allowed, *(name for name in here if name != "noising"))
+    first = target.partition(".")[0]
+    here = first != "noising" and (Path(f"{first}.py").is_file() or Path(first, "__init__.py").is_file())
+    trusted = (*TRUSTED, *allowed, *([first] if here else []))
     if not _within(target, trusted) or (_within(target, TRUSTED) and "._" in target):
         return False  # without importing it
     try:

@@ -5,7 +5,6 @@ import math
 import os
 import time
 import zipfile
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,10 @@ FORMAT = 1
 """The version of a checkpoint's layout; a checkpoint without a number has the first."""
 
 
-def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, Any]:
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint file, unpickling nothing but tensors and plain containers.
 
-    Raises `ValueError` if there is no such file, if it is truncated or a checksum is wrong, or if a later version wrote
-    it.
+    Raises `ValueError` if there is no such file, if it is truncated or damaged, or if a later version wrote it.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,7 +37,7 @@ def load_checkpoint(path: str | Path, map_location: Any = "cpu") -> dict[str, An
     if damage := _damage(path):
         raise ValueError(f"{path} {damage}: {_alternatives(path)}")
     try:
-        content = torch.load(path, map_location=map_location, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises nearly anything on a damaged file
         raise ValueError(
             f"{path} cannot be read as a checkpoint of weights and plain values: if there is code in it, it was not run"
@@ -68,8 +66,7 @@ def _damage(path: Path) -> str:
 def _alternatives(path: Path) -> str:
     """Advice for a damaged checkpoint: the whole ones beside it."""
     written = [other for form in ("last", "best*", "step_*") for other in sorted(path.parent.glob(f"{form}.ckpt"))]
-    others = [other.name for other in written if other.name != path.name and not _damage(other)]
-    if not others:
+    if not (others := [other.name for other in written if other.name != path.name and not _damage(other)]):
         return "there is no other beside it, so train anew"
     return f"take another of its folder ({', '.join(others)}); to go on from that, copy it to {path.name}"
 
@@ -81,9 +78,8 @@ class AtomicCheckpointIO(CheckpointIO):
     empty last.ckpt. If the disk is full, the previous checkpoint stays, and the training goes on.
     """
 
-    def __init__(self) -> None:
-        self.failure: str | None = None
-        """Why the newest checkpoint could not be written, on the rank that writes; None if it was."""
+    failure: str | None = None
+    """Why the newest checkpoint could not be written, on the rank that writes; None if it was."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         try:
@@ -106,30 +102,19 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `path` every so many optimizer steps, at the end of the training and on an exception.
+    """Writes last.ckpt every so many optimizer steps, at the end of the training and on an exception.
 
-    Lightning's ModelCheckpoint does not write at the end if it has written before, and after a resume it may write in
-    the middle of an accumulation.
+    The summary gets the seconds that the training has waited for it. Lightning's ModelCheckpoint does not write at the
+    end if it has written before, and after a resume it may write in the middle of an accumulation.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        every: int,
-        keep: int = 1,
-        write: Callable[[dict[str, float]], None] | None = None,
-    ) -> None:
-        """every: optimizer steps between checkpoints; keep: how many of the newest stay on the disk, those before the
-        last as step_NNNNNN.ckpt; write: is given, at the end, the seconds that the training has waited for checkpoints.
-        """
+    def __init__(self, run: Run, every: int, keep: int = 1) -> None:
+        """every: optimizer steps between checkpoints; keep: how many stay, the older as step_NNNNNN.ckpt."""
         if every < 1:
             raise ValueError(f"every must be at least 1 (optimizer steps between checkpoints), got {every}")
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
-        self.path = Path(path)
-        self.every = every
-        self.keep = keep
-        self.write = write
+        self.run, self.path, self.every, self.keep = run, run.last_checkpoint, every, keep
         self._seconds = 0.0
         self._whole = True  # all hooks of the newest step have run, and the next step has not changed a weight
         self._saved = 0  # the step that was last written or tried, or that training started from
@@ -163,11 +148,10 @@ class LastCheckpoint(Checkpoint):
         """Raises ConfigError on every rank if the trained weights cannot be written."""
         # again, if this step was written: the variance has been fitted to the trained weights since
         self.save(trainer, again=True)
-        if self.write is not None and trainer.is_global_zero:
-            self.write({"train/checkpoint_seconds": self._seconds})
-        failure = trainer.strategy.broadcast(getattr(trainer.strategy.checkpoint_io, "failure", None))
-        if failure:
-            raise ConfigError(f"{failure}: make room and go on with {Run(self.path.parent.parent).resuming}")
+        if trainer.is_global_zero:
+            self.run.write({"train/checkpoint_seconds": self._seconds})
+        if failure := trainer.strategy.broadcast(_failure(trainer)):
+            raise ConfigError(f"{failure}: make room and go on with {self.run.resuming}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # other ranks may have gone on or hang, and all must take part in saving
@@ -180,8 +164,7 @@ class LastCheckpoint(Checkpoint):
         loop = checkpoint.get("loops", {}).get("fit_loop", {})
         if "epoch_loop.state_dict" in loop:  # Lightning counts it only after the step's hooks
             loop["epoch_loop.state_dict"]["_batches_that_stepped"] = trainer.global_step
-        progress = loop.get("epoch_loop.batch_progress")
-        if progress is not None:
+            progress = loop["epoch_loop.batch_progress"]
             batches = trainer.global_step * trainer.accumulate_grad_batches
             for counts in (progress["total"], progress["current"]):
                 counts.update(dict.fromkeys(("ready", "started", "processed", "completed"), batches))
@@ -189,64 +172,58 @@ class LastCheckpoint(Checkpoint):
     def save(self, trainer: Trainer, again: bool = False) -> None:
         """Write the checkpoint if the step is whole and not yet written, or if `again`; all ranks take part."""
         same = trainer.global_step == self._saved
-        if ((same or not self._whole) and not again) or _trial(trainer) or trainer.sanity_checking:
+        if ((same or not self._whole) and not again) or _leaves_no_files(trainer):
             return
         began = time.monotonic()
         for logger in trainer.loggers:
             logger.save()  # metrics on the disk are never older than the checkpoint
         if trainer.is_global_zero and self.keep > 1 and not same:
-            self._set_aside()
+            if self.path.exists():  # give the file that will be replaced a name of its own
+                name = self.path.with_name(f"step_{self._on_disk:06d}.ckpt")
+                name.unlink(missing_ok=True)
+                os.link(self.path, name)
+            for oldest in sorted(self.path.parent.glob("step_*.ckpt"))[: 1 - self.keep]:
+                oldest.unlink()
         trainer.save_checkpoint(self.path)
         self._saved = trainer.global_step
-        if getattr(trainer.strategy.checkpoint_io, "failure", None) is None:
+        if _failure(trainer) is None:
             self._on_disk = trainer.global_step
         self._seconds += time.monotonic() - began
 
-    def _set_aside(self) -> None:
-        """Give the file that will be replaced a name of its own, and remove the oldest of such files."""
-        if self.path.exists():
-            name = self.path.with_name(f"step_{self._on_disk:06d}.ckpt")
-            name.unlink(missing_ok=True)
-            os.link(self.path, name)
-        older = sorted(self.path.parent.glob("step_*.ckpt"))
-        for name in older[: len(older) - (self.keep - 1)]:
-            name.unlink()
-
 
 class BestCheckpoint(Checkpoint):
-    """Writes `path` when a validation has given the lowest `metric` so far.
+    """Writes `path` when a validation has given the lowest val/bound so far, the same on every rank.
 
     Unlike ModelCheckpoint, it remembers its score when the run's folder has been moved.
     """
 
-    def __init__(self, path: str | Path, metric: str = "val/bound") -> None:
-        self.path = Path(path)
-        self.metric = metric
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self.score = math.inf
-        self.step: int | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking or _trial(trainer):
+        if trainer.state.fn != TrainerFn.FITTING or _leaves_no_files(trainer):
             return
-        value = trainer.callback_metrics.get(self.metric)
-        # rank 0 decides, since a metric that is not reduced differs between ranks, and all must take part in saving
-        score = float(trainer.strategy.broadcast(math.nan if value is None else float(value)))
+        score = float(trainer.callback_metrics.get("val/bound", math.nan))
         if score < self.score:
-            self.score, self.step = score, trainer.global_step
+            self.score = score
             trainer.save_checkpoint(self.path)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"score": self.score, "step": self.step}
+        return {"score": self.score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.score, self.step = state_dict["score"], state_dict["step"]
+        self.score = state_dict["score"]
 
 
-def _trial(trainer: Trainer) -> bool:
-    """Whether this is a fast_dev_run, which leaves no files."""
-    return bool(getattr(trainer, "fast_dev_run", False))
+def _leaves_no_files(trainer: Trainer) -> bool:
+    return bool(trainer.fast_dev_run) or trainer.sanity_checking  # type: ignore[attr-defined]
+
+
+def _failure(trainer: Trainer) -> str | None:
+    return getattr(trainer.strategy.checkpoint_io, "failure", None)
 
 
 def checkpoint_callbacks(run: Run, every: int, keep: int = 1) -> tuple[BestCheckpoint, LastCheckpoint]:
     """best.ckpt by the validation bound, and last.ckpt every `every` optimizer steps."""
-    return BestCheckpoint(run.best_checkpoint), LastCheckpoint(run.last_checkpoint, every, keep, run.write)
+    return BestCheckpoint(run.best_checkpoint), LastCheckpoint(run, every, keep)

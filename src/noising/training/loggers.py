@@ -6,59 +6,39 @@ conf/logger/*.yaml gives each a name and a factory of (run, config); `build_logg
 import netrc
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from PIL import Image
 
 from noising.config.secrets import masked
 from noising.runs.folder import Run, replacing
 from noising.runs.results import Results
 
 
-@runtime_checkable
-class TakesImages(Protocol):
-    """A logger that can show an image (H, W, 3), uint8."""
-
-    def record_image(self, key: str, image: np.ndarray, step: int) -> None: ...
-
-
-def log_image(loggers: Iterable[Logger], key: str, image: str | Path | np.ndarray, step: int) -> None:
-    """Give an image, a file or an array (H, W[, 1 or 3]) of uint8, to every logger that takes images."""
-    takers = [logger for logger in loggers if isinstance(logger, TakesImages)]
-    if not takers:
-        return
-    if isinstance(image, (str, Path)):
-        from PIL import Image
-
-        with Image.open(image) as file:
-            image = np.asarray(file.convert("RGB"))
-    if image.ndim == 2:
-        image = image[:, :, None]
-    if image.shape[2] == 1:
-        image = image.repeat(3, axis=2)
-    for taker in takers:
-        taker.record_image(key, image, step)
-
-
-def log_table(loggers: Iterable[Logger], key: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """Give a table to W&B, which plots it; the other loggers take none."""
-    for logger in loggers:
-        if isinstance(logger, WandB):
-            logger.log_table(key, columns=list(columns), data=[list(row) for row in rows])
+def log_image(loggers: Iterable[Logger], key: str, image: Path | np.ndarray, step: int) -> None:
+    """Give an image, a file or an array (H, W[, 3]) of uint8, to every logger with a `record_image`, as (H, W, 3)."""
+    takers = [logger.record_image for logger in loggers if hasattr(logger, "record_image")]
+    if takers:
+        with Image.open(image) if isinstance(image, Path) else Image.fromarray(image) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        for record_image in takers:
+            record_image(key, pixels, step)
 
 
 def build_loggers(
     run: Run, config: Mapping[str, Any], chosen: Mapping[str, Callable[..., Logger]] | None = None
 ) -> list[Logger]:
     """Make metrics.csv's logger, always, and the chosen ones. `chosen` is the instantiated `cfg.logger`."""
-    makers = {name: make for name, make in (chosen or {}).items() if name != "csv"}
-    return [CSVMetrics(run, config), *(make(run=run, config=config) for make in makers.values())]
+    others = [make(run=run, config=config) for name, make in (chosen or {}).items() if name != "csv"]
+    return [CSVMetrics(run, config), *others]
 
 
 def close_loggers(loggers: Iterable[Logger], failed: bool = False) -> None:
@@ -101,9 +81,9 @@ class WandB(WandbLogger):
         tags: Iterable[str] = (),
     ) -> None:
         self._folder = run.path / "wandb"
-        self._settings: dict[str, Any] = {"entity": entity, "group": group, "tags": list(tags) or None}
-        self._settings["config"] = masked(dict(config or {}))
-        super().__init__(name=name or run.path.name, save_dir=run.path, project=project, log_model=False)
+        options: dict[str, Any] = {"entity": entity, "group": group, "tags": list(tags) or None}
+        options["config"] = masked(dict(config or {}))
+        super().__init__(name=name or run.path.name, save_dir=run.path, project=project, **options)
 
     @property
     @rank_zero_experiment
@@ -118,9 +98,9 @@ class WandB(WandbLogger):
         import wandb
 
         self._folder.mkdir(parents=True, exist_ok=True)  # wandb falls back to a temporary folder if it cannot write
-        arguments = {**self._wandb_init, **self._settings, "id": self._stable_id(), "resume": "allow"}
-        quiet: dict[str, Any] = {"console": "off", "silent": True, "init_timeout": 30.0, "login_timeout": 5.0}
+        arguments = {**self._wandb_init, "id": self._stable_id()}
         arguments.pop("anonymous", None)
+        quiet: dict[str, Any] = {"console": "off", "silent": True, "init_timeout": 30.0, "login_timeout": 5.0}
         try:
             return wandb.init(**arguments, mode=mode, settings=wandb.Settings(**quiet))
         except (wandb.Error, TimeoutError) as error:
@@ -154,26 +134,20 @@ class WandB(WandbLogger):
 
 
 def _wandb_mode() -> Any:
-    """The mode of WANDB_MODE, or else online if there is a key; neither the user nor the service is asked."""
+    """The mode of WANDB_MODE, or else online if W&B would find a key. Its own `wandb.login` would ask the service."""
     if mode := os.environ.get("WANDB_MODE", "").lower():
         return {"dryrun": "offline", "run": "online"}.get(mode, mode)
-    return "online" if _has_wandb_key() else "offline"
-
-
-def _has_wandb_key() -> bool:
-    """Whether W&B would find a key. Its own `wandb.login` would ask the service."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
+        return "online"
     import wandb
 
     host = urlsplit(wandb.setup().settings.base_url).hostname or ""
     given = os.environ.get("NETRC")
     candidates = [Path(given)] if given else [Path.home() / ".netrc", Path.home() / "_netrc"]
-    files = [file for file in candidates if file.is_file()]
-    try:
-        return any(netrc.netrc(file).authenticators(host) is not None for file in files)
-    except (OSError, netrc.NetrcParseError):
-        return False
+    with suppress(OSError, netrc.NetrcParseError):
+        if any(netrc.netrc(file).authenticators(host) is not None for file in candidates if file.is_file()):
+            return "online"
+    return "offline"
 
 
 class CSVMetrics(Logger):
@@ -183,13 +157,7 @@ class CSVMetrics(Logger):
         super().__init__()
         self.results = Results(run)
 
-    @property
-    def name(self) -> str:
-        return "csv"
-
-    @property
-    def version(self) -> str:
-        return ""
+    name, version = "csv", ""
 
     @property
     def save_dir(self) -> str:
@@ -200,17 +168,8 @@ class CSVMetrics(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        numbers = {
-            name: value if isinstance(value, int) else float(value)
-            for name, value in metrics.items()
-            if name not in ("epoch", "step")  # Lightning adds them
-        }
-        self.results.log(numbers, step or 0)
-
-    @rank_zero_only
-    def resume_from(self, step: int) -> None:
-        """Drop the rows after `step`, which the training will log again."""
-        self.results.resume_from(step)
+        own = {name: value for name, value in metrics.items() if name not in ("epoch", "step")}  # Lightning adds them
+        self.results.log({k: value if isinstance(value, int) else float(value) for k, value in own.items()}, step or 0)
 
     @rank_zero_only
     def save(self) -> None:

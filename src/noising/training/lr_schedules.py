@@ -5,21 +5,17 @@ import math
 
 def constant(step: int, warmup: int = 0) -> float:
     """Rise linearly over the first `warmup` steps, then stay."""
-    _require_warmup(warmup)
+    if warmup < 0:
+        raise ValueError(f"warmup must not be negative, got {warmup}")
     return min(1.0, (step + 1) / (warmup + 1))
 
 
 def cosine(step: int, max_steps: int, warmup: int = 0, final: float = 0.0) -> float:
     """Rise linearly over `warmup` steps, then fall along half a cosine to `final` at max_steps."""
-    _require_warmup(warmup)
+    rise = constant(step, warmup)
     if not 0 <= final <= 1:
         raise ValueError(f"final must be between 0 and 1, got {final}")
     if step < warmup:
-        return (step + 1) / (warmup + 1)
+        return rise
     progress = min(1.0, (step - warmup) / max(1, max_steps - warmup))
     return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
-
-
-def _require_warmup(warmup: int) -> None:
-    if warmup < 0:
-        raise ValueError(f"warmup must not be negative, got {warmup}")

@@ -6,7 +6,7 @@ have keys of their own. So nothing that happens between two steps can change the
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from noising.data.image_data import ImageData
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.objectives import Objective
 from noising.diffusion.times import BatchSlot, TimeSampler
@@ -24,7 +23,6 @@ from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, 
 from noising.training.validation import BoundEvaluation
 
 log = logging.getLogger(__name__)
-
 
 QUARTILES = 4
 MAX_SKIPPED = 20
@@ -58,16 +56,10 @@ class DiffusionModule(LightningModule):
         norm at every step; otherwise such a step ends the training (DivergenceError).
         """
         super().__init__()
-        self.denoiser = denoiser
-        self.objective = objective
-        self.times = times
-        self.optimizer = optimizer
-        self.lr_schedule = lr_schedule
-        self.validation = validation
-        self.test = test
-        self.seed = seed
-        self.classes = classes
-        self.label_dropout = label_dropout
+        self.denoiser, self.objective, self.times = denoiser, objective, times
+        self.optimizer, self.lr_schedule = optimizer, lr_schedule
+        self.validation, self.test = validation, test
+        self.seed, self.classes, self.label_dropout = seed, classes, label_dropout
         self.skip_nonfinite_steps = skip_nonfinite_steps
         self.skipped_steps = self._skipped_in_a_row = 0
         self.nonfinite_guard = NonFiniteGuard()
@@ -100,8 +92,8 @@ class DiffusionModule(LightningModule):
         """The optimizer over the denoiser's and the objective's parameters, its rate set anew every step."""
         parameters = [p for p in (*self.denoiser.parameters(), *self.objective.parameters()) if p.requires_grad]
         optimizer = self.optimizer(parameters)
-        scheduler = LambdaLR(optimizer, self.lr_schedule)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        schedule = {"scheduler": LambdaLR(optimizer, self.lr_schedule), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -110,8 +102,8 @@ class DiffusionModule(LightningModule):
 
         Lightning refuses to clip for a fused optimizer under any autocast, though only a scaled loss (fp16) forbids it.
         """
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if scaled:  # a scaled gradient that overflows is left out by the scaler, which lowers the scale
+        if getattr(self.trainer.precision_plugin, "scaler", None) is not None:
+            # a scaled gradient that overflows is left out by the scaler, which lowers the scale
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
@@ -127,7 +119,7 @@ class DiffusionModule(LightningModule):
             self._skip(optimizer)
 
     def _skip(self, optimizer: Optimizer) -> None:
-        """Leave out a step: an optimizer passes over parameters without a gradient, and keeps their averages."""
+        # an optimizer passes over parameters without a gradient, and keeps their averages
         optimizer.zero_grad(set_to_none=True)
         self.nonfinite_guard.forget(self.global_step)
         self.skipped_steps += 1
@@ -177,20 +169,11 @@ class DiffusionModule(LightningModule):
 
     def _note(self, t: Tensor, loss: Tensor) -> None:
         quartile = ((t * QUARTILES).ceil().long() - 1).clamp(0, QUARTILES - 1).to(loss.device, non_blocking=True)
-        counted = torch.ones_like(loss, dtype=torch.float32)
-        if self.skip_nonfinite_steps:
-            counted = loss.isfinite().float()
-            loss = loss.nan_to_num(0, 0, 0)
-        self._sums[0].index_add_(0, quartile, loss.float())
-        self._sums[1].index_add_(0, quartile, counted)
+        # losses that are not finite belong to a step that is left out, or end the training before the sums are read
+        self._sums[0].index_add_(0, quartile, loss.float().nan_to_num(0, 0, 0))
+        self._sums[1].index_add_(0, quartile, loss.isfinite().float())
 
     def on_train_start(self) -> None:
-        self._renew_options()
-        # a resumed run's sums over all ranks go on with the first
-        summed = self._settled if self.global_rank == 0 else torch.zeros(2, QUARTILES)
-        self._sums = summed.to(self.device, copy=True)
-
-    def _renew_options(self) -> None:
         """Take the optimizer's options from the config: a checkpoint restores those that it was written with."""
         chosen: dict[str, Any] = getattr(self.optimizer, "keywords", {})  # the optimizer is a partial
         scheduler = self.trainer.lr_scheduler_configs[0].scheduler
@@ -201,21 +184,24 @@ class DiffusionModule(LightningModule):
                 group["initial_lr"] = chosen["lr"]
                 group["lr"] = chosen["lr"] * self.lr_schedule(scheduler.last_epoch)
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        # a resumed run's sums over all ranks go on with the first
+        summed = self._settled if self.global_rank == 0 else torch.zeros(2, QUARTILES)
+        self._sums = summed.to(self.device, copy=True)
 
     def configure_callbacks(self) -> list[Callback]:
         return [_EndOfStep()]
 
     def end_step(self, batch_idx: int) -> None:
         """Log the mean losses since the last log, and the learning rate, every log_every_n_steps."""
-        stepped = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-        if stepped and self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return
+        if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.nonfinite_guard.check(self, self.denoiser.schedule)
             numbers = {name: float(value) for name, value in self.mean_losses().items()}
             if self.skip_nonfinite_steps:
                 numbers["train/skipped_steps"] = float(self.skipped_steps)
             self.write({**numbers, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
-        if stepped:
-            self._settled, self._settled_times = self._sums.clone(), self.times.state_dict()
+        self._settled, self._settled_times = self._sums.clone(), self.times.state_dict()
 
     def write(self, numbers: dict[str, float]) -> None:
         """Give numbers to every logger, under the number of steps taken; `self.log` would be one behind."""
@@ -230,47 +216,39 @@ class DiffusionModule(LightningModule):
         by_quartile = {f"train/loss_q{i + 1}": total[i] / count[i] for i in range(QUARTILES)}
         return {"train/loss": total.sum() / count.sum(), **by_quartile}
 
+    @property
+    def _evaluation(self) -> BoundEvaluation:
+        return self.test if self.trainer.testing else self.validation
+
     def on_validation_epoch_start(self) -> None:
-        self._begin(self.validation, self.trainer.num_val_batches)
-
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add a batch to the validation bound."""
-        self.validation.update(batch["image"], batch["index"], self.class_label(batch))
-
-    def on_validation_epoch_end(self) -> None:
-        self._log_bound(self.validation)
-
-    def on_test_epoch_start(self) -> None:
-        self._begin(self.test, self.trainer.num_test_batches)
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add a batch to the bound of the tested split."""
-        self.test.update(batch["image"], batch["index"], self.class_label(batch))
-
-    def on_test_epoch_end(self) -> None:
-        self._log_bound(self.test)
-
-    def _begin(self, evaluation: BoundEvaluation, batches: Sequence[int | float]) -> None:
-        """Plan the evaluation of the images in so many batches of every rank."""
-        data: ImageData = self.trainer.datamodule  # type: ignore[attr-defined]
-        images = len(getattr(data, evaluation.split).pixels)
-        count = data.images_in(int(sum(batches)), images, self.trainer.world_size)
+        """Plan the evaluation of the images in the batches of every rank."""
+        evaluation, trainer = self._evaluation, self.trainer
+        split, data = evaluation.split, trainer.datamodule  # type: ignore[attr-defined]
+        batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        count = data.images_in(int(sum(batches)), len(getattr(data, split).pixels), trainer.world_size)
 
         def fetch(index: Tensor) -> tuple[Tensor, Tensor | None]:
-            x, class_label = data.batch(evaluation.split, index, self.device)
+            x, class_label = data.batch(split, index, self.device)
             return x, class_label if self.classes else None
 
-        evaluation.begin(self.denoiser, count, fetch, self.trainer.strategy.broadcast)
+        evaluation.begin(self.denoiser, count, fetch, trainer.strategy.broadcast)
 
-    def _log_bound(self, evaluation: BoundEvaluation) -> None:
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add a batch to the bound of the evaluated split."""
+        self._evaluation.update(batch["image"], batch["index"], self.class_label(batch))
+
+    def on_validation_epoch_end(self) -> None:
         """Log the bound from sums over ranks, not means of means: every image counts the same on any rank."""
-        sums = evaluation.meter.sums.to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
-        evaluation.meter.merge(self.trainer.strategy.reduce(sums, reduce_op="sum").cpu())
-        split = evaluation.split
-        numbers = {f"{split}/{name}": value for name, value in evaluation.meter.compute().items()}
+        split, meter = self._evaluation.split, self._evaluation.meter
+        sums = meter.sums.to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
+        meter.merge(self.trainer.strategy.reduce(sums, reduce_op="sum").cpu())
+        numbers = {f"{split}/{name}": value for name, value in meter.compute().items()}
         self.write({name: value for name, value in numbers.items() if not math.isnan(value)})
         # for callbacks that follow a number, the same on every rank
         self.log(f"{split}/bound", torch.tensor(numbers[f"{split}/bound"]), logger=False, sync_dist=True)
+
+    on_test_epoch_start, test_step = on_validation_epoch_start, validation_step
+    on_test_epoch_end = on_validation_epoch_end
 
 
 class _EndOfStep(Callback):
@@ -279,5 +257,4 @@ class _EndOfStep(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        assert isinstance(pl_module, DiffusionModule)
-        pl_module.end_step(batch_idx)
+        pl_module.end_step(batch_idx)  # type: ignore[operator]

@@ -4,8 +4,9 @@ The loss is read from the device only when the display is redrawn, at most four 
 would make the host wait for the device.
 """
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -24,8 +25,7 @@ class StepProgress(ProgressBar):
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
-        self._console = console
-        self._clock = clock
+        self._console, self._clock = console, clock
         self._enabled = True
         self._display: Progress | None = None
         self._drawn = -float("inf")
@@ -38,12 +38,9 @@ class StepProgress(ProgressBar):
 
     @property
     def images_per_second(self) -> float:
-        """Training images per second over all ranks, without validation, sampling and the first step.
-
-        nan before the second step.
-        """
+        """Images per second over all ranks, without validation, sampling and the first step; nan before the second."""
         seconds = self._seconds + (0.0 if self._running_since is None else self._clock() - self._running_since)
-        return self._images / seconds if self._images and seconds > 0 else float("nan")
+        return self._images / seconds if self._images and seconds > 0 else math.nan
 
     def enable(self) -> None:
         self._enabled = True
@@ -77,14 +74,11 @@ class StepProgress(ProgressBar):
     def _open(self, description: str, total: int, done: int = 0) -> TaskID:
         if self._display is None:  # not before: ddp_spawn cannot send its lock to the processes it starts
             console = self._console or Console(stderr=True)
-            columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            self._display = Progress(
-                *columns,
-                "{task.fields[text]}",
-                console=console,
-                auto_refresh=False,  # rich's own thread would slow down short steps
-                disable=not (self._enabled and console.is_terminal),
-            )
+            left, right = "{task.description}", "{task.fields[text]}"
+            columns = (left, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), right)
+            hidden = not (self._enabled and console.is_terminal)
+            # rich's own thread would slow down short steps
+            self._display = Progress(*columns, console=console, auto_refresh=False, disable=hidden)
             self._display.start()
         line = LINES * done // (total or 1)
         return self._display.add_task(description, total=total, completed=done, text="", line=line)
@@ -98,10 +92,9 @@ class StepProgress(ProgressBar):
     def _draw(self, task: TaskID, due: bool = True, **changes: Any) -> None:
         """Change what is known of a task, and show it if that is due."""
         assert self._display is not None
-        self._display.update(task, **changes)
+        self._display.update(task, **changes, refresh=due)
         if not due:
             return
-        self._display.refresh()
         (shown,) = (one for one in self._display.tasks if one.id == task)
         line = LINES * shown.completed // (shown.total or 1)
         if self._enabled and self._display.disable and line > shown.fields["line"]:
@@ -119,10 +112,10 @@ class StepProgress(ProgressBar):
             self._display = None
 
     def _draw_training(self) -> None:
-        assert self._training is not None
         text = "" if self._loss is None else f"loss {float(self._loss):.4f}"  # the only wait for the device
-        if (rate := self.images_per_second) == rate:
-            text += f"  {rate:.0f} images/s" if rate >= 10 else f"  {rate:.2f} images/s"
+        if not math.isnan(rate := self.images_per_second):
+            text += f"  {rate:.{0 if rate >= 10 else 2}f} images/s"
+        assert self._training is not None
         self._draw(self._training, completed=self.trainer.global_step, text=text)
 
     def _close_training(self) -> None:
@@ -157,11 +150,10 @@ class StepProgress(ProgressBar):
         self._evaluation.close()
         self._close_training()
 
-    def _begin_evaluation(self, description: str, batches: Sequence[int | float]) -> None:
-        self._advance = self._evaluation.enter_context(self.task(description, int(sum(batches))))
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin_evaluation("validation", trainer.num_val_batches)
+        batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+        task = self.task("test" if trainer.testing else "validation", int(sum(batches)))
+        self._advance = self._evaluation.enter_context(task)
 
     def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self._advance(1)
@@ -169,7 +161,5 @@ class StepProgress(ProgressBar):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluation.close()
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin_evaluation("test", trainer.num_test_batches)
-
-    on_test_batch_end, on_test_end = on_validation_batch_end, on_validation_end
+    on_test_start, on_test_batch_end = on_validation_start, on_validation_batch_end
+    on_test_end = on_validation_end

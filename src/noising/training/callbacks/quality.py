@@ -22,7 +22,6 @@ from noising.training.progress import StepProgress
 
 log = logging.getLogger(__name__)
 
-
 MAX_EPOCHS = 10**9
 
 
@@ -63,10 +62,7 @@ class QualityCheck(Callback):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.run, self.sampler, self.ema, self.seed, self.config = run, sampler, ema, seed, config
-        self.quality = quality
-        self.classes = classes
-        self.batch_size = batch_size
-        self.keep_best = keep_best
+        self.quality, self.classes, self.batch_size, self.keep_best = quality, classes, batch_size, keep_best
         self.every = every_n_steps
         if every_n_epochs and quality is not None:
             data = quality.data
@@ -79,17 +75,14 @@ class QualityCheck(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Run a check every so many optimizer steps."""
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if self.checked is None or trainer.global_step % self.every or not stepped:
+        unfinished = (batch_idx + 1) % trainer.accumulate_grad_batches
+        if self.checked is None or trainer.global_step % self.every or unfinished:
             return
+        assert isinstance(pl_module, DiffusionModule)
         with self.ema.swapped(pl_module):
             numbers, _ = self._evaluate(self.checked, trainer, pl_module)
-        numbers |= {"quality_seconds": self.seconds, "quality_share": self._share}
-        if trainer.is_global_zero:
-            changing = {f"val/{name}": value for name, value in numbers.items() if not name.endswith("_baseline")}
-            for logger in trainer.loggers:
-                logger.log_metrics(changing, trainer.global_step)
+        changing = {name: value for name, value in numbers.items() if not name.endswith("_baseline")} | self._cost
+        pl_module.write({f"val/{name}": value for name, value in changing.items()})
         distance = self.checked.metric.distance
         found = float(trainer.strategy.broadcast(numbers.get(distance, math.inf)))  # the first rank's
         if found < self.best:
@@ -101,26 +94,35 @@ class QualityCheck(Callback):
         """Measure all samples; during the test the averaged weights are in place."""
         if self.quality is None:
             return
+        assert isinstance(pl_module, DiffusionModule)
         numbers, (features, pixels) = self._evaluate(self.quality, trainer, pl_module)
         if trainer.is_global_zero and numbers:
-            assert isinstance(pl_module, DiffusionModule)
-            card = {**self._card(pl_module), **self.quality.card}
+            card = {
+                "step": pl_module.trained_steps,
+                "weights": {"decay": self.ema.decay, "updates": self.ema.updates},
+                "sampler": self.config["sampler"],
+                "grid": self.config["grid"],
+                "guidance": None,
+                "evaluations_per_image": self.sampler.evaluations(pl_module.denoiser),
+                "class_label": f"image i is asked for class i mod {self.classes}" if self.classes else None,
+                "precision": "float32",
+                "seed": self.seed,
+                **self.quality.card,
+            }
             cards = {f"test/{name}": card for name in measured(numbers)}
-            numbers |= {"quality_seconds": self.seconds, "quality_share": self._share}
-            self.run.write({f"test/{name}": value for name, value in numbers.items()}, cards)
+            self.run.write({f"test/{name}": value for name, value in (numbers | self._cost).items()}, cards)
             nearest = self.quality.nearest_to_training(features)
             images = self.quality.images_of(nearest, pixels)
             neighbour_rows(self.run.neighbours_image, *images, nearest.samples, nearest.nearness)
             log_image(trainer.loggers, "neighbours", self.run.neighbours_image, pl_module.trained_steps)
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        trainer.strategy.barrier()
 
     @property
-    def _share(self) -> float:
-        return self.seconds / (time.monotonic() - self._began)
+    def _cost(self) -> dict[str, float]:
+        return {"quality_seconds": self.seconds, "quality_share": self.seconds / (time.monotonic() - self._began)}
 
     def _evaluate(
-        self, quality: SampleQuality, trainer: Trainer, pl_module: LightningModule
+        self, quality: SampleQuality, trainer: Trainer, pl_module: DiffusionModule
     ) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
         """The numbers, empty on other ranks than the first; features and pixels of all samples, on every rank."""
         began = time.monotonic()
@@ -129,8 +131,7 @@ class QualityCheck(Callback):
         with progress.task("samples", quality.total) as advance:  # the training's clock stands still
             features, pixels = self._draw(quality, trainer, pl_module, advance)
             numbers: dict[str, float] = {}
-            lost = int((~features.isfinite()).any(1).sum())
-            if lost:
+            if lost := int((~features.isfinite()).any(1).sum()):
                 log.warning("samples are not measured: %d of %d are not finite", lost, len(features))
             elif trainer.is_global_zero:
                 numbers = quality.evaluate(features, class_labels_for(range(quality.total), self.classes))
@@ -138,10 +139,9 @@ class QualityCheck(Callback):
         return numbers, (features, pixels)
 
     def _draw(
-        self, quality: SampleQuality, trainer: Trainer, pl_module: LightningModule, advance: Callable[[int], None]
+        self, quality: SampleQuality, trainer: Trainer, pl_module: DiffusionModule, advance: Callable[[int], None]
     ) -> tuple[Tensor, Tensor]:
         """Draw all samples: features (total, dims) float32 and grey levels (total, C, H, W) uint8, on the host."""
-        assert isinstance(pl_module, DiffusionModule)
         data, references, size = quality.data, quality.references, min(self.batch_size, quality.total)
         world, rank, device = trainer.world_size, trainer.global_rank, pl_module.device
         references.extractor.to(device)
@@ -149,11 +149,8 @@ class QualityCheck(Callback):
         share = -(-quality.total // (size * world))
         features = torch.zeros(share, size, references.extractor.dims)
         pixels = torch.zeros(share, size, *shape, dtype=torch.uint8)
-        for place in range(share):
-            first = (place * world + rank) * size
+        for place, first in enumerate(range(rank * size, quality.total, world * size)):
             batch = range(first, min(first + size, quality.total))
-            if not batch:
-                continue
             class_label = class_labels_for(batch, self.classes, device=device)
             drawn = draw_images(pl_module.denoiser, self.sampler, shape, self.seed, batch, class_label)
             grey = data.unscale(drawn)
@@ -165,24 +162,8 @@ class QualityCheck(Callback):
 
     def _gather(self, pl_module: LightningModule, mine: Tensor) -> Tensor:
         """Gather (share, size, ...) of each rank into (world · share · size, ...), batch after batch, on the host."""
-        gathered = pl_module.all_gather(mine.to(pl_module.device))
-        assert isinstance(gathered, Tensor)
-        batches = gathered.reshape(-1, *mine.shape).transpose(0, 1)  # (share, world, size, ...)
-        return batches.flatten(0, 2).cpu()
-
-    def _card(self, module: DiffusionModule) -> dict[str, Any]:
-        """Everything that the samples depend on."""
-        return {
-            "step": module.trained_steps,
-            "weights": {"decay": self.ema.decay, "updates": self.ema.updates},
-            "sampler": self.config["sampler"],
-            "grid": self.config["grid"],
-            "guidance": None,
-            "evaluations_per_image": self.sampler.evaluations(module.denoiser),
-            "class_label": f"image i is asked for class i mod {self.classes}" if self.classes else None,
-            "precision": "float32",
-            "seed": self.seed,
-        }
+        gathered: Tensor = pl_module.all_gather(mine.to(pl_module.device))  # type: ignore[assignment]
+        return gathered.reshape(-1, *mine.shape).transpose(0, 1).flatten(0, 2).cpu()  # from (share, world, size, ...)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "seconds": self.seconds}

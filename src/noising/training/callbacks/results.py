@@ -11,21 +11,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from noising.data.baselines import histogram_bits, uniform_bits
 from noising.data.image_data import ImageData
 from noising.errors import ConfigError
+from noising.plots import likelihood
 from noising.plots.curves import learning_curves
-from noising.plots.likelihood import (
-    StepBin,
-    bound_by_log_snr,
-    bound_by_step,
-    rate_distortion,
-    read_bins,
-    step_bins,
-    write_bins,
-)
 from noising.runs.folder import Run
 from noising.runs.results import Results
 from noising.training.checkpoints import FORMAT
 from noising.training.ema import EMA
-from noising.training.loggers import CSVMetrics, log_image, log_table
+from noising.training.loggers import CSVMetrics, WandB, log_image
 from noising.training.module import DiffusionModule
 from noising.training.safety.divergence import DivergenceError
 
@@ -61,10 +53,8 @@ class ResultsCallback(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the resolved config, so that a checkpoint can be used alone, and the circumstances of the training."""
-        checkpoint["noising_format"] = FORMAT
-        checkpoint["config"] = self.config
-        checkpoint["made_with"] = _made_with(trainer)
-        checkpoint["data_sha256"] = self.data.digest
+        checkpoint |= {"noising_format": FORMAT, "config": self.config}
+        checkpoint |= {"made_with": _made_with(trainer), "data_sha256": self.data.digest}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Warn if the circumstances are others than before, so that the run will not be bitwise the same.
@@ -81,13 +71,12 @@ class ResultsCallback(Callback):
             )
         if not trainer.is_global_zero:
             return
-        log.info("goes on from step %d", checkpoint["global_step"])
+        log.info("goes on from step %d", self._start)
         before, now = checkpoint.get("made_with", {}), _made_with(trainer)
         changed = [f"{name} {before[name]} before, {now[name]} now" for name in before if before[name] != now.get(name)]
         if changed:
-            log.warning(
-                "goes on with %s: as good from here on, and not bitwise the run without a stop", "; ".join(changed)
-            )
+            words = "; ".join(changed)
+            log.warning("goes on with %s: as good from here on, and not bitwise the run without a stop", words)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop the rows that a resumed run will log again.
@@ -99,16 +88,16 @@ class ResultsCallback(Callback):
                 f"{self.data.place}: this rank has read other images than the first: give all ranks the same"
             )
         for logger in trainer.loggers:
-            if isinstance(logger, CSVMetrics):
-                logger.resume_from(self._start)
+            if isinstance(logger, CSVMetrics) and trainer.is_global_zero:
+                logger.results.resume_from(self._start)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the throughput that the progress bar measured, and the number of steps that were left out."""
         assert isinstance(pl_module, DiffusionModule)
         if trainer.is_global_zero and pl_module.skip_nonfinite_steps:
             self.run.write({"train/skipped_steps": pl_module.skipped_steps})
-        rate = getattr(trainer.progress_bar_callback, "images_per_second", float("nan"))
-        if trainer.is_global_zero and rate == rate:
+        rate = getattr(trainer.progress_bar_callback, "images_per_second", math.nan)
+        if trainer.is_global_zero and not math.isnan(rate):
             self.run.write({"train/images_per_second": rate})
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -143,30 +132,33 @@ class ResultsCallback(Callback):
         }
         self.run.write(numbers, {f"{split}/bound": card})
         curve = evaluation.meter.curve()
-        write_bins(self.run.bound_by_step, step_bins(curve, evaluation.chain, split, numbers[f"{split}/prior"]))
+        bins = likelihood.step_bins(curve, evaluation.chain, split, numbers[f"{split}/prior"])
+        likelihood.write_bins(self.run.bound_by_step, bins)
         self._draw_bound(trainer, pl_module)
         if split == "test":
-            self._plot_curves(trainer, numbers)
+            self._plot_curves(numbers)
 
     def _draw_bound(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
         """Draw the figures of every split evaluated so far, and give them to the loggers."""
-        run, bins = self.run, read_bins(self.run.bound_by_step)
+        run, bins = self.run, likelihood.read_bins(self.run.bound_by_step)
         bounds = {split: run.summary[f"{split}/bound"] for split in dict.fromkeys(row.split for row in bins)}
         title = f"{self.data.name}: " + ", ".join(f"{split} {bits:.3f}" for split, bits in bounds.items()) + " bits/dim"
         # log2(N)/D, the bound of the empirical distribution of N images (noising.oracles.empirical)
         memorized = math.log2(len(self.data.train.pixels)) / self.data.train.pixels[0].numel()
-        bound_by_step(run.bound_by_step_figure, bins, title, memorized)
-        bound_by_log_snr(run.bound_by_log_snr_figure, bins, title)
-        rate_distortion(run.rate_distortion_figure, bins, title)
+        likelihood.bound_by_step(run.bound_by_step_figure, bins, title, memorized)
+        likelihood.bound_by_log_snr(run.bound_by_log_snr_figure, bins, title)
+        likelihood.rate_distortion(run.rate_distortion_figure, bins, title)
         for figure in (run.bound_by_step_figure, run.bound_by_log_snr_figure, run.rate_distortion_figure):
             log_image(trainer.loggers, figure.stem, figure, pl_module.trained_steps)
-        log_table(trainer.loggers, "bound_by_step", StepBin._fields, bins)
+        for logger in trainer.loggers:
+            if isinstance(logger, WandB):  # which plots it
+                logger.log_table("bound_by_step", list(likelihood.StepBin._fields), [list(row) for row in bins])
 
-    def _plot_curves(self, trainer: Trainer, numbers: dict[str, float]) -> None:
+    def _plot_curves(self, numbers: dict[str, float]) -> None:
         rows = Results(self.run).rows()
         if any("train/loss" in row for row in rows):  # an evaluation alone has none, nor has fast_dev_run
-            names = {"uniform over the levels": "uniform", "histogram of each pixel": "histogram"}
-            baselines = {name: numbers[f"test/{key}_baseline"] for name, key in names.items()}
+            uniform, histogram = numbers["test/uniform_baseline"], numbers["test/histogram_baseline"]
+            baselines = {"uniform over the levels": uniform, "histogram of each pixel": histogram}
             distances = ("val/fd", "val/fid", "val/fd_dinov2")
             distance = next((name for row in rows for name in row if name in distances), None)
             yardstick = self.run.summary.get(f"{distance}_baseline".replace("val/", "test/"))

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -42,22 +41,15 @@ class SampleGrid(Callback):
         if count > MAX_IMAGES:
             raise ValueError(f"count must be at most {MAX_IMAGES}, images of one picture, got {count}")
         self.run, self.data, self.sampler, self.ema, self.seed = run, data, sampler, ema, seed
-        self.every_n_steps = every_n_steps
-        self.count = count
-        self.classes = classes
-
-    @property
-    def _shape(self) -> tuple[int, int, int]:
-        return self.data.channels, self.data.resolution, self.data.resolution
+        self.every_n_steps, self.count, self.classes = every_n_steps, count, classes
+        self._shape = data.channels, data.resolution, data.resolution
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
         """(count, C, H, W) uint8 for viewing, on every rank."""
         world, rank = trainer.world_size, trainer.global_rank
         share = -(-self.count // world)
-        indices = range(rank, share * world, world)
-        images = self._images(pl_module, indices)
-        gathered = pl_module.all_gather(images)
-        assert isinstance(gathered, Tensor)
+        images = self._images(pl_module, range(rank, share * world, world))
+        gathered: Tensor = pl_module.all_gather(images)  # type: ignore[assignment]
         # rank r drew the indices r, r + world, ...: put them in order again
         ordered = gathered.reshape(world, share, *self._shape).transpose(0, 1).flatten(0, 1)[: self.count]
         return self.data.to_8bit(self.data.unscale(ordered))
@@ -72,10 +64,8 @@ class SampleGrid(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Draw a grid every so many optimizer steps."""
-        step = trainer.global_step
-        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if not self.every_n_steps or step % self.every_n_steps or not stepped:
+        step, unfinished = trainer.global_step, (batch_idx + 1) % trainer.accumulate_grad_batches
+        if not self.every_n_steps or step % self.every_n_steps or unfinished:
             return
         with self.ema.swapped(pl_module):
             grid = sample_grid(self._draw(trainer, pl_module), self.classes, self.count)
@@ -94,5 +84,4 @@ class SampleGrid(Callback):
             self._images(pl_module, range(min(self.count, PATH_IMAGES)), on_step=frames)
             path = self.data.to_8bit(self.data.unscale(frames.tensor))
             save_animation(self.run.reverse_process, [side_by_side(*frame) for frame in path])
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        trainer.strategy.barrier()

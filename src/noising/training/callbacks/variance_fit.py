@@ -19,16 +19,9 @@ class VarianceFit(Callback):
     """
 
     def __init__(self, data: ImageData, ema: EMA) -> None:
-        self.data = data
-        self.ema = ema
+        self.data, self.ema = data, ema
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._fit(pl_module)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._fit(pl_module)
-
-    def _fit(self, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DiffusionModule)
         variance = pl_module.denoiser.variance
         if not isinstance(variance, Optimal):
@@ -39,3 +32,5 @@ class VarianceFit(Callback):
         with self.ema.swapped(pl_module), in_evaluation(pl_module.denoiser):
             class_label = class_label if pl_module.classes else None
             fit(pl_module.denoiser, x, noises, evaluation.timesteps, evaluation.estimator.clip, class_label)
+
+    on_train_end = on_validation_start

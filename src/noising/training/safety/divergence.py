@@ -6,6 +6,7 @@ before a checkpoint is assembled, where the host waits anyway.
 
 import logging
 import math
+from statistics import median_high
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,6 @@ from noising.diffusion.schedules import Schedule
 from noising.errors import UsageError
 
 log = logging.getLogger(__name__)
-
 
 SPIKE = 5.0
 """A step's loss is a spike if it is more than this many times the median since the last check."""
@@ -48,11 +48,9 @@ class NonFiniteGuard:
         self._diverged: DivergenceError | None = None
 
     def note(self, micro_batch: StepLog) -> None:
-        """Add the losses of a micro-batch."""
         self._logs.append(micro_batch)
 
     def note_gradient(self, step: int, norm: Tensor) -> None:
-        """Add the norm of a step's gradient."""
         self._norms.append((step, norm.detach()))
 
     def forget(self, step: int) -> None:
@@ -68,7 +66,7 @@ class NonFiniteGuard:
             raise self._diverged
         logs, norms = self._logs, self._norms
         self._logs, self._norms = [], []
-        losses = torch.stack([one.loss.detach().float().mean() for one in logs]).tolist() if logs else []
+        losses = torch.stack([one.loss.float().mean() for one in logs]).tolist() if logs else []
         gradients = torch.stack([norm.float() for _, norm in norms]).tolist() if norms else []
         bad = [one for one, loss in zip(logs, losses, strict=True) if not math.isfinite(loss)]
         bad_norms = [step for (step, _), norm in zip(norms, gradients, strict=True) if not math.isfinite(norm)]
@@ -80,7 +78,8 @@ class NonFiniteGuard:
         if first[1]:
             self._diverged = DivergenceError(first[1])
             raise self._diverged
-        _log_spike(logs, losses, schedule)
+        if len(logs) >= MIN_STEPS:
+            _log_spike(logs, losses, schedule)
 
 
 def _first(bad: list[StepLog], norms: list[int], schedule: Schedule) -> tuple[float, str]:
@@ -100,16 +99,13 @@ def _first(bad: list[StepLog], norms: list[int], schedule: Schedule) -> tuple[fl
 
 
 def _log_spike(logs: list[StepLog], losses: list[float], schedule: Schedule) -> None:
-    if len(losses) < MIN_STEPS:
-        return
-    median = sorted(losses)[len(losses) // 2]
-    highest = max(range(len(losses)), key=losses.__getitem__)
-    if losses[highest] > SPIKE * median > 0:
-        one = logs[highest]
+    median, highest = median_high(losses), max(losses)
+    if highest > SPIKE * median > 0:
+        one = logs[losses.index(highest)]
         place = int(one.loss.argmax())
         log.warning(
             "loss spike at step %d: %.4g, %.1f times the median of the last %d; most of it at %s, training image %d",
-            *(one.step, losses[highest], losses[highest] / median, len(losses)),
+            *(one.step, highest, highest / median, len(losses)),
             *(_where(one.t[place], schedule), int(one.image[place])),
         )
 

@@ -20,7 +20,6 @@ from noising.training.checkpoints import LastCheckpoint
 
 log = logging.getLogger(__name__)
 
-
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -29,9 +28,8 @@ class Preemption(Checkpoint):
 
     Several ranks agree on the step to stop at when losses are logged, since no other step waits for the device. During
     validation and test, and when a validation is due, the signal ends the run at once, and resume goes on from the last
-    checkpoint. Under Slurm SIGUSR1 (`#SBATCH --signal=USR1@90`) also requeues the job.
-
-    A Checkpoint, because Lightning calls these last.
+    checkpoint. Under Slurm SIGUSR1 (`#SBATCH --signal=USR1@90`) also requeues the job. A Checkpoint, because Lightning
+    calls these last.
     """
 
     def __init__(self, last: LastCheckpoint) -> None:
@@ -44,39 +42,33 @@ class Preemption(Checkpoint):
         if not self._training:
             raise Preempted(number)
 
-    def _listen(self) -> None:
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Replace the handlers that Lightning has just set; at the stage's end it restores those from before."""
         for number in SIGNALS:
             signal.signal(number, self._note)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
+        self.on_test_start(trainer, pl_module)
         if trainer.received_sigterm:  # while Lightning still listened
             raise Preempted(signal.SIGTERM)
         self._training = True
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
-
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._training = False
+
+    on_train_end = on_validation_start
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._training = True
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._training = False
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        number = self._agreed(trainer, batch_idx)
-        if not number:
-            return
-        self.last.save(trainer)
-        if trainer.is_global_zero:
-            _requeue(number)
-        raise Preempted(number)
+        if number := self._agreed(trainer, batch_idx):
+            self.last.save(trainer)
+            if trainer.is_global_zero and number == signal.SIGUSR1:
+                _requeue()
+            raise Preempted(number)
 
     def _agreed(self, trainer: Trainer, batch_idx: int) -> int:
         """The signal that a rank has received, at a step where all ranks agree to stop; otherwise 0."""
@@ -90,12 +82,10 @@ class Preemption(Checkpoint):
         return int(trainer.strategy.reduce(received, reduce_op="max"))  # type: ignore[arg-type]
 
 
-def _requeue(number: int) -> None:
-    """Ask Slurm to run the job again, as Lightning would."""
-    job = os.environ.get("SLURM_JOB_ID")
+def _requeue() -> None:
+    """Ask Slurm, if it runs the job, to run it again, as Lightning would."""
+    job, command = os.environ.get("SLURM_JOB_ID"), shutil.which("scontrol")
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    command = shutil.which("scontrol")
-    if number != signal.SIGUSR1 or job is None or command is None:
-        return
-    done = subprocess.run([command, "requeue", f"{array}_{task}" if array and task else job], check=False)
-    log.warning("Slurm was asked to run job %s again: %s", job, "yes" if done.returncode == 0 else "it refused")
+    if job is not None and command is not None:
+        done = subprocess.run([command, "requeue", f"{array}_{task}" if array and task else job], check=False)
+        log.warning("Slurm was asked to run job %s again: %s", job, "yes" if done.returncode == 0 else "it refused")
