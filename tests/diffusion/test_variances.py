@@ -21,7 +21,6 @@ from noising.diffusion.variances import (
     LearnedRange,
     Optimal,
     ReverseVariance,
-    fit,
 )
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian, grey_levels
@@ -138,7 +137,7 @@ def fitted(schedule: Schedule, count: int = 4000) -> tuple[Optimal, Tensor]:
     variance = Optimal(knots=40)
     denoiser = oracle_denoiser(gaussian(0.5), schedule, Velocity(), variance)
     noises = (normals(count, 1, 2, 2, seed=knot) for knot in range(1, 41))
-    fit(denoiser, 0.5 * normals(count, 1, 2, 2), noises, timesteps=1000, clip=None)
+    denoiser.fit_variance(0.5 * normals(count, 1, 2, 2), noises, timesteps=1000, clip=None)
     assert isinstance(variance.error, DenoisingError)
     return variance, variance.error.log_snr
 
@@ -156,7 +155,7 @@ def test_fit_measures_what_clipping_leaves() -> None:
     variance = Optimal(knots=10)
     oracle = grey_levels(torch.tensor([0.5, 0.5], dtype=torch.float64))
     denoiser = oracle_denoiser(oracle, Cosine(1000), Velocity(), variance)
-    fit(denoiser, signs, (normals(500, 1, 2, 2, seed=knot) for knot in range(10)), timesteps=1000, clip=0.25)
+    denoiser.fit_variance(signs, (normals(500, 1, 2, 2, seed=knot) for knot in range(10)), timesteps=1000, clip=0.25)
     assert isinstance(variance.error, DenoisingError)
     error = variance.error.log_error.exp()
     assert error[-1].item() == pytest.approx(0.75**2, rel=1e-9)  # next to clean x̂ is sure of the sign

@@ -137,7 +137,7 @@ def not_none(label: Tensor | None) -> Tensor:
 
 @pytest.mark.parametrize("bad", ["1", "-0.1", "true", "often"])
 def test_bad_label_dropout_is_named(bad: str) -> None:
-    with pytest.raises(ConfigError, match="^label_dropout must be null"):
+    with pytest.raises(ConfigError, match=r"^label_dropout must be null"):
         check_options("train", composed(f"label_dropout={bad}"))
 
 

@@ -3,7 +3,7 @@
 Samplers, objectives and the bound use the network through it alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Transition
-from noising.diffusion.variances import ReverseVariance
+from noising.diffusion.variances import DenoisingError, Optimal, ReverseVariance
 
 DenoiseFn = Callable[[int, Tensor], tuple[Tensor, Tensor | None]]
 """(index of a level, x_t (B, C, H, W)) -> (x̂ in a new tensor, the network's variance channels or None)."""
@@ -106,3 +106,30 @@ class Denoiser(nn.Module):
     def reverse(self, step: Transition, x_t: Tensor, prediction: Prediction) -> Gaussian:
         """p(x_s | x_t): the posterior mean with x̂ for x, and the reverse variance. Ho et al. (2020), equation 11."""
         return Gaussian(step.mean(x_t, prediction.x), self.variance.log_variance(step, prediction.raw_variance))
+
+    @torch.no_grad()
+    def fit_variance(
+        self,
+        x: Tensor,
+        noises: Iterable[Tensor],
+        timesteps: int,
+        clip: float | None,
+        class_label: Tensor | None = None,
+    ) -> None:
+        """Measure E‖x − x̂‖²/D for a variance that is `Optimal`, at levels uniform in λ over the chain of T steps.
+
+        x: training images (B, C, H, W); noises: standard normal noise of x's shape, one for each level; clip: limit of
+        x̂, the same as where the variance will be used.
+        """
+        variance = self.variance
+        assert isinstance(variance, Optimal)
+        assert isinstance(variance.error, DenoisingError)
+        ends = self.schedule.log_snr(torch.tensor([1.0, 1 / timesteps], dtype=torch.float64)).cpu()
+        lowest = max(float(ends[0]), -20.0)  # the error is constant below, and the last level may be −∞
+        log_snr = torch.linspace(lowest, float(ends[1]), variance.knots, dtype=torch.float64)
+        errors = []
+        for t, noise in zip(self.schedule.time(log_snr), noises, strict=False):
+            level = self.schedule(t)
+            clean = self.at(level.perturb(x, noise), level, clip, class_label).x
+            errors.append((clean - x).square().double().mean())
+        variance.error.set(log_snr, torch.stack(errors))

@@ -1,8 +1,8 @@
 """Variances Σ of the reverse step p(x_s | x_t), with c = 1 − e^(λ_t − λ_s) as in transitions.py."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +10,6 @@ from torch import Tensor, nn
 from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.diffusion.transitions import Transition
 from noising.errors import require
-
-if TYPE_CHECKING:
-    from noising.diffusion.denoiser import Denoiser
 
 
 class ReverseVariance(ABC):
@@ -123,7 +120,7 @@ class Optimal(nn.Module, ReverseVariance):
     fitted = True
 
     def __init__(self, knots: int = 32, images: int = 128, error: Callable[[NoiseLevel], Tensor] | None = None) -> None:
-        """knots, images: numbers of noise levels and of images on which `fit` measures the error.
+        """knots, images: numbers of noise levels and of images on which `Denoiser.fit_variance` measures the error.
 
         error: E‖x − x̂‖²/D of a level, where known in closed form. Until it is measured the variance is the posterior's.
         """
@@ -139,31 +136,3 @@ class Optimal(nn.Module, ReverseVariance):
             return step.small_log_variance, torch.zeros_like(step.c)
         best = step.posterior_variance + (step.earlier.alpha * step.c) ** 2 * self.error(step.later)
         return best.log(), torch.zeros_like(step.c)
-
-
-@torch.no_grad()
-def fit(
-    denoiser: "Denoiser",
-    x: Tensor,
-    noises: Iterable[Tensor],
-    timesteps: int,
-    clip: float | None,
-    class_label: Tensor | None = None,
-) -> None:
-    """Measure the error of a denoiser whose variance is `Optimal`, at levels uniform in λ over the chain of T steps.
-
-    x: training images (B, C, H, W); noises: standard normal noise of x's shape, one for each level; clip: limit of x̂,
-    the same as where the variance will be used.
-    """
-    variance = denoiser.variance
-    assert isinstance(variance, Optimal)
-    assert isinstance(variance.error, DenoisingError)
-    ends = denoiser.schedule.log_snr(torch.tensor([1.0, 1 / timesteps], dtype=torch.float64)).cpu()
-    lowest = max(float(ends[0]), -20.0)  # the error is constant below, and the last level may be −∞
-    log_snr = torch.linspace(lowest, float(ends[1]), variance.knots, dtype=torch.float64)
-    errors = []
-    for t, noise in zip(denoiser.schedule.time(log_snr), noises, strict=False):
-        level = denoiser.schedule(t)
-        clean = denoiser.at(level.perturb(x, noise), level, clip, class_label).x
-        errors.append((clean - x).square().double().mean())
-    variance.error.set(log_snr, torch.stack(errors))

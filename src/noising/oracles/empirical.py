@@ -36,5 +36,5 @@ class Empirical(Oracle):
         return (torch.softmax(fit - size, 1) @ rows).reshape(x_t.shape).to(x_t)
 
     def error(self, level: NoiseLevel) -> Tensor:
-        """Raise NotImplementedError: the error has no closed form; `noising.diffusion.variances.fit` measures it."""
+        """Raise NotImplementedError: the error has no closed form; `Denoiser.fit_variance` measures it."""
         raise NotImplementedError("the error of an empirical distribution's denoiser is to be measured")

@@ -4,7 +4,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from noising.data.image_data import ImageData
 from noising.diffusion.drawing import in_evaluation
-from noising.diffusion.variances import Optimal, fit
+from noising.diffusion.variances import Optimal
 from noising.randomness import normal
 from noising.training.ema import EMA
 from noising.training.module import DiffusionModule
@@ -31,6 +31,6 @@ class VarianceFit(Callback):
         evaluation = pl_module.test
         with self.ema.swapped(pl_module), in_evaluation(pl_module.denoiser):
             class_label = class_label if pl_module.classes else None
-            fit(pl_module.denoiser, x, noises, evaluation.timesteps, evaluation.estimator.clip, class_label)
+            pl_module.denoiser.fit_variance(x, noises, evaluation.timesteps, evaluation.estimator.clip, class_label)
 
     on_train_end = on_validation_start
