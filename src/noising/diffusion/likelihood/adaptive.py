@@ -84,6 +84,7 @@ class Adaptive(BoundEstimator):
         self.stderr = stderr
         self.replicates = replicates
         self.pilot_images = pilot_images
+        self.pilot_times = pilot_times
         self._pilot = Stratified(pilot_times)
 
     def plan(self, terms: BoundTerms, images: ImageSet, share: Callable[[Any], Any] | None = None) -> "AdaptivePlan":
