@@ -80,7 +80,7 @@ class BoundPlan(ABC):
 
 
 class BoundEstimator(ABC):
-    """A rule that plans the draws."""
+    """A rule that plans the draws. Its options are attributes too: the card of a bound lists them by name."""
 
     def __init__(self, clip: float | None = 1.0) -> None:
         """clip: x̂ is clamped to [−clip, clip], which changes the model that is bounded."""
