@@ -1,4 +1,4 @@
-"""The commands that there are: for each the function that does its work, and what the command line must know of it."""
+"""The commands: for each the function that does its work, and what the command line must know of it."""
 
 from typing import NamedTuple
 
@@ -15,9 +15,9 @@ class Command(NamedTuple):
     """"module:function" of the function (config, run folder) -> None that does the work; imported when it starts."""
     help: str
     folder: str
-    """Where its runs go, and its sweeps."""
+    """The folder of its runs and sweeps."""
     sweeps: str = ""
-    """Where its sweeps go instead."""
+    """The folder of its sweeps, if another."""
     positional: str = ""
     """The option that words without "=" stand for; {} is the words."""
     reads: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""Where a run or a sweep writes: a folder of its own, or with `resume` that of the run it goes on with."""
+"""The folder that a run or a sweep writes in: a new one, or with `resume` that of the run that is continued."""
 
 import hashlib
 import os
@@ -40,12 +40,12 @@ OmegaConf.register_new_resolver("output_folder", _output_folder, replace=True)
 
 
 class Resumed(NamedTuple):
-    """The overrides of a command, and the folder of the run that it goes on with, if it names one."""
+    """The overrides of a command, and the folder of the run to continue, if it names one."""
 
     overrides: list[str]
     folder: Path | None = None
     newest: bool = False
-    """Whether it goes on with the newest unfinished run of this command (`resume=true`), which is still to be found."""
+    """`resume=true`: the newest unfinished run of this command is continued; `newest` finds it."""
 
 
 def resumed(overrides: Sequence[str], multirun: bool) -> Resumed:
@@ -84,7 +84,7 @@ def newest(config: DictConfig, overrides: Sequence[str], multirun: bool) -> Path
 
 
 def _number_of_jobs(overrides: Sequence[str]) -> int | None:
-    """How many jobs Hydra's own sweeper makes of them; None where another one decides."""
+    """Number of jobs of Hydra's own sweeper; None if another sweeper decides."""
     number = 1
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if override.is_sweep_override():
@@ -103,7 +103,7 @@ def begin_anew(config: DictConfig, overrides: Sequence[str]) -> list[str]:
 
 
 def of_child(overrides: Sequence[str]) -> list[str] | None:
-    """What another rank of a run, started by Lightning, is to do: as the first, which has written it down.
+    """Overrides of another rank that Lightning started: those that the first has recorded in the run's folder.
 
     None if this process is not such a rank.
     """

@@ -1,4 +1,4 @@
-"""What `--help` says of the config groups: a few words for each, and the choices the folders really hold."""
+"""The list of config groups in `--help`: a few words for each, and the choices that the folders really hold."""
 
 import textwrap
 

@@ -21,7 +21,7 @@ from noising.config.instantiate import make
 from noising.errors import UsageError
 
 _SECONDS_FOR_RANK_0 = 2.0
-"""In which the first rank may end with the same words, before another rank says them."""
+"""Grace period for the first rank to end with the same message, before another rank prints it."""
 
 Job = Callable[[DictConfig, Path], None]
 
@@ -60,10 +60,9 @@ class Task:
 
     def _fail(self, message: str, code: int, sweeping: bool, error: Exception) -> None:
         """Print the message and end a run with the code; a sweep ends with it after its other jobs."""
-        if sweeping and os.getpid() != self._process:
-            say(message)
-            raise error  # a launcher's worker: only the exception tells the parent
         say(message)
+        if sweeping and os.getpid() != self._process:
+            raise error  # a launcher's worker: only the exception tells the parent
         self.exit_code = max(self.exit_code, code)
         if not sweeping:
             folders.remove_if_empty(self.claimed)

@@ -36,7 +36,7 @@ _FAILURES = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises
 
 
 class Composer:
-    """What Hydra composes from overrides, and why it could not. Made by `composer`."""
+    """Composes a command's config by Hydra, and finds the words for what is wrong. Made by `composer`."""
 
     def __init__(self, command: str, config_name: str) -> None:
         self.command = command

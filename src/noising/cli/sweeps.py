@@ -1,4 +1,4 @@
-"""Sweeps: what to check before the first job, and sweep.csv, one row a job, printed when the last ends."""
+"""Sweeps: the checks before the first job, and the table and picture when the last has ended."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +14,7 @@ from noising.runs.sweep import columns, rows, write_sweep
 
 
 class SweepTable(Callback):
-    """Hydra callback: writes sweep.csv and prints it when the last job has ended.
-
-    Not before: a sweep that was killed between two jobs is known by its having no sweep.csv (training.run).
-    """
+    """Hydra callback: writes sweep.csv and prints it when the last job has ended."""
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         folder = Path(config.hydra.sweep.dir)
@@ -45,11 +42,11 @@ HIDDEN_COLUMNS = (
     *("/kd", "/kid", "/kd_dinov2", "/precision", "/recall", "/density", "/coverage", "/memorized"),
     *("/quality_seconds", "/quality_share", "/seconds_of_metrics"),
 )
-"""Ends of the names of what sweep.csv has and the printed table has not."""
+"""Ends of the names of columns that only sweep.csv has."""
 
 
 def print_table(sweep: Path) -> None:
-    """Prints what differs between the jobs and what was measured on test images; sweep.csv has the rest."""
+    """Print what differs between the jobs and what was measured on test images; sweep.csv has the rest."""
     from rich.console import Console
     from rich.table import Table
 
@@ -101,11 +98,10 @@ def prepare_jobs(config: DictConfig, parsed: Sequence[Override]) -> None:
 
 
 def refuse_ddp_sweep(config: DictConfig) -> None:
-    """Refuses a job of a sweep that would make Lightning start other processes by running the command line
-    again.
+    """Refuse a job of a sweep that would make Lightning start other processes by running the command line again.
 
-    That command line is the whole sweep's: each of them would run it all, in folders of its own, and with a
-    sweeper that draws its values every rank would train with other ones, in silence.
+    That command line is the whole sweep's: each process would run it all, in folders of its own, and with a sweeper
+    that draws its values every rank would train with other ones, in silence.
     """
     trainer = config.get("trainer")
     if not isinstance(trainer, DictConfig) or _processes(trainer) < 2:
@@ -121,7 +117,7 @@ def refuse_ddp_sweep(config: DictConfig) -> None:
 
 
 def _processes(trainer: DictConfig) -> int:
-    """How many processes Lightning would train with."""
+    """Number of processes that Lightning would train with."""
     nodes = int(trainer.get("num_nodes", 1) or 1)
     devices = trainer.get("devices", "auto")
     if OmegaConf.is_list(devices):

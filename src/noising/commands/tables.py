@@ -1,4 +1,4 @@
-"""What commands print: tables, numbers with their errors, files, and a bar of network evaluations."""
+"""Printing for commands: tables, numbers with their errors, files, and a bar of network evaluations."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

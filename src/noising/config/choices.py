@@ -1,4 +1,4 @@
-"""Where conf/ lies, and which classes and functions its choices name."""
+"""The folder conf/, and the classes and functions that its choices name."""
 
 import re
 from functools import cache

@@ -25,11 +25,11 @@ MODULES = {
     "noising.training.quality_check": "noising.training.callbacks.quality",
     "noising.training.samples": "noising.training.callbacks.samples",
 }
-"""Where conf/'s classes and functions lay earlier, and where they lie today."""
+"""Modules of conf/'s classes and functions, by their earlier names."""
 TARGETS = {"noising.training.record.Record": "noising.training.callbacks.results.ResultsCallback"}
-"""Those that have another name as well."""
+"""Targets whose last name changed as well."""
 RENAMED = {"callbacks.record": "results"}
-"""Options that have another name today, by their path."""
+"""Options with another name today, by their earlier path."""
 
 
 def with_current_names(config: Any, path: str = "") -> Any:

@@ -13,9 +13,9 @@ from noising.config.option_types import LARGEST
 from noising.errors import ConfigError
 
 MAX_DEVICES = 1024
-"""Of one machine; Lightning lists them before it looks whether they are there."""
+"""The most that one machine can have; Lightning would list them before it looks whether they exist."""
 MAX_IMAGES = 10_000_000
-"""Of one drawing: all are read into memory in the end."""
+"""The most images of one sampling job, which are read into memory in the end."""
 
 
 def _whole(least: int, most: int = LARGEST, null: bool = False) -> tuple[Any, str]:
