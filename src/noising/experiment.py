@@ -215,6 +215,7 @@ def _trainer(node: dict[str, Any], cfg: DictConfig, run: Run, callbacks: list[Ca
         "The '.*dataloader' does not have many workers",
         "You're resuming from a checkpoint that ended",
         "torch.distributed.nn.functional.all_gather is deprecated",
+        "Grad strides do not match bucket view strides",  # of a 1x1 convolution: costs nothing here
     ):
         warnings.filterwarnings("ignore", words)
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)

@@ -34,7 +34,10 @@ Run = Callable[..., tuple[int, str, str]]
         ("seed=0,1", "seed=0,1: several values; add -m to sweep over them, or write a list as key=[1,2]"),
         ("schedule=linear timesteps=${nope}", "Interpolation key 'nope' not found; full_key: schedule.steps"),
         ("resume=nope", "resume=nope: no run there (there is no nope/.hydra/overrides.yaml)"),
+        ("resume=", "resume= is empty: write resume=true, or resume= and a run's folder"),
         ("--config-dir nope", "--config-dir: there is no folder nope"),
+        ("argument --cfg/-c: invalid choice: 'joob' (choose from 'job', 'hydra', 'all'); see --hydra-help",),
+        ("--foo", "unrecognized arguments: --foo; see --hydra-help"),
         ("--cfg job schedule=cosin", COSIN),
         ("-m schedule=linear,cosin seed=0,1", COSIN),
         ("-m seed=0,1 model.width=4,wide", "model.width=wide: expected int"),
@@ -61,3 +64,23 @@ def test_a_defect_keeps_its_traceback(run: Run) -> None:
     assert code == 1
     assert "Traceback" in error
     assert "RuntimeError: a defect" in error
+
+
+def test_a_config_that_is_not_there_is_named(run: Run, toy: Path) -> None:
+    assert run("--config-name", "nope")[2] == f"error: --config-name: there is no config nope in {toy / 'conf'}\n"
+
+
+def test_an_interruption_before_the_job_is_one_line(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("noising.cli.main.launch", interrupted)
+    assert run("seed=1") == (130, "", "interrupted\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flag_with_a_wrong_word(run: Run) -> None:
+    code, out, error = run("--cfg", "joob")
+    assert (code, out, error.count("\n")) == (2, "", 1)
+    assert "--cfg" in error
+    assert "joob" in error

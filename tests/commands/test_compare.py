@@ -175,3 +175,19 @@ def test_benchmark_of_samplers_needs_no_checkpoint(noising: Command, tmp_path: P
     refused = noising("benchmark", "bound", "hydra.run.dir=no")
     assert refused.code == 2
     assert "checkpoint has no value" in refused.err
+
+
+def test_paired_takes_any_estimator(trained: Path, nudged: Path, noising: Command, tmp_path: Path) -> None:
+    outcome = noising(
+        "compare", str(nudged), str(trained), "paired=true", "bound=stratified", "bound.times=4", "hydra.run.dir=pair"
+    )
+    assert outcome.code == 0, outcome.err
+    card = Run(tmp_path / "pair").summary["cards"]["test/difference"]
+    assert (card["estimator"]["times"], card["evaluations_of_each"]) == (4, 4 * 360)
+    assert "1,440 network evaluations" in outcome.err  # said before they are made, where there is no bar
+
+
+def test_a_file_is_no_run(trained: Path, noising: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = noising("compare", "file", str(trained))
+    assert outcome == (2, "", "error: runs: file holds no summary.json: it is no run's folder, or has not begun\n")

@@ -46,11 +46,11 @@ def test_what_is_absent_is_not_asked_for() -> None:
     [
         ("train", "seed", -1, "seed must be a whole number from 0, got -1"),
         ("train", "seed", True, "seed must be a whole number from 0, got True"),
-        ("train", "seed", 1.0, "seed must be a whole number from 0, got 1.0"),
+        ("train", "seed", 1.5, "seed must be a whole number from 0, got 1.5"),
         ("train", "seed", 10**30, f"seed must be a whole number from 0 to {2**63 - 1}, got {10**30}"),
         ("train", "timesteps", 2.5, "timesteps must be a whole number from 1 to 1000000, got 2.5"),
         ("train", "timesteps", 10**9, "timesteps must be a whole number from 1 to 1000000, got 1000000000"),
-        ("train", "timesteps", "{}", "timesteps must be a whole number from 1 to 1000000, got {}"),
+        ("train", "timesteps", "{}", "timesteps must be a whole number from 1 to 1000000, got '{}'"),
         ("train", "label_dropout", 1, "label_dropout must be null (no classes) or a number in [0, 1), got 1"),
         (
             "train",
@@ -86,7 +86,7 @@ def test_what_is_absent_is_not_asked_for() -> None:
         ("compare", "vary", "a", "vary must be a list of entries of the cards, got a: e.g. vary=[sampler,grid]"),
         ("compare", "split", "night", "split must be test, train or val, got night"),
         ("reference", "count", 1, "count must be a whole number from 2, got 1"),
-        ("reference", "from", "", "from=: expected a file's path, or null"),
+        ("reference", "from", "", "from='': expected a file's path, or null"),
         ("reference", "to", 3, "to=3: expected a file's path, or null"),
     ],
 )
@@ -94,3 +94,14 @@ def test_the_line_for_a_wrong_value(command: str, option: str, value: Any, line:
     with pytest.raises(ConfigError) as caught:
         check_options(command, {option: value})
     assert str(caught.value) == line
+
+
+def test_what_is_read_otherwise_than_written() -> None:
+    """YAML's 1e5 is a float; text is shown in quotes where it looks like a number, or like nothing."""
+    assert check_options("train", {"seed": 1e5, "trainer": {"max_steps": 2e3, "devices": 1}}) == {
+        "seed": 100_000,
+        "trainer.max_steps": 2000,
+    }
+    for value in ("3", ""):
+        with pytest.raises(ConfigError, match=f"^seed must be a whole number from 0, got '{value}'$"):
+            check_options("train", {"seed": value})

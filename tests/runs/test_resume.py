@@ -154,3 +154,11 @@ def test_finds_a_sweep_until_all_its_jobs_have_finished(tmp_path: Path) -> None:
     Run(second).finish()
     assert find_sweep(tmp_path, overrides, 2) is None
     assert find_sweep(tmp_path, ["seed=1,3", "model=unet"], 2) is None
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "summary.json"])
+def test_a_damaged_file_is_one_line(name: str, half: Run, noising: Command) -> None:
+    (half.path / name).write_text("{")
+    outcome = noising("train", "resume=half")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert f"{name} is damaged: " in outcome.err

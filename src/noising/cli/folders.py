@@ -14,7 +14,7 @@ from noising.errors import ConfigError, UsageError
 from noising.runs.resume import find_resumable, find_sweep
 
 _MAX_NAME_BYTES = 200  # file systems take 255, and the job's number goes before
-_NO = ("false", "null", "no", "off", "0", "")
+_NO = ("false", "null", "no", "off", "0")
 _YES = ("true", "yes", "on", "1")
 
 
@@ -56,6 +56,8 @@ def resumed(overrides: Sequence[str], multirun: bool) -> Resumed:
     wish, others = _given(overrides, "resume"), _without(overrides, "resume")
     if wish is None or wish.lower() in _NO:
         return Resumed(list(overrides))
+    if not wish:
+        raise ConfigError("resume= is empty: write resume=true, or resume= and a run's folder")
     options = [override for override in others if not _of_hydra(override)]
     if wish.lower() not in _YES:
         folder = Path(wish)

@@ -49,7 +49,9 @@ class Task:
             job: Job = getattr(importlib.import_module(module), function)
             if sweeping:  # a sweeper may draw values that were not there to be checked before its first job
                 options = importlib.import_module("noising.config.options")
-                options.check_options(self.command, OmegaConf.to_container(config, resolve=True))
+                plain = OmegaConf.to_container(config, resolve=True)
+                for option, value in options.check_options(self.command, plain).items():
+                    OmegaConf.update(config, option, value)
             job(config, Path(hydra.runtime.output_dir))
         except UsageError as error:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":

@@ -29,6 +29,8 @@ from noising.config.instantiate import nearest
 from noising.errors import ConfigError, UsageError
 from noising.runs.resume import quoted
 
+_INTERRUPTED = 130  # the shell's 128 + number of the signal
+
 
 def cli() -> None:
     """The installed command: `noising NAME ...`."""
@@ -62,6 +64,10 @@ def main(name: str, words: Sequence[str] | None = None, conf: Path | None = None
     except (UsageError, HydraException) as error:
         folders.remove_if_empty(task.claimed)
         _stop(str(error))
+    except KeyboardInterrupt:  # before the job had begun to keep its own state
+        folders.remove_if_empty(task.claimed)
+        say("interrupted")
+        raise SystemExit(_INTERRUPTED) from None
     if task.exit_code:
         raise SystemExit(task.exit_code)
 

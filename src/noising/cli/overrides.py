@@ -101,7 +101,8 @@ class Composer:
                 raise ConfigError(f"{path} has no value: add {path}=...")
         from noising.config.options import check_options  # here: --help needs no pydantic
 
-        check_options(self.command, plain)
+        for option, value in check_options(self.command, plain).items():
+            OmegaConf.update(config, option, value)
         reads = COMMANDS[self.command].reads or plain
         check({name: node for name, node in plain.items() if name in reads}, "")
         require_no_secret(config)
@@ -247,6 +248,9 @@ def composer(
     before = HydraConfig.instance().cfg
     try:
         with initialized:
+            sources = GlobalHydra.instance().config_loader().get_sources()
+            if config_name is not None and not any(source.is_config(config_name) for source in sources):
+                raise ConfigError(f"--config-name: there is no config {config_name} in {conf}")
             yield Composer(command, config_name or command)
     finally:
         HydraConfig.instance().cfg = before

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
 from rich.progress import track
 
 from noising.commands.devices import find_device
@@ -54,7 +55,10 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
 
     with run_status(run, without_secrets(cfg)):
         with in_evaluation(denoiser), config_errors("solver"):
-            measured = [flow_bits(batch) for batch in track(torch.split(indices, cfg.batch_size), "likelihood")]
+            measured = [
+                flow_bits(batch)
+                for batch in track(torch.split(indices, cfg.batch_size), "likelihood", console=Console(stderr=True))
+            ]
         result = replicated_mean(torch.cat([batch.bits for batch in measured]))
         spent = sum(len(batch.bits) * batch.evaluations for batch in measured) / count
         card = {

@@ -55,7 +55,7 @@ def _option_type(hint: Any) -> Any:
     origin, inner = get_origin(hint), get_args(hint)
     collection = origin or hint
     if hint is int:
-        return Annotated[int, Field(ge=-LARGEST, le=LARGEST), BeforeValidator(_integral)]
+        return Annotated[int, Field(ge=-LARGEST, le=LARGEST), BeforeValidator(integral)]
     if origin is Literal or hint in (float, bool, str, None, type(None), Any):
         return hint
     if hint is Path:
@@ -73,7 +73,7 @@ def _option_type(hint: Any) -> Any:
     return Any
 
 
-def _integral(value: Any) -> Any:
+def integral(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

@@ -4,12 +4,13 @@ They are checked once, before a job starts or a checkpoint is used. No job looks
 data can tell.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter
 
-from noising.config.option_types import LARGEST
+from noising.config.option_types import LARGEST, integral
 from noising.errors import ConfigError
 
 MAX_DEVICES = 1024
@@ -19,7 +20,7 @@ MAX_IMAGES = 10_000_000
 
 
 def _whole(least: int, most: int = LARGEST, null: bool = False) -> tuple[Any, str]:
-    whole = Annotated[int, Field(ge=least, le=most)]
+    whole = Annotated[int, Field(ge=least, le=most), BeforeValidator(integral)]
     limits = f"from {least}" + (f" to {most}" if most < LARGEST else "{to_largest}")
     return whole | None if null else whole, f"{{}} must be a whole number {limits}, got {{}}"
 
@@ -72,14 +73,22 @@ OPTIONS: dict[str, tuple[Any, str]] = {
 """The type of each, and the line for what is not of it. Where one name has two meanings, the command is named too."""
 
 
-def check_options(command: str, config: Mapping[str, Any]) -> None:
-    """Raise ConfigError for an option of a command's resolved config that is not what it must be."""
+def check_options(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a command's resolved config that are to be read otherwise than they are written: 1e5 as 100000.
+
+    Raises ConfigError for one that is not what it must be.
+    """
+    read = {}
     trainer = config.get("trainer")
     nested = {f"trainer.{name}": value for name, value in trainer.items()} if isinstance(trainer, Mapping) else {}
     for option, value in {**config, **nested}.items():
         type_, line = OPTIONS.get(f"{command} {option}") or OPTIONS.get(option) or (Any, "")
         try:
-            TypeAdapter(type_, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
+            valid = TypeAdapter(type_, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
         except ValueError:
+            shown = repr(value) if isinstance(value, str) and not re.search("[^\\W\\d]", value) else value
             to_largest = f" to {LARGEST}" if isinstance(value, int) and value > LARGEST else ""
-            raise ConfigError(line.format(option, value, to_largest=to_largest)) from None
+            raise ConfigError(line.format(option, shown, to_largest=to_largest)) from None
+        if type(valid) is not type(value):
+            read[option] = valid
+    return read

@@ -16,6 +16,7 @@ import yaml  # type: ignore[import-untyped]
 
 from noising.config.moved import with_current_names
 from noising.config.secrets import masked
+from noising.errors import ConfigError
 from noising.runs.environment import environment
 
 
@@ -83,19 +84,19 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The content of summary.json, if any; numbers not finite are None. Raises `ValueError` if it is damaged."""
+        """The content of summary.json, if any; numbers not finite are None. Raises ConfigError if it is damaged."""
         try:
             return _read(self.summary_file, json.loads, ": delete it and start the run again with resume=true")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return {}
 
     @property
     def config(self) -> dict[str, Any]:
-        """The resolved config the run was started with. Raises `ValueError` if none can be read."""
+        """The resolved config the run was started with. Raises ConfigError if none can be read."""
         try:
-            return _read(self.config_file, yaml.safe_load)
-        except FileNotFoundError:
-            raise ValueError(f"{self.path} holds no run: there is no config.yaml in it") from None
+            return _read(self.config_file, yaml.safe_load, ": bring it back, or start anew without resume")
+        except (FileNotFoundError, NotADirectoryError):
+            raise ConfigError(f"{self.path} holds no run: there is no config.yaml in it") from None
 
 
 def _read(path: Path, parse: Callable[[str], Any], advice: str = "") -> dict[str, Any]:
@@ -104,7 +105,7 @@ def _read(path: Path, parse: Callable[[str], Any], advice: str = "") -> dict[str
     except (ValueError, yaml.YAMLError):  # not JSON, not YAML, not UTF-8
         content = None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged{advice}")
+        raise ConfigError(f"{path} is damaged{advice}")
     return dict(with_current_names(content))  # a summary's cards hold nodes of a config, too
 
 
