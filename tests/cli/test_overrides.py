@@ -36,7 +36,6 @@ Run = Callable[..., tuple[int, str, str]]
         ("resume=nope", "resume=nope: no run there (there is no nope/.hydra/overrides.yaml)"),
         ("resume=", "resume= is empty: write resume=true, or resume= and a run's folder"),
         ("--config-dir nope", "--config-dir: there is no folder nope"),
-        ("argument --cfg/-c: invalid choice: 'joob' (choose from 'job', 'hydra', 'all'); see --hydra-help",),
         ("--foo", "unrecognized arguments: --foo; see --hydra-help"),
         ("--cfg job schedule=cosin", COSIN),
         ("-m schedule=linear,cosin seed=0,1", COSIN),
