@@ -247,9 +247,10 @@ def test_a_validation_that_is_due_comes_before_the_checkpoint(tmp_path: Path) ->
     assert saved == ["step 10", "step 15"]
 
 
-def test_a_chosen_number_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("keep", "older"), [(1, []), (3, [6, 8]), (5, [2, 4, 6, 8])])
+def test_a_chosen_number_is_kept(keep: int, older: list[int], tmp_path: Path) -> None:
     run, module = Run(tmp_path), Linear()
-    last = LastCheckpoint(run, every=2, keep=3)
+    last = LastCheckpoint(run, every=2, keep=keep)
     Trainer(
         max_steps=9,
         max_epochs=-1,
@@ -262,5 +263,5 @@ def test_a_chosen_number_is_kept(tmp_path: Path) -> None:
         enable_model_summary=False,
         default_root_dir=run.path,
     ).fit(module)
-    assert files(run) == ["last.ckpt", "step_000006.ckpt", "step_000008.ckpt"]
-    assert [load_checkpoint(run.last_checkpoint.with_name(name))["global_step"] for name in files(run)] == [9, 6, 8]
+    assert files(run) == ["last.ckpt", *(f"step_{step:06d}.ckpt" for step in older)]
+    assert [load_checkpoint(run.last_checkpoint.with_name(name))["global_step"] for name in files(run)] == [9, *older]
