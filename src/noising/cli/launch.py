@@ -48,9 +48,10 @@ class Task:
             module, _, function = self.job.partition(":")
             job: Job = getattr(importlib.import_module(module), function)
             if sweeping:  # a sweeper may draw values that were not there to be checked before its first job
-                options = importlib.import_module("noising.config.options")
-                plain = OmegaConf.to_container(config, resolve=True)
-                for option, value in options.check_options(self.command, plain).items():
+                from noising.config.options import check_options  # here: --help needs no pydantic
+
+                plain: Any = OmegaConf.to_container(config, resolve=True)
+                for option, value in check_options(self.command, plain).items():
                     OmegaConf.update(config, option, value)
             job(config, Path(hydra.runtime.output_dir))
         except UsageError as error:

@@ -79,7 +79,9 @@ def _run(task: Task, name: str, words: list[str], conf: Path) -> None:
     if not any(getattr(flags, shown) for shown in _SHOWING):
         with composer(name, place, flags.config_dir, config_name) as composing:
             if (as_first := folders.of_child(overrides)) is not None:
-                launch(task, composing.compose(as_first))
+                config = composing.compose(as_first)
+                composing.check(config, as_first)
+                launch(task, config)
                 return
             config = _prepare(task, composing, overrides, bool(flags.multirun))
             if config.hydra.mode == RunMode.MULTIRUN:
