@@ -30,7 +30,7 @@ class Network:
         self.width = width
 
 class Trainer:
-    def __init__(self, max_steps: int, devices: int | str | list[int] = 1, strategy: str = "auto"): ...
+    def __init__(self, max_steps: int, devices: int | str | list[int] = 1, strategy: str = "auto", **other): ...
 
 def job(config, run):
     network = make(config.model, "model", object, channels=1)
@@ -51,7 +51,8 @@ CONF = {
     "schedule/cosine": "{_target_: toy_parts.Cosine, offset: 0.008}",
     "schedule/linear": "{_target_: toy_parts.Linear, steps: '${timesteps}'}",
     "model/unet": "{_target_: toy_parts.Network, width: 4}",
-    "trainer/cpu": "{_target_: toy_parts.Trainer, max_steps: 3, devices: 1, strategy: auto}",
+    "trainer/cpu": "{_target_: toy_parts.Trainer, max_steps: 3, devices: 1, strategy: auto, val_check_interval: 1, "
+    "log_every_n_steps: 1, accumulate_grad_batches: 1}",
     "performance/default": "{compile: false}",
 }
 

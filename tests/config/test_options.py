@@ -12,6 +12,7 @@ from noising.config.options import OPTIONS, check_options
 from noising.errors import ConfigError
 
 NAN = float("nan")
+TRAINER = yaml.safe_load((conf_dir() / "trainer" / "default.yaml").read_text())
 COMMANDS = ("train", "evaluate", "sample", "latents", "likelihood", "compare", "benchmark", "reference")
 
 
@@ -98,10 +99,15 @@ def test_the_line_for_a_wrong_value(command: str, option: str, value: Any, line:
 
 def test_what_is_read_otherwise_than_written() -> None:
     """YAML's 1e5 is a float; text is shown in quotes where it looks like a number, or like nothing."""
-    assert check_options("train", {"seed": 1e5, "trainer": {"max_steps": 2e3, "devices": 1}}) == {
-        "seed": 100_000,
-        "trainer.max_steps": 2000,
-    }
+    found = check_options("train", {"seed": 1e5, "trainer": {**TRAINER, "max_steps": 2e3}})
+    assert found == {"seed": 100_000, "trainer.max_steps": 2000}
     for value in ("3", ""):
         with pytest.raises(ConfigError, match=f"^seed must be a whole number from 0, got '{value}'$"):
             check_options("train", {"seed": value})
+
+
+def test_what_is_left_out_of_the_trainer_is_named() -> None:
+    for name in ("max_steps", "val_check_interval", "log_every_n_steps", "accumulate_grad_batches"):
+        trainer = {option: value for option, value in TRAINER.items() if option != name}
+        with pytest.raises(ConfigError, match=f"^trainer.{name} must be a whole number from 1, got None$"):
+            check_options("train", {"trainer": trainer})

@@ -81,6 +81,8 @@ def check_options(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
     read = {}
     trainer = config.get("trainer")
     nested = {f"trainer.{name}": value for name, value in trainer.items()} if isinstance(trainer, Mapping) else {}
+    if command == "train" and nested:  # what is left out of it is null
+        nested = dict.fromkeys(option for option in OPTIONS if option.startswith("trainer.")) | nested
     for option, value in {**config, **nested}.items():
         type_, line = OPTIONS.get(f"{command} {option}") or OPTIONS.get(option) or (Any, "")
         try:
