@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Part:
-    """Of a field whose type is known to type checkers alone, as pydantic's own reading of a class would not bear."""
+    """A class with a field whose type only type checkers know, which pydantic could not read as a model."""
 
     field: Nothing
 

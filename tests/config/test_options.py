@@ -17,7 +17,7 @@ COMMANDS = ("train", "evaluate", "sample", "latents", "likelihood", "compare", "
 
 
 def own(command: str) -> dict[str, Any]:
-    """What stands at the top of conf/COMMAND.yaml, and of its trainer."""
+    """The options at the top of conf/COMMAND.yaml, without those that have no value."""
     config = yaml.safe_load((conf_dir() / f"{command}.yaml").read_text())
     return {name: value for name, value in config.items() if value != "???"}
 

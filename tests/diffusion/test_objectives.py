@@ -181,7 +181,7 @@ def test_weight_is_that_of_the_loss(schedule: Schedule, kind: type[Parameterizat
 
 
 def gradients(objective: Objective, term: str, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """Of a term's sum with respect to the network's mean and variance outputs, at all steps."""
+    """Gradients of a term's sum with respect to the network's mean and variance outputs, at all steps."""
     x, noise, said = images(STEPS), normals(STEPS, 1, 3, 3), normals(STEPS, 2, 3, 3, seed=1).requires_grad_()
     denoiser = Denoiser(Said(said), schedule, Epsilon(), LearnedRange(), ScaledTime())
     terms = objective(denoiser, x, GRID, noise)

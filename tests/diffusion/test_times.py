@@ -221,7 +221,7 @@ def test_weighted_average_is_that_over_uniform_steps() -> None:
 
 
 def test_state_is_a_copy_and_the_whole_of_it() -> None:
-    """What is seen later does not change it; restored, even mid-way, draws go on the same."""
+    """A saved state does not change with later losses; restored, even mid-way, it draws the same."""
     times = LossAware(STEPS, HISTORY, 0.05)
     for losses in LOSSES[:5]:
         see(times, losses)

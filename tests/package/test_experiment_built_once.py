@@ -26,7 +26,7 @@ PARTS = (LinearBeta, Epsilon, ScaledTime, FixedSmall, LowDiscrepancy, Regression
 
 @pytest.fixture
 def counts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often a config was composed, and each part constructed."""
+    """Counts of the compositions of a config, and of the constructions of each part."""
     counted: Counter[str] = Counter()
 
     def counting(name: str, function: Callable[..., Any]) -> Any:

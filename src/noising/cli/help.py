@@ -37,9 +37,7 @@ _INDENT = " " * 22
 
 
 def group_list(*, _root_: DictConfig) -> str:
-    """The groups that the command takes, with their words and the choices on Hydra's search path (the user's
-    --config-dir too).
-    """
+    """The groups that the command takes, with their words and the choices on Hydra's search path."""
     loader = GlobalHydra.instance().config_loader()
     lines = []
     for group in sorted(loader.get_group_options("", ObjectType.GROUP)):
@@ -53,5 +51,5 @@ def group_list(*, _root_: DictConfig) -> str:
 
 
 def register_group_list() -> None:
-    """Makes the list the value of `${config_groups:}`, which the help template in conf/ uses."""
+    """Make the list the value of `${config_groups:}`, which the help template in conf/ uses."""
     OmegaConf.register_new_resolver("config_groups", group_list, replace=True)

@@ -28,8 +28,7 @@ from noising.config.choices import conf_dir
 from noising.config.instantiate import nearest
 from noising.errors import ConfigError, UsageError
 from noising.runs.resume import quoted
-
-_INTERRUPTED = 130  # the shell's 128 + number of the signal
+from noising.runs.status import INTERRUPTED
 
 
 def cli() -> None:
@@ -67,7 +66,7 @@ def main(name: str, words: Sequence[str] | None = None, conf: Path | None = None
     except KeyboardInterrupt:  # before the job had begun to keep its own state
         folders.remove_if_empty(task.claimed)
         say("interrupted")
-        raise SystemExit(_INTERRUPTED) from None
+        raise SystemExit(INTERRUPTED) from None
     if task.exit_code:
         raise SystemExit(task.exit_code)
 

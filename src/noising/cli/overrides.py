@@ -58,7 +58,7 @@ class Composer:
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The config with its `hydra` node; raises ConfigError, with the nearest right name, if there is none."""
         parsed = self.parse(overrides)
-        self.require_choices(parsed)
+        self._require_choices(parsed)
         try:
             return self._compose(overrides)
         except _FAILURES as error:
@@ -150,7 +150,7 @@ class Composer:
         """The choices of a group; empty if there is no such group."""
         return self._loader.get_group_options(group, ObjectType.CONFIG) if group else []
 
-    def require_choices(self, parsed: Sequence[Override]) -> None:
+    def _require_choices(self, parsed: Sequence[Override]) -> None:
         """Raise ConfigError for a choice that its group does not have, every one of a sweep too."""
         for override in parsed:
             options = self.options(override.key_or_group)

@@ -84,7 +84,9 @@ def check_options(command: str, config: Mapping[str, Any]) -> dict[str, Any]:
     if command == "train" and nested:  # what is left out of it is null
         nested = dict.fromkeys(option for option in OPTIONS if option.startswith("trainer.")) | nested
     for option, value in {**config, **nested}.items():
-        type_, line = OPTIONS.get(f"{command} {option}") or OPTIONS.get(option) or (Any, "")
+        if (known := OPTIONS.get(f"{command} {option}") or OPTIONS.get(option)) is None:
+            continue
+        type_, line = known
         try:
             valid = TypeAdapter(type_, config=ConfigDict(strict=True, allow_inf_nan=False)).validate_python(value)
         except ValueError:

@@ -15,7 +15,7 @@ from noising.runs.folder import Run
 
 log = logging.getLogger(__name__)
 
-_INTERRUPTED = 130  # the shell's 128 + number of the signal
+INTERRUPTED = 130  # exit code, the shell's 128 + number of the signal
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def run_status(
             raise
         except (KeyboardInterrupt, SystemExit) as stop:  # Lightning turns Ctrl-C into exit 1
             status = "interrupted"
-            raise SystemExit(stop.code if isinstance(stop, Preempted) else _INTERRUPTED) from None
+            raise SystemExit(stop.code if isinstance(stop, Preempted) else INTERRUPTED) from None
         finally:
             at_end(status != "finished")
             if writes:

@@ -46,7 +46,7 @@ class Bound(NamedTuple):
 
     @property
     def bits_per_dim(self) -> "Bound":
-        """The same terms in bits per dimension."""
+        """These terms in bits per dimension."""
         nats = self.dims * math.log(2)
         return Bound(self.prior / nats, self.steps / nats, self.decoder / nats, self.dims)
 
