@@ -64,18 +64,15 @@ class Run:
         _write_json(self.environment_file, environment())
         _write_json(self.summary_file, summary)
 
-    def write(self, metrics: Mapping[str, Any], cards: Mapping[str, Mapping[str, Any]] | None = None) -> None:
-        """Merge metrics ("split/name": number) into the summary, and cards that say how they were measured."""
-        if reserved := sorted({"status", "cards"} & set(metrics)):
-            raise ValueError(f"metrics must not be named {reserved[0]}: the summary uses that name itself")
-        summary = {**self.summary, **metrics}
-        if cards:
-            summary["cards"] = {**summary.get("cards", {}), **cards}
-        _write_json(self.summary_file, summary)
+    def update(self, facts: Mapping[str, Any], **entries: Mapping[str, Any]) -> None:
+        """Merge numbers and other facts into the summary, and mappings into its entries `cards` and `declared`."""
+        summary = self.summary
+        merged = {entry: {**summary.get(entry, {}), **added} for entry, added in entries.items() if added}
+        _write_json(self.summary_file, {**summary, **facts, **merged})
 
-    def finish(self, status: str = "finished") -> None:
-        """Write the final status: finished, failed or interrupted."""
-        _write_json(self.summary_file, {**self.summary, "status": status})
+    def finish(self, status: str, numbers: Mapping[str, Any]) -> None:
+        """Write the final status (finished, failed or interrupted), and numbers."""
+        _write_json(self.summary_file, {**self.summary, **numbers, "status": status})
 
     @property
     def status(self) -> str:

@@ -1,49 +1,130 @@
-"""The numbers of a run by optimizer step: metrics.jsonl, to which lines are added, and metrics.csv, made of it."""
+"""The one way that a number goes: to the loggers, to metrics.csv by optimizer step, and to summary.json.
+
+metrics.jsonl is the record of all numbers, to which lines are added, so that it outlives a kill; metrics.csv and the
+numbers of summary.json are made of it when the run ends, those with a card at once.
+"""
 
 import csv
 import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
-from typing import IO
+from pathlib import Path
+from typing import IO, Any
 
+import numpy as np
+
+from noising.config.secrets import masked
+from noising.runs.declarations import Declarations, declaration, from_summary, measurements, to_summary
 from noising.runs.folder import Run, replacing
-from noising.runs.rows import write_csv
+from noising.runs.rows import flat, write_csv
 
 Row = dict[str, float]
 """The numbers of one step by name, after "step" itself."""
+Card = Mapping[str, Any]
+"""All that a number depends on: how it was measured, and of which model."""
+RESERVED = ("step", "status", "cards", "declared", "ended")
+"""Names that the files use themselves."""
 
 
 class Results:
-    """A record of one line a call, which outlives a kill; `export` makes a table of it with one row a step.
+    """The numbers of a run, by name and optimizer step, and its pictures for the loggers.
 
-    Only rank 0 may call the methods that write. Nothing is remembered here: every process reads what others wrote.
+    Only rank 0 may call the methods that write. Nothing but the loggers is remembered here: every process reads what
+    others wrote.
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, loggers: Sequence[Any] = ()) -> None:
+        """loggers: objects with Lightning's `log_metrics(numbers, step)`, and if they can `declare`, `record_image`,
+        `record_table`, `record_chart` and `close`, as noising.training.loggers has them."""
+        self.run, self.loggers = run, loggers
         self.record, self.table = run.metrics_record, run.metrics
         self._mended = False  # whether the record ends in a whole line
+        self._known: set[str] = set()  # names that the loggers have met
 
-    def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Add numbers to those of a step; one that the step has already is replaced."""
+    # --- what writers call
+
+    def declare(self, declared: Declarations) -> None:
+        """Store the meaning of numbers, by their names without the split, before they are written."""
+        if declared.items() - from_summary(self.run.summary).items():
+            self.run.update({}, declared=to_summary(declared))
+
+    def write(self, name: str, value: float, step: int, card: Card | None = None) -> None:
+        """Write one number, "split/name", as of an optimizer step; the card says how it was measured.
+
+        A number that the step has already is replaced. Raises ValueError for a name that summary.json uses itself.
+        """
+        self.write_all({name: value}, step, {} if card is None else {name: card})
+
+    def write_all(self, numbers: Mapping[str, float], step: int, cards: Mapping[str, Card] | None = None) -> None:
+        """Write the numbers of one step together, some of them with cards, by name."""
+        plain = self.add(numbers, step)
+        if new := [name for name in measurements(plain) if name not in self._known]:
+            declared = from_summary(self.run.summary)
+            for name in new:
+                self._tell("declare", name, declaration(name, declared))
+            self._known |= {*new}
+        for logger in self.loggers:
+            logger.log_metrics(plain, step)
+        if cards:
+            self.run.update(plain, cards=cards)
+            entries = [(name, *entry) for name, card in cards.items() for entry in flat(masked(dict(card))).items()]
+            self._tell("record_table", "cards", ("number", "entry", "value"), entries, step)
+
+    def write_image(self, key: str, image: Path | np.ndarray, step: int, caption: str = "") -> None:
+        """Give a picture to the loggers: a file, or an array (H, W[, 3]) of uint8."""
+        if any(hasattr(logger, "record_image") for logger in self.loggers):
+            from PIL import Image  # here: most runs have no such logger
+
+            with Image.open(image) if isinstance(image, Path) else Image.fromarray(image) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            self._tell("record_image", key, pixels, step, caption)
+
+    def write_table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
+        """Give a table to the loggers."""
+        self._tell("record_table", key, columns, list(rows), step)
+
+    def write_chart(
+        self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str, step: int
+    ) -> None:
+        """Give a chart to the loggers. columns: names of x and y, and of the words that tell the lines apart."""
+        self._tell("record_chart", key, columns, list(rows), title, step)
+
+    def _tell(self, method: str, *facts: Any) -> None:
+        for logger in self.loggers:
+            if (take := getattr(logger, method, None)) is not None:
+                take(*facts)
+
+    # --- the record
+
+    def add(self, numbers: Mapping[str, float], step: int) -> Row:
+        """Add a line to the record alone; returns the numbers as plain ones. Raises ValueError for a reserved name."""
+        if taken := [name for name in numbers if name in RESERVED]:
+            raise ValueError(f"a number must not be named {taken[0]}: the run's files use that name themselves")
+        plain = {name: _plain(value) for name, value in numbers.items()}
         if not self._mended:
             self.resume_from(math.inf)
         with open(self.record, "ab") as file:
-            file.write(_line({"step": step, **numbers}))
+            file.write(_line({"step": step, **plain}))
+        return plain
 
     def rows(self) -> list[Row]:
         """One row a step, in the order in which the steps first came."""
         by_step: dict[float, Row] = {}
-        if self.record.exists():
-            with open(self.record, "rb") as file:
-                for _, row in _whole_lines(file):
-                    by_step.setdefault(row["step"], {}).update(row)
+        for row in self._lines():
+            by_step.setdefault(row["step"], {}).update(row)
         return list(by_step.values())
 
+    def latest(self) -> Row:
+        """The last value of each number."""
+        found = {name: value for row in self._lines() for name, value in row.items()}
+        found.pop("step", None)
+        return found
+
     def resume_from(self, step: float) -> None:
-        """Drop what was logged after `step`, and a last line that a kill has cut off."""
+        """Drop what was recorded after `step`, and a last line that a kill has cut off."""
         self._mended = True
         if not self.record.exists():
             self._take_over_table()
@@ -64,6 +145,26 @@ class Results:
             columns = dict.fromkeys(name for row in rows for name in row)
             write_csv(self.table, columns, ([row.get(name, "") for name in columns] for row in rows), end="\n")
 
+    def finish(self, status: str) -> None:
+        """Write the table, and into the summary the last value of every number and the status."""
+        self.export()
+        self.run.finish(status, self.latest())
+
+    def close_loggers(self, failed: bool = False) -> None:
+        """Write what is buffered, and end W&B's run, since the next job of a sweep begins its own.
+
+        Lightning's `finalize` cannot end it: it comes after every fit and every test.
+        """
+        for logger in self.loggers:
+            logger.finalize("failed" if failed else "success")
+        self._tell("close", failed)
+
+    def _lines(self) -> list[Row]:
+        if not self.record.exists():
+            return []
+        with open(self.record, "rb") as file:
+            return [row for _, row in _whole_lines(file)]
+
     def _take_over_table(self) -> None:
         """Make the record of a run that has a table alone, as earlier versions left it."""
         with replacing(self.record) as record:
@@ -71,6 +172,12 @@ class Results:
                 whole, newline, _ = self.table.read_text().rpartition("\n")
                 for cells in csv.DictReader(io.StringIO(whole + newline)):
                     record.write(_line({name: _number(cell) for name, cell in cells.items() if cell}))
+
+
+def _plain(value: Any) -> float:
+    """A number, or a tensor or array of one, as int or float."""
+    number = value.item() if hasattr(value, "item") else value
+    return number if isinstance(number, int) else float(number)
 
 
 def _line(row: Mapping[str, float]) -> bytes:

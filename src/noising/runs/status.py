@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from noising.errors import ConfigError, UsageError
 from noising.runs.folder import Run
+from noising.runs.results import Results
 
 log = logging.getLogger(__name__)
 
@@ -39,19 +40,18 @@ def _alone(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def run_status(
-    run: Run, config: Any, writes: bool = True, at_end: Callable[[bool], None] = lambda failed: None
-) -> Iterator[None]:
+def run_status(results: Results, config: Any, writes: bool = True) -> Iterator[Run]:
     """Mark the run as running, and afterwards as finished, interrupted (Ctrl-C, SIGTERM, SIGUSR1) or failed.
 
-    writes: whether this rank writes the run's files; at_end: given whether the run failed, before that is written.
+    Ends the loggers, and leaves the table and the summary of all numbers. writes: whether this rank writes files.
     """
+    run = results.run
     with _alone(run) if writes else nullcontext():
         if writes:
             run.start(config)
         status = "failed"
         try:
-            yield
+            yield run
             status = "finished"
         except Exception as error:
             _log_to_file(error)
@@ -60,9 +60,9 @@ def run_status(
             status = "interrupted"
             raise SystemExit(stop.code if isinstance(stop, Preempted) else INTERRUPTED) from None
         finally:
-            at_end(status != "finished")
+            results.close_loggers(status != "finished")
             if writes:
-                run.finish(status)
+                results.finish(status)
                 if status != "finished":
                     can_resume = status == "interrupted" and "resume" in (config or {})
                     hint = f"; go on with {run.resuming}" if can_resume else ""
