@@ -24,12 +24,13 @@ from noising.diffusion.likelihood.estimators import BoundEstimator
 from noising.diffusion.recipe import Recipe
 from noising.diffusion.samplers import Sampler
 from noising.errors import ConfigError, config_errors
-from noising.metrics.quality import ClassifierDistance, QualityMetric, SampleQuality
-from noising.runs.folder import Run
+from noising.metrics.measurement import SampleQuality, sample_quality
+from noising.metrics.quality import ClassifierDistance
+from noising.runs.results import Results
 from noising.training.callbacks.variance_fit import VarianceFit
 from noising.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
 from noising.training.ema import EMA
-from noising.training.loggers import build_loggers
+from noising.training.loggers import CSVMetrics
 from noising.training.module import DiffusionModule
 from noising.training.progress import StepProgress
 from noising.training.safety.preemption import Preemption
@@ -135,21 +136,22 @@ class Experiment:
         """The measure of samples; None without metrics, and where the default ones need labels that are not there."""
         if self.config.get("metrics") is None:
             return None
-        metric = make(self.config.metrics, "metrics", QualityMetric)
+        metric = make(self.config.metrics, "metrics", object)
         if isinstance(metric, ClassifierDistance) and not self.data.classes:
             log.info(
                 "samples are not measured: metrics=fd needs labels, and %s has none; metrics=fid does not",
                 self.data.name,
             )
             return None
-        return SampleQuality(metric, self.data)
+        return sample_quality(metric, self.data)
 
-    def callbacks(self, run: Run) -> list[Callback]:
+    def callbacks(self, results: Results) -> list[Callback]:
         """The average, the progress bar, the checkpoints, and what the `callbacks` group names."""
         cfg = self.config
         ema = make(cfg.ema, "ema", EMA)
         facts = {
-            "run": run,
+            "run": results.run,
+            "results": results,
             "data": self.data,
             "ema": ema,
             "seed": cfg.seed,
@@ -159,7 +161,7 @@ class Experiment:
             "quality": self.quality,
         }
         named = make(cfg.get("callbacks") or {}, "callbacks", dict, **facts)
-        best, last = checkpoint_callbacks(run, cfg.checkpoint_every_n_steps, cfg.get("keep_checkpoints", 1))
+        best, last = checkpoint_callbacks(results, cfg.checkpoint_every_n_steps, cfg.get("keep_checkpoints", 1))
         # the average first: it is swapped in before, and out after, whatever the others do with the weights
         return [
             ema,
@@ -171,7 +173,7 @@ class Experiment:
             Preemption(last),
         ]
 
-    def trainer(self, run: Run, callbacks: list[Callback]) -> Trainer:
+    def trainer(self, results: Results, callbacks: list[Callback]) -> Trainer:
         """The Trainer; everything it counts is an optimizer step, the epoch never ends."""
         cfg, options = self.config, self.config.trainer
         if isinstance(options.get("devices"), int) and options.devices > MAX_DEVICES:
@@ -192,7 +194,8 @@ class Experiment:
             "plugins": [AtomicCheckpointIO()],
         }
         node = {**options, "val_check_interval": options.val_check_interval * options.accumulate_grad_batches}
-        trainer = _trainer(node, cfg, run, callbacks, **facts)
+        trainer = _trainer(node, results, callbacks, **facts)
+        self.module.results = results
         devices, accumulate = trainer.num_devices * trainer.num_nodes, trainer.accumulate_grad_batches
         if self.data.batch_size % (devices * accumulate):
             raise ConfigError(
@@ -202,14 +205,44 @@ class Experiment:
         return trainer
 
 
-def evaluation_trainer(cfg: DictConfig, run: Run, callbacks: list[Callback]) -> Trainer:
+def evaluation_trainer(cfg: DictConfig, results: Results, callbacks: list[Callback]) -> Trainer:
     """A Trainer that only tests; cfg: that of `evaluate`."""
-    return _trainer({**cfg.trainer}, cfg, run, callbacks, enable_checkpointing=False)
+    return _trainer({**cfg.trainer}, results, callbacks, enable_checkpointing=False)
 
 
-def _trainer(node: dict[str, Any], cfg: DictConfig, run: Run, callbacks: list[Callback], **facts: Any) -> Trainer:
-    for part in ("pytorch", "fabric.utilities.distributed"):  # notes on hardware, checkpoints and ranks
-        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
+class _Chatter(logging.Filter):
+    """Leaves out Lightning's notes on hardware, ranks and checkpoints; its warnings and answers are heard."""
+
+    NOTES = (
+        *("GPU available", "TPU available", "HPU available", "IPU available", "💡 Tip", "Using ", "LOCAL_RANK"),
+        *("Initializing distributed", "distributed_backend", "Restor", "Loaded model weights", "`Trainer.fit` stopped"),
+        *(
+            "`Trainer(",
+            "`weights_only` was not set",
+            "The following callbacks returned",
+            "Running in `fast_dev_run`",
+            "Trainer already configured",
+            "-----",
+            "All distributed",
+            "\n",
+        ),
+    )
+
+    LOGGERS = (
+        *("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"),
+        *("pytorch.trainer.connectors.checkpoint_connector", "pytorch.accelerators.cuda"),
+    )
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO or not record.getMessage().startswith(self.NOTES)
+
+
+_CHATTER = _Chatter()
+
+
+def _trainer(node: dict[str, Any], results: Results, callbacks: list[Callback], **facts: Any) -> Trainer:
+    for name in _Chatter.LOGGERS:
+        logging.getLogger(f"lightning.{name}").addFilter(_CHATTER)
     # true of Lightning's own loops, not of data in memory and an order that is a function of the step
     for words in (
         "The '.*dataloader' does not have many workers",
@@ -226,9 +259,9 @@ def _trainer(node: dict[str, Any], cfg: DictConfig, run: Run, callbacks: list[Ca
             Trainer,
             use_distributed_sampler=False,
             enable_model_summary=False,
-            default_root_dir=str(run.path),
+            default_root_dir=str(results.run.path),
             callbacks=callbacks,
-            logger=build_loggers(run, without_secrets(cfg), make(cfg.get("logger") or {}, "logger", dict)),
+            logger=[CSVMetrics(results), *results.loggers],
             **facts,
         )
     except (MisconfigurationException, RuntimeError) as error:

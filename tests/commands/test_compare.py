@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from noising.commands.compare import measurement, verdict
+from noising.runs.declarations import Declaration
 from noising.runs.folder import Run
 from tests.helpers import SMALL, Command, read_table, run_command
 
@@ -88,18 +89,25 @@ def row(value: float, error: float = 0.1, **card: object) -> dict[str, object]:
     }
 
 
+DECLARED = {
+    "fd": Declaration("FD", better="lower"),
+    "coverage": Declaration("coverage", better="higher"),
+    "seconds": Declaration("cost"),
+}
+
+
 def test_what_is_best_and_what_is_not_ranked() -> None:
     a, b = row(3.0, samples=360, sampler__steps=5), row(2.0, samples=360, sampler__steps=5)
-    assert verdict("test/fd", [a, b], ["A", "B"], []) == "B"
-    assert verdict("test/coverage", [a, b], ["A", "B"], []) == "A"
+    assert verdict("test/fd", [a, b], ["A", "B"], [], DECLARED) == "B"
+    assert verdict("test/coverage", [a, b], ["A", "B"], [], DECLARED) == "A"
     near = row(2.2, samples=360, sampler__steps=5)
-    assert verdict("test/fd", [a, near, b], ["A", "C", "B"], []) == "no difference to be seen"
+    assert verdict("test/fd", [a, near, b], ["A", "C", "B"], [], DECLARED) == "no difference to be seen"
     more = row(1.0, samples=720, sampler__steps=9)
-    assert verdict("test/fd", [a, more], ["A", "D"], []) == "not ranked: samples and 1 more differ"
-    assert verdict("test/fd", [a, more], ["A", "D"], ["sampler"]) == "not ranked: samples differs"
-    assert verdict("test/fd", [a, more], ["A", "D"], ["sampler", "samples"]) == "D"
-    assert verdict("test/fd", [a, {}], ["A", "E"], []) == ""  # not measured of one
-    assert verdict("test/seconds", [{"test/seconds": 1.0}] * 2, ["A", "B"], []) == ""
+    assert verdict("test/fd", [a, more], ["A", "D"], [], DECLARED) == "not ranked: samples and 1 more differ"
+    assert verdict("test/fd", [a, more], ["A", "D"], ["sampler"], DECLARED) == "not ranked: samples differs"
+    assert verdict("test/fd", [a, more], ["A", "D"], ["sampler", "samples"], DECLARED) == "D"
+    assert verdict("test/fd", [a, {}], ["A", "E"], [], DECLARED) == ""  # not measured of one
+    assert verdict("test/seconds", [{"test/seconds": 1.0}] * 2, ["A", "B"], [], DECLARED) == ""
 
 
 def test_a_card_says_how_and_not_of_which_model() -> None:

@@ -15,7 +15,10 @@ def test_a_spread_that_was_not_seen_is_no_error_of_zero(
     spread: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = Run(tmp_path)
-    run.write({"test/bound": 3.5, "test/bound_mc_se": 0.4, "test/bound_image_se": spread})
+    card = dict.fromkeys(("estimator", "clip", "timesteps", "step"), 1)
+    card |= {"evaluations": 1, "evaluations_of_the_full_sum": 1}
+    numbers = {"test/bound": 3.5, "test/bound_mc_se": 0.4, "test/bound_image_se": spread}
+    run.update(numbers, cards={"test/bound": card})
     print_summary(run)
     said = capsys.readouterr().out
     assert ("is lost in the Monte Carlo error" in said) == (spread == 0)

@@ -29,6 +29,6 @@ def test_what_stands_on_the_axis(tmp_path: Path) -> None:
         "grid=uniform": ["1.5", "3"],
     }
     for number, table in enumerate((steps, scales)):
-        draw(tmp_path / f"{number}.png", table)
+        draw(tmp_path / f"{number}.png", table, {})
         with Image.open(tmp_path / f"{number}.png") as picture:
             assert np.asarray(picture.convert("L")).std() > 10

@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from noising.cli import help as help_text
 from noising.cli.overrides import Composer, composer
 from noising.config.choices import conf_dir
+from noising.commands.loggers import open_results
 from noising.config.instantiate import make
 from noising.config.theory import build_recipe
 from noising.errors import UsageError
@@ -237,10 +238,10 @@ def start_training(config: DictConfig, folder: Path) -> None:
                 return
             config[group] = None
     data = _data(OmegaConf.to_yaml(OmegaConf.create({"data": config.get("data")})))
-    run = Run(folder)
+    results = open_results(Run(folder), config, "train")
     experiment = Experiment(config, data)
     assert experiment.module
-    experiment.trainer(run, experiment.callbacks(run))
+    experiment.trainer(results, experiment.callbacks(results))
 
 
 class StartsError(Exception):

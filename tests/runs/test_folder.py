@@ -22,11 +22,11 @@ def test_a_run_from_start_to_finish(tmp_path: Path) -> None:
     config = {"seed": 1, "model": {"width": 8, "rate": 1e-05}, "tags": ["x"]}
     run.start(config)
     assert (run.status, run.config) == ("running", config)
-    run.write({"test/bound": torch.tensor(2.5), "test/fd": float("nan")}, {"test/bound": {"images": 10}})
-    run.write({"test/steps": np.int64(7), "test/prior": float("inf")}, {"test/fd": {"features": "x"}})
-    run.finish("interrupted")
+    run.update({"test/bound": torch.tensor(2.5), "test/fd": float("nan")}, cards={"test/bound": {"images": 10}})
+    run.update({"test/steps": np.int64(7), "ended": "early"}, cards={"test/fd": {"features": "x"}})
+    run.finish("interrupted", {"test/prior": float("inf")})
     run.start(config)
-    run.finish()
+    run.finish("finished", {})
     assert json.loads(run.summary_file.read_text()) == {
         "status": "finished",
         "test/bound": 2.5,
@@ -74,7 +74,7 @@ def test_crash_while_writing_leaves_the_old_summary(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "fsync", crash)
     with pytest.raises(OSError, match="power cut"):
-        run.finish()
+        run.finish("finished", {})
     assert run.status == "running"
 
 
@@ -86,8 +86,6 @@ def test_damaged_summary_is_named_in_one_line(tmp_path: Path, content: str) -> N
         _ = run.status
 
 
-def test_reserved_names_and_missing_config_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="must not be named status"):
-        Run(tmp_path).write({"status": 1.0})
+def test_a_missing_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no run: there is no config\.yaml"):
         _ = Run(tmp_path).config

@@ -101,7 +101,7 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(half: Run, noising: Comm
     assert content["made_with"]["processes"] == 1
     content["made_with"] |= {"processes": 2, "torch": "2.0"}
     AtomicCheckpointIO().save_checkpoint(content, half.last_checkpoint)
-    half.finish("interrupted")
+    half.finish("interrupted", {})
     assert noising("train", "resume=half").code == 0
     log = (half.path / "train.log").read_text()
     assert "goes on with processes 2 before, 1 now; torch 2.0 before" in log
@@ -112,7 +112,7 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(half: Run, noising: Comm
 def test_a_run_goes_on_with_the_images_it_was_started_with(half: Run, noising: Command) -> None:
     content = load_checkpoint(half.last_checkpoint)
     AtomicCheckpointIO().save_checkpoint({**content, "data_sha256": "other"}, half.last_checkpoint)
-    half.finish("interrupted")
+    half.finish("interrupted", {})
     refused = noising("train", "resume=half")
     assert refused.code == 2
     assert "data=digits: the images are not those that the run was started with" in refused.err
@@ -125,7 +125,7 @@ def make_run(folder: Path, overrides: list[str], status: str | None, age: int) -
     os.utime(file, (1_000_000 - age, 1_000_000 - age))
     if status is not None:
         Run(folder).start({})
-        Run(folder).finish(status)
+        Run(folder).finish(status, {})
     return folder
 
 
@@ -151,7 +151,7 @@ def test_finds_a_sweep_until_all_its_jobs_have_finished(tmp_path: Path) -> None:
     assert find_sweep(tmp_path, overrides, 2) == sweep  # the second job has not begun
     second = make_run(sweep / "1", ["seed=2", "model=unet"], "failed", age=1)
     assert find_sweep(tmp_path, overrides, 2) == sweep
-    Run(second).finish()
+    Run(second).finish("finished", {})
     assert find_sweep(tmp_path, overrides, 2) is None
     assert find_sweep(tmp_path, ["seed=1,3", "model=unet"], 2) is None
 

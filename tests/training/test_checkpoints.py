@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
 from noising.runs.folder import Run
+from noising.runs.results import Results
 from noising.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, checkpoint_callbacks, load_checkpoint
 from noising.training.ema import EMA
 
@@ -89,7 +90,7 @@ def fit(run: Run, module: Linear, steps: int, *callbacks: Callback, every: int =
         max_epochs=-1,
         accelerator="cpu",
         devices=1,
-        callbacks=[*callbacks, *checkpoint_callbacks(run, every)],
+        callbacks=[*callbacks, *checkpoint_callbacks(Results(run), every)],
         plugins=[AtomicCheckpointIO()],
         num_sanity_val_steps=0,
         check_val_every_n_epoch=None,
@@ -237,7 +238,7 @@ def test_a_validation_that_is_due_comes_before_the_checkpoint(tmp_path: Path) ->
         save_checkpoint=lambda path: saved.append(f"step {trainer.global_step}"),
     )
     module: Any = None
-    last = LastCheckpoint(Run(tmp_path), every=5)
+    last = LastCheckpoint(Results(Run(tmp_path)), every=5)
     last.on_train_batch_end(trainer, module, None, None, batch_idx=19)
     assert saved == []
     last.on_validation_end(trainer, module)
@@ -250,7 +251,7 @@ def test_a_validation_that_is_due_comes_before_the_checkpoint(tmp_path: Path) ->
 @pytest.mark.parametrize(("keep", "older"), [(1, []), (3, [6, 8]), (5, [2, 4, 6, 8])])
 def test_a_chosen_number_is_kept(keep: int, older: list[int], tmp_path: Path) -> None:
     run, module = Run(tmp_path), Linear()
-    last = LastCheckpoint(run, every=2, keep=keep)
+    last = LastCheckpoint(Results(run), every=2, keep=keep)
     Trainer(
         max_steps=9,
         max_epochs=-1,

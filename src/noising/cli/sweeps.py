@@ -9,8 +9,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from noising.errors import UsageError
+from noising.runs.declarations import declaration, measurements
 from noising.runs.resume import quoted
-from noising.runs.sweep import columns, rows, write_sweep
+from noising.runs.sweep import columns, declarations, rows, write_sweep
 
 
 class SweepTable(Callback):
@@ -31,18 +32,11 @@ class SweepFigure(Callback):
         folder = Path(config.hydra.sweep.dir)
         table = measured(rows(folder))
         if len(table) > 1:
-            draw(folder / "quality.png", table)
+            draw(folder / "quality.png", table, declarations(folder))
             print(f"drawn in {folder / 'quality.png'}")
 
 
 _EXCLUDED = "hydra.job.config.override_dirname.exclude_keys"
-
-HIDDEN_COLUMNS = (
-    *("_se", "_low", "_high", "_baseline", "_floor", "/prior", "/steps", "/decoder"),
-    *("/kd", "/kid", "/kd_dinov2", "/precision", "/recall", "/density", "/coverage", "/memorized"),
-    *("/quality_seconds", "/quality_share", "/seconds_of_metrics"),
-)
-"""Ends of the names of columns that only sweep.csv has."""
 
 
 def print_table(sweep: Path) -> None:
@@ -59,8 +53,9 @@ def print_table(sweep: Path) -> None:
     overrides = names[: names.index("status")]
     differ = [name for name in overrides if len({row.get(name) for row in table}) > 1]
     numbers = [name for name in names if any(type(row.get(name)) in (int, float) for row in table)]
+    declared = declarations(sweep)
     # errors stand beside their numbers, and baselines are the same for all
-    tested = [n for n in numbers if n.startswith("test/") and not n.endswith(HIDDEN_COLUMNS)]
+    tested = [n for n in measurements(numbers) if n.startswith("test/") and declaration(n, declared).shown]
     ended = [] if all(row["status"] == "finished" for row in table) else ["status"]
     shown = [*(differ or overrides), *ended, *(tested or numbers[:6])]
     view = Table(title=str(sweep), title_justify="left")

@@ -10,11 +10,13 @@ import torch
 from omegaconf import DictConfig
 
 from noising.commands.devices import find_device
+from noising.commands.loggers import open_results
 from noising.commands.tables import print_files, print_table
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import in_evaluation
 from noising.errors import ConfigError
+from noising.runs.declarations import Declaration
 from noising.runs.folder import Run
 from noising.runs.status import run_status
 from noising.trained import TrainedRun, load
@@ -50,12 +52,14 @@ def benchmark(cfg: DictConfig, run_dir: Path) -> None:
         raise ConfigError("checkpoint has no value: add checkpoint=RUN, a run's folder or a checkpoint file")
     device = find_device(cfg.device)
     trained, run = load(cfg.checkpoint) if method.needs_checkpoint else None, Run(run_dir)
-    with run_status(run, without_secrets(cfg)):
+    results = open_results(run, cfg, "benchmark")
+    with run_status(results, without_secrets(cfg)):
         with torch.no_grad(), in_evaluation(trained.denoiser.to(device)) if trained else nullcontext():
             ratios = method.run(trained, device, cfg.batch_size)
         source = trained.source if trained else {}
         cards = {f"benchmark/{ratio.key}": {**ratio.card, **source} for ratio in ratios}
-        run.write({f"benchmark/{ratio.key}": ratio.ratio for ratio in ratios}, cards)
+        results.declare({ratio.key: Declaration(ratio.what, method.columns[3], "higher") for ratio in ratios})
+        results.write_all({f"benchmark/{ratio.key}": ratio.ratio for ratio in ratios}, 0, cards)
     title = f"{trained.data.name}, {os.path.relpath(trained.path)}" if trained else str(device)
     print_table(title, method.columns, [(what, base, ours, f"{ratio:.3g}") for _, what, base, ours, ratio, _ in ratios])
     print_files(run.summary_file)

@@ -8,10 +8,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from noising.commands.tables import BESIDE_NUMBERS, ERRORS, cell, print_files, print_table
+from noising.commands.loggers import open_results
+from noising.commands.tables import cell, print_files, print_table
 from noising.config.instantiate import nearest
 from noising.config.secrets import without_secrets
 from noising.errors import ConfigError, config_errors
+from noising.runs.declarations import ERRORS, Declaration, Declarations, declaration, from_summary, measurements
 from noising.runs.folder import Run
 from noising.runs.rows import Row, flat, write_csv
 from noising.runs.status import run_status
@@ -25,20 +27,29 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
         measure_difference(cfg, Run(run_dir))
         return
     rows = [_row(path) for path in cfg.runs]
+    declared: dict[str, Declaration] = {}
+    for path in cfg.runs:
+        declared |= from_summary(Run(path).summary)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     _require_entries(cfg.vary, columns)
-    table = run_dir / "comparison.csv"
-    with run_status(Run(run_dir), without_secrets(cfg)):
-        write_csv(table, columns, ([row.get(name, "") for name in columns] for row in rows))
+    table, results = run_dir / "comparison.csv", open_results(Run(run_dir), cfg, "compare")
+    with run_status(results, without_secrets(cfg)):
+        cells = [[row.get(name, "") for name in columns] for row in rows]
+        write_csv(table, columns, cells)
+        results.write_table("comparison", columns, cells, 0)
     paths = [os.path.relpath(path) for path in cfg.runs]
     differ = [name for name in columns if len({str(row.get(name)) for row in rows}) > 1]
     options = [name for name in differ if name.startswith("option ")]
     cards = [name for name in differ if name.startswith("card ") and all(_number_of(name) in row for row in rows)]
     numbers = [name for name in columns if "/" in name and not name.startswith(("option ", "card "))]
-    shown = [name for name in numbers if not name.endswith(BESIDE_NUMBERS)]
+    shown = [name for name in measurements(numbers) if _is_final(name) or declaration(name, declared).shown]
     title = "runs side by side: the options that differ, and what was measured"
     lines = [
-        [name.removeprefix("option "), *(cell(row, name) for row in rows), verdict(name, rows, paths, cfg.vary)]
+        [
+            name.removeprefix("option "),
+            *(cell(row, name) for row in rows),
+            verdict(name, rows, paths, cfg.vary, declared),
+        ]
         for name in [*options, "status", *shown]
     ]
     print_table(title, ("", *paths, "best"), lines, words=(0, len(paths) + 1))
@@ -85,8 +96,6 @@ def _grouped(cards: Sequence[str], rows: Sequence[Row]) -> list[list[str]]:
     return [[f"{entry}, of {', '.join(names)}", *values] for (entry, *values), names in numbers.items()]
 
 
-_HIGHER_IS_BETTER = ("precision", "recall", "density", "coverage", "inception_score", "class_accuracy")
-_LOWER_IS_BETTER = ("bound", "fd", "kd", "fid", "kid", "fd_dinov2", "kd_dinov2")
 _MODEL = ("checkpoint", "sha256", "step", "weights.updates", "weights.ema_updates")
 _COST = ("evaluations", "evaluations_per_image")
 
@@ -108,10 +117,15 @@ def _differing(name: str, rows: Sequence[Row], vary: Sequence[str]) -> list[str]
     ]
 
 
-def verdict(name: str, rows: Sequence[Row], names: Sequence[str], vary: Sequence[str]) -> str:
+def _is_final(name: str) -> bool:
+    """Whether a number is of the end of a run, not of the course of its training."""
+    return not name.startswith(("train/", "val/"))
+
+
+def verdict(name: str, rows: Sequence[Row], names: Sequence[str], vary: Sequence[str], declared: Declarations) -> str:
     """Name of the best run, or the reason why none is; "" for a number that is neither better nor worse."""
-    short, values = name.rpartition("/")[2], [row.get(name) for row in rows]
-    sign = (short in _LOWER_IS_BETTER) - (short in _HIGHER_IS_BETTER)
+    values = [row.get(name) for row in rows]
+    sign = {"lower": 1, "higher": -1}.get(declaration(name, declared).better or "", 0)
     if not sign or not all(isinstance(value, int | float) for value in values):
         return ""
     if found := _differing(name, rows, vary):

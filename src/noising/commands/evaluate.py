@@ -2,28 +2,36 @@
 
 import os
 import time
-from functools import partial
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
+from noising.commands.loggers import open_results
 from noising.commands.sample_jobs import SampleJob, SampleShards
 from noising.commands.tables import print_files, print_quality, print_summary
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.errors import ConfigError
 from noising.experiment import Experiment, evaluation_trainer
-from noising.metrics.quality import QualityMetric, SampleQuality, measured
+from noising.metrics.measurement import sample_quality
 from noising.plots.grids import sample_grid, save_png
 from noising.plots.samples import neighbour_rows
+from noising.runs.declarations import Declaration, measurements
 from noising.runs.folder import Run
 from noising.runs.resume import require_same_options
 from noising.runs.status import run_status
 from noising.trained import load
 from noising.training.callbacks.results import ResultsCallback
 from noising.training.ema import EMA
-from noising.training.loggers import close_loggers
 from noising.training.progress import StepProgress
+
+COST = {
+    "evaluations_per_image": Declaration("network evaluations an image"),
+    "seconds_per_image": Declaration("cost", "s an image"),
+    "seconds_of_metrics": Declaration("time to measure samples", "s", shown=False),
+}
+"""Declarations of the cost of samples."""
 
 
 def evaluate(cfg: DictConfig, run_dir: Path) -> None:
@@ -50,9 +58,10 @@ def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
     module.restored_step = trained.step
     ema = EMA(trained.weights["decay"])
     ema.load(trained.checkpoint)
-    results = ResultsCallback(run, trained.data, ema, source={"checkpoint": str(trained.path)})
-    trainer = evaluation_trainer(cfg, run, [ema, StepProgress(), results])
-    with run_status(run, without_secrets(cfg), trainer.is_global_zero, partial(close_loggers, trainer.loggers)):
+    results = open_results(run, cfg, "evaluate")
+    writer = ResultsCallback(results, trained.data, ema, source={"checkpoint": str(trained.path)})
+    trainer = evaluation_trainer(cfg, results, [ema, StepProgress(), writer])
+    with run_status(results, without_secrets(cfg), trainer.is_global_zero):
         for split in cfg.splits:
             module.test.split = trained.data.tested = split
             trainer.test(module, trained.data, verbose=False)
@@ -64,30 +73,34 @@ def evaluate_samples(cfg: DictConfig, run: Run) -> None:
     """Draw samples and leave their metrics, test/NAME with error, baseline and card, in summary.json."""
     if cfg.get("metrics") is None:
         raise ConfigError("with sampler=NAME samples are measured, by metrics=fd, fid or fd_dinov2: choose one")
-    metric = make(cfg.metrics, "metrics", QualityMetric)
+    metric = make(cfg.metrics, "metrics", object)
     trained = load(cfg.checkpoint)
-    quality = SampleQuality(metric, trained.data)
+    quality = sample_quality(metric, trained.data)
+    results = open_results(run, cfg, "evaluate")
     job = SampleJob(OmegaConf.create({**cfg, "n": quality.total}), trained)
     shards = SampleShards(run.path / "shards", job)
     shards.require_same()
-    with run_status(run, without_secrets(cfg)):
+    with run_status(results, without_secrets(cfg)):
+        results.declare({**quality.declared, **COST})
         images = shards.fill()
-        quality.references.extractor.to(job.devices[0])
         began = time.perf_counter()
-        features = quality.references.features(images)
-        numbers = quality.evaluate(features, job.class_labels(range(quality.total)))
+        quality.begin(job.devices[0])
+        quality.update(range(quality.total), images, torch.ones(quality.total, dtype=torch.bool))
+        numbers = quality.compute(job.class_labels(range(quality.total)))
         cost = {
             "evaluations_per_image": job.evaluations,
             "seconds_per_image": shards.seconds / quality.total,
             "seconds_of_metrics": time.perf_counter() - began,
         }
         card = {**job.card, **quality.card}
+        cards = {f"test/{name}": card for name in measurements(numbers)}
+        results.write_all({f"test/{name}": value for name, value in (numbers | cost).items()}, trained.step, cards)
         save_png(run.samples_image, sample_grid(trained.data.to_8bit(images), job.classes))
-        nearest = quality.nearest_to_training(features)
-        neighbour_rows(run.neighbours_image, *quality.images_of(nearest, images), nearest.samples, nearest.nearness)
-        cards = {f"test/{name}": card for name in measured(numbers)}
-        run.write({f"test/{name}": value for name, value in (numbers | cost).items()}, cards)
+        results.write_image("samples", run.samples_image, trained.step, job.description)
+        if (beside := quality.neighbours()) is not None:
+            neighbour_rows(run.neighbours_image, *beside)
+            results.write_image("neighbours", run.neighbours_image, trained.step, "most like a training image")
         shards.remove()
-    print_quality(numbers, card)
+    print_quality(numbers, card, quality.declared)
     print(f"{job.evaluations} network evaluations and {1000 * cost['seconds_per_image']:.1f} ms a sample\n")
-    print_files(run.samples_image, run.neighbours_image, run.summary_file)
+    print_files(*(file for file in (run.samples_image, run.neighbours_image, run.summary_file) if file.exists()))

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from noising.commands.devices import find_device
+from noising.commands.loggers import open_results
 from noising.commands.tables import evaluations_bar, number, print_files, print_table
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
@@ -20,6 +21,7 @@ from noising.diffusion.samplers import DDIM
 from noising.errors import ConfigError, config_errors
 from noising.plots.inversion import interpolation_rows, reconstruction_error, reconstruction_rows
 from noising.randomness import Streams
+from noising.runs.declarations import Declaration
 from noising.runs.folder import Run
 from noising.runs.status import run_status
 from noising.trained import TrainedRun, load
@@ -28,6 +30,11 @@ _BATCH = 64
 _UNITS = {
     "latents/reconstruction_rmse": {"unit": "8-bit grey levels, of pixels kept in [-1, 1] and not rounded"},
     "latents/inverted_std": {"unit": "standard deviations of p(x_T)"},
+}
+
+_DECLARED = {
+    "reconstruction_rmse": Declaration("error of images from their own noise", "grey levels of 255", "lower"),
+    "inverted_std": Declaration("standard deviation of the images' noise"),
 }
 
 
@@ -47,7 +54,9 @@ def latents(cfg: DictConfig, run_dir: Path) -> None:
         costs = [sampler.evaluations(denoiser) for sampler in samplers]
     denoiser = denoiser.to(device)
     shown = torch.arange(cfg.images) * available // cfg.images  # evenly spread over the set
-    with run_status(run, without_secrets(cfg)):
+    results = open_results(run, cfg, "latents")
+    with run_status(results, without_secrets(cfg)):
+        results.declare(_DECLARED)
         total = cfg.pairs * (cfg.between + 2) * costs[-1] + 2 * cfg.images * sum(costs)
         with evaluations_bar(total) as advance, in_evaluation(denoiser):
             between = _interpolate(cfg, trained, denoiser, samplers[-1], device)
@@ -67,7 +76,8 @@ def latents(cfg: DictConfig, run_dir: Path) -> None:
         rmse = errors.square().mean(dim=1).sqrt().tolist()
         numbers = {"latents/reconstruction_rmse": rmse[-1], "latents/inverted_std": stds[-1]}
         each = {f"latents/reconstruction_rmse_{count}_steps": value for count, value in zip(steps, rmse, strict=True)}
-        run.write(numbers | each, {name: _UNITS[name] | _card(cfg, trained, steps[-1]) for name in numbers})
+        cards = {name: _UNITS[name] | _card(cfg, trained, steps[-1]) for name in numbers}
+        results.write_all(numbers | each, trained.step, cards)
 
         pictures = [run.path / f"{name}.png" for name in ("interpolation", "reconstruction", "reconstruction_error")]
         names = [f"pair {i}" + (f", class {i % trained.classes}" if trained.classes else "") for i in range(cfg.pairs)]
@@ -77,6 +87,8 @@ def latents(cfg: DictConfig, run_dir: Path) -> None:
         originals, images = data.to_8bit(data.test.pixels[shown]), [data.to_8bit(data.unscale(y)) for y in drawn]
         reconstruction_rows(pictures[1], originals, images, steps, rmse, title)
         reconstruction_error(pictures[2], steps, errors, 255 / (data.levels - 1), title)
+        for picture in pictures:
+            results.write_image(picture.stem, picture, trained.step, title)
     measured = zip(steps, rmse, errors.amax(dim=1).tolist(), stds, strict=True)
     columns = ("steps each way", "RMSE, of 255", "worst image", "std of the noise")
     lines = [[str(count), *map(number, values)] for count, *values in measured]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import track
 
 from noising.commands.devices import find_device
+from noising.commands.loggers import open_results
 from noising.commands.tables import number, print_files, print_table
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
@@ -19,6 +20,7 @@ from noising.diffusion.likelihood.divergences import Divergence
 from noising.diffusion.likelihood.flow import replicated_mean
 from noising.errors import ConfigError, config_errors
 from noising.randomness import Streams
+from noising.runs.declarations import Declaration
 from noising.runs.folder import Run
 from noising.runs.status import run_status
 from noising.trained import load
@@ -40,6 +42,7 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
     device = find_device(cfg.device)
     denoiser = trained.denoiser.to(device).requires_grad_(False)
     images = trained.image_set("test", device)
+    results = open_results(run, cfg, "likelihood")
     cost = flow.divergence.backward_passes(data.test.pixels[0].numel())
     print(
         f"{os.path.relpath(run.path)}: {count} test images of {data.name}, {flow.replicates} replicates, "
@@ -53,7 +56,8 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
         places, probes = (Streams(_SEED, f"likelihood/{use}", batch.tolist()) for use in ("dequantization", "probe"))
         return flow(denoiser, x, data.levels, places, probes, label if trained.classes else None)
 
-    with run_status(run, without_secrets(cfg)):
+    with run_status(results, without_secrets(cfg)):
+        results.declare({"flow_nll": Declaration("flow's -log p(x)", "bits/dim", "lower")})
         with in_evaluation(denoiser), config_errors("solver"):
             measured = [
                 flow_bits(batch)
@@ -85,7 +89,8 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
             "backward_passes_per_evaluation": cost,
         }
         numbers = {"": result.mean, "_mc_se": result.mc_se, "_image_se": result.image_se}
-        run.write({f"test/flow_nll{suffix}": value for suffix, value in numbers.items()}, {"test/flow_nll": card})
+        named = {f"test/flow_nll{suffix}": value for suffix, value in numbers.items()}
+        results.write_all(named, trained.step, {"test/flow_nll": card})
     low, high = map(number, result.interval)
     values = [*map(number, (result.mean, result.mc_se, result.image_se)), f"{low} to {high}"]
     columns = ("bits/dim", "value", "± Monte Carlo", "± images", "95% interval")

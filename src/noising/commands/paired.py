@@ -10,7 +10,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from noising.commands.devices import find_device
-from noising.commands.tables import ERRORS, evaluations_bar, number, print_files, print_table
+from noising.commands.loggers import open_results
+from noising.commands.tables import evaluations_bar, number, print_files, print_table
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import in_evaluation
@@ -18,6 +19,7 @@ from noising.diffusion.likelihood.estimators import BoundEstimator
 from noising.diffusion.likelihood.meter import evaluate_bound
 from noising.diffusion.likelihood.terms import Difference
 from noising.errors import ConfigError, config_errors
+from noising.runs.declarations import ERRORS, Declaration
 from noising.runs.folder import Run
 from noising.runs.status import run_status
 from noising.trained import load
@@ -39,7 +41,9 @@ def measure_difference(cfg: DictConfig, run: Run) -> None:
         raise ConfigError(f"runs: one bound is in {', the other in '.join(sorted(units))}: they cannot be compared")
     with config_errors("runs"):
         pair = Difference(*terms)
-    with run_status(run, without_secrets(cfg)):
+    results, unit = open_results(run, cfg, "compare"), units.pop()
+    with run_status(results, without_secrets(cfg)):
+        results.declare(_declared(unit))
         with in_evaluation(first.denoiser), in_evaluation(second.denoiser), config_errors("bound"):
             images = first.image_set(cfg.split, device)
             meter = evaluate_bound(pair, estimator, images, cfg.batch_size, evaluations_bar)
@@ -52,11 +56,12 @@ def measure_difference(cfg: DictConfig, run: Run) -> None:
             "images": meter.images,
             "timesteps": pair.timesteps,
             "evaluations_of_each": meter.plan.evaluations,
-            "unit": units.pop(),
+            "unit": unit,
             "precision": "float32",
         }
         shown = {name.replace("bound", "difference"): value for name, value in numbers.items() if "floor" not in name}
-        run.write({f"{cfg.split}/{name}": value for name, value in shown.items()}, {f"{cfg.split}/difference": card})
+        named = {f"{cfg.split}/{name}": value for name, value in shown.items()}
+        results.write_all(named, max(first.step, second.step), {f"{cfg.split}/difference": card})
     ours, theirs = (os.path.relpath(path) for path in cfg.runs)
     print(f"bound of {ours} less that of {theirs}, {meter.images} {cfg.split} images, bits/dim")
     errors = (number(numbers[f"bound{error}"]) for error in ERRORS)
@@ -69,3 +74,9 @@ def measure_difference(cfg: DictConfig, run: Run) -> None:
     words = f"{better} is the better one on these images" if sure else "neither is better by more than the interval"
     print(f"{words}; {meter.plan.evaluations:,} network evaluations of each")
     print_files(run.summary_file)
+
+
+def _declared(unit: str) -> dict[str, Declaration]:
+    terms = {"prior": "prior L_T", "steps": "steps, sum of L_t", "decoder": "decoder L_0"}
+    whole = Declaration("bound of the first less that of the second", unit, "lower")
+    return {"difference": whole, **{name: Declaration(f"difference of {term}", unit) for name, term in terms.items()}}

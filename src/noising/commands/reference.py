@@ -4,6 +4,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
+from noising.commands.loggers import open_results
 from noising.commands.tables import cell, print_files, print_table
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
@@ -24,7 +25,8 @@ def reference(cfg: DictConfig, run_dir: Path) -> None:
     if cfg["from"] is not None:
         with config_errors("from"):
             moments, card = read_statistics(cfg["from"], cfg.count)
-    with run_status(run, without_secrets(cfg)):
+    results = open_results(run, cfg, "reference")
+    with run_status(results, without_secrets(cfg)):
         if cfg["from"] is None:
             data = Experiment(cfg).data
             metric = make(cfg.metrics, "metrics", QualityMetric)
@@ -44,7 +46,8 @@ def reference(cfg: DictConfig, run_dir: Path) -> None:
             "covariance_trace": float(moments.covariance.trace()),
             "covariance_rank": min(moments.dims, moments.count - 1),
         }
-        run.write({f"reference/{name}": value for name, value in values.items()}, {"reference": card} if card else None)
+        named = {f"reference/{name}": value for name, value in values.items()}
+        results.write_all(named, 0, {"reference": card} if card else None)
     entries = card | values
     lines = [[name.replace("_", " "), cell(entries, name)] for name in entries]
     print_table(f"statistics of {card.get('data', cfg['from'])}", ("", ""), lines, words=(0, 1))

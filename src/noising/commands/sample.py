@@ -7,11 +7,13 @@ import numpy as np
 from omegaconf import DictConfig
 from torch import Tensor
 
+from noising.commands.loggers import open_results
 from noising.commands.sample_jobs import SampleJob, SampleShards
 from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import frames
 from noising.plots.grids import image_grid, sample_grid, save_animation, save_png, side_by_side
 from noising.plots.samples import path_strip
+from noising.runs.declarations import Declaration
 from noising.runs.folder import Run, replacing
 from noising.runs.resume import require_same_options
 from noising.runs.status import run_status
@@ -21,14 +23,16 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
     """Draw cfg.n images: image i depends on (seed, i) alone, whatever the batch size and the devices."""
     run, config = Run(run_dir), without_secrets(cfg)
     if cfg.resume:
-        require_same_options(run, config, may_differ=("device", "devices"))
+        require_same_options(run, config, may_differ=("device", "devices", "logger"))
         if run.status == "finished":
             print(f"{os.path.relpath(run.path)} is finished: there is nothing left to draw")
             return
     job = SampleJob(cfg)
     shards = SampleShards(run.path / "shards", job, path=True)
     shards.require_same()
-    with run_status(run, config):
+    results = open_results(run, cfg, "sample")
+    with run_status(results, config):
+        results.declare({"images": Declaration("images drawn")})
         images = job.data.to_8bit(shards.fill())
         written = _write(run, images, job.class_labels(range(cfg.n)), cfg.format)
         save_png(run.samples_image, sample_grid(images, job.classes if cfg.class_label is None else 0))
@@ -37,7 +41,10 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
         levels = job.sampler.chain(job.denoiser.schedule).steps.earlier
         numbers = [job.sampler.steps - 1 - step for step in frames(job.sampler.steps, len(path))]
         path_strip(run.path / "path.png", path, levels.t[numbers].tolist(), levels.log_snr[numbers].tolist())
-        run.write({"sample/images": cfg.n}, {"sample/images": job.card})
+        step = job.trained.step
+        results.write("sample/images", cfg.n, step, job.card)
+        for name, picture in (("samples", run.samples_image), ("path", run.path / "path.png")):
+            results.write_image(name, picture, step, job.description)
         shards.remove()
     print(f"{cfg.n} images in {os.path.relpath(run.path)}: {written}, samples.png, path.png, reverse_process.gif")
 

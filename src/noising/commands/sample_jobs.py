@@ -85,6 +85,13 @@ class SampleJob:
             "seed": self.cfg.seed,
         }
 
+    @property
+    def description(self) -> str:
+        """One line on the images, for a caption."""
+        guided = "" if self.cfg.get("guidance") is None else ", guided"
+        sampler = f"{type(self.sampler).__name__}, {self.sampler.steps} steps{guided}"
+        return f"{sampler}, EMA weights of step {self.trained.step}, seed {self.cfg.seed}"
+
     def class_labels(self, batch: range, device: torch.device | str = "cpu") -> Tensor | None:
         """(B,) int64, the classes to draw; None for a model without classes."""
         return class_labels_for(batch, self.classes, self.class_label, device)

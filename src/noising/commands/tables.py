@@ -11,13 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from noising.runs.declarations import ERRORS, Declarations, declaration, from_summary, measurements
 from noising.runs.folder import Run
 from noising.runs.rows import Row
-
-ERRORS = ("_mc_se", "_image_se")
-"""Ends of the names of a number's standard errors: of times and noise, and over images."""
-BESIDE_NUMBERS = ("_se", "_low", "_high", "_baseline")
-"""Ends of the names of what belongs to a number: its errors, intervals and yardstick."""
 
 
 def print_table(
@@ -75,11 +71,14 @@ def evaluations_bar(total: int) -> Iterator[Callable[[float], None]]:
 def print_summary(run: Run) -> None:
     """Print a run's numbers with their errors, and where its files lie."""
     summary = run.summary
-    for split in sorted(name.removesuffix("/bound") for name in summary if name.endswith("/bound")):
-        _print_bound(summary, split)
-    if cards := {name: card for name, card in summary.get("cards", {}).items() if "samples" in card}:
-        shown = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith(tuple(cards))}
-        print_quality(shown, next(iter(cards.values())))
+    cards = summary.get("cards", {})
+    declared = from_summary(summary)
+    for split in sorted(name.removesuffix("/bound") for name in cards if name.endswith("/bound")):
+        _print_bound(summary, split, declared)
+    if of_samples := {name: card for name, card in cards.items() if "samples" in card}:
+        prefixes = tuple(of_samples)
+        shown = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith(prefixes)}
+        print_quality(shown, next(iter(of_samples.values())), declared)
     if skipped := summary.get("train/skipped_steps"):
         print(f"steps left out, since their gradients were not finite: {skipped}")
     if "train/images_per_second" in summary:
@@ -88,28 +87,28 @@ def print_summary(run: Run) -> None:
     figures = (run.bound_by_step_figure, run.bound_by_log_snr_figure, run.rate_distortion_figure, run.learning_curves)
     pictures = (run.samples_image, run.neighbours_image, run.reverse_process, *figures)
     print_files(*(file for file in (*pictures, run.last_checkpoint, run.summary_file) if file.exists()))
+    if reason := summary.get("ended"):
+        print(f"training ended {reason}")
 
 
-_BOUND_ROWS = {
-    "bound": "bound on -log p(x)",
-    "prior": "  prior L_T",
-    "steps": "  steps, sum of L_t",
-    "decoder": "  decoder L_0",
-    "decoder_floor": "    of it, no network could save",
-    "histogram_baseline": "baseline: pixel histograms",
-    "uniform_baseline": "baseline: uniform levels",
-}
+_TERMS = {"bound": "", "prior": "  ", "steps": "  ", "decoder": "  ", "decoder_floor": "    "}
+_YARDSTICKS = ("histogram_baseline", "uniform_baseline")
 
 
-def _print_bound(summary: Mapping[str, Any], split: str) -> None:
-    card = summary.get("cards", {}).get(f"{split}/bound", {})
+def _print_bound(summary: Mapping[str, Any], split: str, declared: Declarations) -> None:
+    card = summary["cards"][f"{split}/bound"]
     found = {name.removeprefix(f"{split}/"): value for name, value in summary.items() if name.startswith(f"{split}/")}
     lost = bool(found.get("bound_mc_se")) and found.get("bound_image_se") == 0
     shown = found | {"bound_image_se": None} if lost else found
+    rows = _TERMS | dict.fromkeys(_YARDSTICKS, "")
     print_table(
         f"{card.get('data', '')} {split} set, {card.get('images', 0)} images",
         ("bits/dim", "value", "± Monte Carlo", "± images"),
-        [_row(words, shown, name, ERRORS) for name, words in _BOUND_ROWS.items() if name in shown],
+        [
+            _row(f"{indent}{declaration(name, declared).title}", shown, name, ERRORS)
+            for name, indent in rows.items()
+            if name in shown
+        ],
     )
     if lost:
         print(
@@ -120,12 +119,11 @@ def _print_bound(summary: Mapping[str, Any], split: str) -> None:
         low, high = found.get(f"{name}_low"), found.get(f"{name}_high")
         if low is not None and high is not None:
             print(f"95% interval of the bound {words}: {low:.4f} to {high:.4f}")
-    if card:
-        print(
-            f"{card['estimator']} estimate, {card['evaluations']:,} network evaluations (the full sum takes "
-            f"{card['evaluations_of_the_full_sum']:,}), clip {card['clip']}, T = {card['timesteps']}, "
-            f"EMA weights of step {card['step']}; ± is one standard error"
-        )
+    print(
+        f"{card['estimator']} estimate, {card['evaluations']:,} network evaluations (the full sum takes "
+        f"{card['evaluations_of_the_full_sum']:,}), clip {card['clip']}, T = {card['timesteps']}, "
+        f"EMA weights of step {card['step']}; ± is one standard error"
+    )
 
 
 def _row(words: str, numbers: Mapping[str, float | None], name: str, beside: Sequence[str]) -> list[str]:
@@ -134,34 +132,20 @@ def _row(words: str, numbers: Mapping[str, float | None], name: str, beside: Seq
     return [words, number(numbers[name]), *("" if other is None else number(other) for other in others)]
 
 
-_QUALITY_ROWS = {
-    "fd": "Fréchet distance (FD)",
-    "fid": "Fréchet Inception distance (FID)",
-    "fd_dinov2": "Fréchet distance (FD-DINOv2)",
-    "kd": "kernel distance",
-    "kid": "kernel Inception distance (KID)",
-    "kd_dinov2": "kernel distance",
-    "precision": "precision: part that looks real",
-    "recall": "recall: part of the real that is covered",
-    "density": "density",
-    "coverage": "coverage",
-    "memorized": "part nearer to a training image than training images are",
-    "inception_score": "Inception score",
-    "class_accuracy": "part that shows the class asked for",
-}
-
-
-def print_quality(numbers: Mapping[str, float], card: Mapping[str, Any]) -> None:
+def print_quality(numbers: Mapping[str, float], card: Mapping[str, Any], declared: Declarations) -> None:
     """Print the numbers of a SampleQuality and what their card says."""
     sampler = card["sampler"]["_target_"].rpartition(".")[2]
-    names = [name for name in numbers if not name.endswith(BESIDE_NUMBERS)]
     print_table(
         f"{card['repeats']} x {card['samples']} samples by {sampler}, {card['sampler']['steps']} steps",
         ("", "value", "± Monte Carlo", "test images"),
-        [_row(_QUALITY_ROWS[name], numbers, name, ("_mc_se", "_baseline")) for name in names],
+        [
+            _row(declaration(name, declared).label, numbers, name, ("_mc_se", "_baseline"))
+            for name in measurements(numbers)
+        ],
     )
-    reference = card["reference"]
-    split = f" {reference['split']}" if "split" in reference else ""
-    mirrored = ", each mirrored too" if reference.get("flips") else ""
-    against = f"{reference['images']}{split} images{mirrored} in the features of {card['features']}"
-    print(f"against {against}; EMA weights of step {card['step']}; ± is one standard error")
+    if reference := card.get("reference"):
+        split = f" {reference['split']}" if "split" in reference else ""
+        mirrored = ", each mirrored too" if reference.get("flips") else ""
+        features = f" in the features of {card['features']}" if "features" in card else ""
+        print(f"against {reference['images']}{split} images{mirrored}{features}; ", end="")
+    print(f"EMA weights of step {card['step']}; ± is one standard error")

@@ -1,18 +1,17 @@
 """`train`: config -> objects -> Trainer.fit -> Trainer.test. The architecture on one page."""
 
 import os
-from functools import partial
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from noising.commands.continuing import changed_since, checkpoint_to_continue, last_good_checkpoint, warn_of_changes
+from noising.commands.loggers import open_results
 from noising.commands.tables import print_summary
 from noising.config.secrets import without_secrets
 from noising.experiment import Experiment
 from noising.runs.folder import Run
 from noising.runs.status import run_status
-from noising.training.loggers import close_loggers
 from noising.training.safety.ranks import end_with_main_process, ending_with_other_ranks
 
 
@@ -28,18 +27,16 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     experiment = Experiment(cfg)
     module = experiment.module  # denoiser + objective + times + optimizer, validated and tested by the bound
     data = experiment.data  # images, with their resolution, channels and grey levels
-    callbacks = experiment.callbacks(run)  # EMA, checkpoints, samples, quality, results
-    trainer = experiment.trainer(run, callbacks)
+    results = open_results(run, cfg, "train")  # where every number goes: summary.json, metrics.csv, the loggers
+    callbacks = experiment.callbacks(results)  # EMA, checkpoints, samples, quality, results
+    trainer = experiment.trainer(results, callbacks)
 
     checkpoint = checkpoint_to_continue(run, cfg.trainer.max_steps) if cfg.resume else None
     if trainer.is_global_zero:
         print(_description(experiment, run), flush=True)
         if cfg.resume:
             warn_of_changes(run, cfg, checkpoint, changed)
-    with (
-        run_status(run, without_secrets(cfg), trainer.is_global_zero, partial(close_loggers, trainer.loggers)),
-        ending_with_other_ranks(run),
-    ):
+    with run_status(results, without_secrets(cfg), trainer.is_global_zero), ending_with_other_ranks(run):
         with last_good_checkpoint(run, module.skip_nonfinite_steps):
             trainer.fit(module, data, ckpt_path=checkpoint)
         # from the file: processes spawned for the fit took their average of the weights with them

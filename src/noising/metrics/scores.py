@@ -20,6 +20,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from noising.runs.declarations import Declaration
+
+SCORES = {
+    "precision": Declaration("precision: part that looks real", "", "higher", shown=False),
+    "recall": Declaration("recall: part of the real that is covered", "", "higher", shown=False),
+    "density": Declaration("density", "", "higher", shown=False),
+    "coverage": Declaration("coverage", "", "higher", shown=False),
+    "memorized": Declaration("part nearer to a training image than training images are", shown=False),
+}
+"""Declarations of the scores from nearest neighbours."""
+
 SUBSET = 1000  # images of each of the 100 subsets of a kernel distance, at most
 
 

@@ -2,30 +2,37 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator
 
 from noising.plots.grids import save_figure
+from noising.runs.declarations import Declaration
 from noising.runs.rows import Row
 
 
-def learning_curves(
-    path: Path, rows: Sequence[Row], baselines: Mapping[str, float], distance: str | None, yardstick: float | None
-) -> None:
+class Panel(NamedTuple):
+    """A number measured while training, and the same of real test images, if any."""
+
+    name: str
+    declaration: Declaration
+    baseline: float | None
+
+
+def learning_curves(path: Path, rows: Sequence[Row], baselines: Mapping[str, float], panels: Sequence[Panel]) -> None:
     """Plot the loss by quartile of t, and the validation bound with its baselines (bits/dim), by optimizer step.
 
-    rows: the numbers of each step by name, with "step"; distance: the name of a Fréchet distance, drawn as well, with
-    that of real images.
+    rows: the numbers of each step by name, with "step"; panels: further numbers, each drawn by itself.
     """
 
     def curve(column: str) -> tuple[list[int], list[float]]:
         logged = [row for row in rows if column in row]
         return [int(row["step"]) for row in logged], [row[column] for row in logged]
 
-    panels = 2 if distance is None else 3
-    figure = Figure(figsize=(5 * panels, 4.2), layout="constrained")
-    loss, bound, *others = figure.subplots(1, panels)
+    count = 2 + len(panels)
+    figure = Figure(figsize=(5 * count, 4.2), layout="constrained")
+    loss, bound, *others = figure.subplots(1, count)
     for quarter in range(1, 5):
         steps, losses = curve(f"train/loss_q{quarter}")
         label = f"t in ({(quarter - 1) / 4:g}, {quarter / 4:g}]"
@@ -36,14 +43,17 @@ def learning_curves(
     for (name, bits), style in zip(baselines.items(), ("--", ":"), strict=False):
         bound.axhline(bits, color="0.4", linestyle=style, label=name)
     bound.set(xlabel="optimizer step", ylabel="bound  [bits/dim]")
-    for quality in others:
-        quality.plot(*curve(str(distance)), marker="o", color="tab:blue", label="samples, EMA weights")
-        if yardstick is not None:
-            quality.axhline(yardstick, color="0.4", linestyle="--", label="real test images, at the end's count")
-        quality.set(yscale="log", xlabel="optimizer step", ylabel="Fréchet distance to training images")
-        quality.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
-        quality.yaxis.set_major_formatter("{x:g}")
-        quality.minorticks_off()
+    for axes, panel in zip(others, panels, strict=True):
+        steps, values = curve(panel.name)
+        axes.plot(steps, values, marker="o", color="tab:blue", label="samples, EMA weights")
+        if panel.baseline is not None:
+            axes.axhline(panel.baseline, color="0.4", linestyle="--", label="real test images, at the end's count")
+        axes.set(xlabel="optimizer step", ylabel=panel.declaration.label)
+        if panel.declaration.better == "lower" and min(values) > 0:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.minorticks_off()
     for axes in (loss, bound, *others):
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

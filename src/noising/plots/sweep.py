@@ -8,22 +8,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from noising.plots.grids import save_figure
+from noising.runs.declarations import Declarations, declaration, measurements
 from noising.runs.rows import Row
 
-_EVALUATIONS, _ACCURACY = "test/evaluations_per_image", "test/class_accuracy"
-_DISTANCES = ("test/fd", "test/fid", "test/fd_dinov2")
-_PANELS = (
-    ("test/fd", "FD to training images", 1.0),
-    ("test/fid", "FID to training images", 1.0),
-    ("test/fd_dinov2", "FD-DINOv2 to training images", 1.0),
-    (_ACCURACY, "part that shows the class asked for", 1.0),
-    ("test/seconds_per_image", "cost  [ms an image]", 1e-3),
-)
+_EVALUATIONS = "test/evaluations_per_image"
 
 
 def measured(table: list[Row]) -> list[Row]:
     """Rows of the jobs that evaluated samples."""
-    return [row for row in table if any(name in row for name in _DISTANCES)]
+    return [row for row in table if _EVALUATIONS in row]
 
 
 def series(table: list[Row]) -> tuple[str, dict[str, list[Row]]]:
@@ -54,21 +47,23 @@ def _is_number(value: Any) -> bool:
     return True
 
 
-def draw(path: Path, table: list[Row]) -> None:
+def draw(path: Path, table: list[Row], declared: Declarations) -> None:
     """Plot each metric against the axis, with its standard errors, and that of real test images as a dashed line."""
     axis, lines = series(table)
-    panels = [panel for panel in _PANELS if any(panel[0] in row for row in table)]
+    numbers = measurements(dict.fromkeys(name for row in table for name, value in row.items() if type(value) is float))
+    panels = {name: declaration(name, declared) for name in numbers if name.startswith("test/") and name != axis}
+    panels = {name: one for name, one in panels.items() if one.shown and name != _EVALUATIONS}
     figure = Figure(figsize=(4.4 * len(panels) + 0.6, 4.0), layout="constrained")
-    for axes, (key, words, unit) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    for axes, (key, one) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for label, rows in lines.items():
             line = [row for row in rows if key in row]
-            errors = [row.get(f"{key}_mc_se", 0.0) / unit for row in line]
-            places, values = [float(row[axis]) for row in line], [row[key] / unit for row in line]
+            errors = [row.get(f"{key}_mc_se", 0.0) for row in line]
+            places, values = [float(row[axis]) for row in line], [row[key] for row in line]
             axes.errorbar(places, values, errors, marker="o", markersize=4, capsize=2, label=label or None)
         if (baseline := table[0].get(f"{key}_baseline")) is not None:
             axes.axhline(baseline, color="0.4", linestyle="--", linewidth=1.2, label="real test images")
-        axes.set(xlabel="network evaluations an image" if axis == _EVALUATIONS else axis, ylabel=words)
-        logarithmic = axis == _EVALUATIONS and key != _ACCURACY
+        axes.set(xlabel="network evaluations an image" if axis == _EVALUATIONS else axis, ylabel=one.label)
+        logarithmic = axis == _EVALUATIONS and one.better != "higher"
         axes.set(xscale="log" if axis == _EVALUATIONS else "linear", yscale="log" if logarithmic else "linear")
         if not logarithmic:
             axes.set_ylim(bottom=0)

@@ -60,6 +60,7 @@ class Run:
         """Write the config, the environment and the status "running"; numbers of a resumed run stay in its summary."""
         self.path.mkdir(parents=True, exist_ok=True)
         summary = {**self.summary, "status": "running"}
+        summary.pop("ended", None)  # the reason why training ended early, before it went on
         _write(self.config_file, yaml.safe_dump(masked(dict(config)), sort_keys=False, allow_unicode=True))
         _write_json(self.environment_file, environment())
         _write_json(self.summary_file, summary)

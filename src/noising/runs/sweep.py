@@ -1,9 +1,11 @@
 """The table of a sweep: sweep.csv, one row a job."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+from noising.runs.declarations import Declaration, from_summary
 from noising.runs.folder import Run
 from noising.runs.rows import Row, write_csv
 
@@ -29,6 +31,15 @@ def rows(sweep: Path) -> list[Row]:
         row["folder"] = job.name
         table.append(row)
     return table
+
+
+def declarations(sweep: Path) -> dict[str, Declaration]:
+    """The declarations of all jobs' numbers."""
+    found: dict[str, Declaration] = {}
+    for job in sweep.glob("*/summary.json"):
+        with suppress(ValueError):  # damaged
+            found |= from_summary(Run(job.parent).summary)
+    return found
 
 
 def _number(job: Path) -> tuple[int, str]:

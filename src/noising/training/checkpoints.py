@@ -17,7 +17,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 from noising.errors import ConfigError
-from noising.runs.folder import Run, replacing
+from noising.runs.declarations import Declaration
+from noising.runs.folder import replacing
+from noising.runs.results import Results
 from noising.training.safety.divergence import DivergenceError
 
 log = logging.getLogger(__name__)
@@ -108,13 +110,14 @@ class LastCheckpoint(Checkpoint):
     end if it has written before, and after a resume it may write in the middle of an accumulation.
     """
 
-    def __init__(self, run: Run, every: int, keep: int = 1) -> None:
+    def __init__(self, results: Results, every: int, keep: int = 1) -> None:
         """every: optimizer steps between checkpoints; keep: how many stay, the older as step_NNNNNN.ckpt."""
         if every < 1:
             raise ValueError(f"every must be at least 1 (optimizer steps between checkpoints), got {every}")
         if keep < 1:
             raise ValueError(f"keep must be at least 1, got {keep}")
-        self.run, self.path, self.every, self.keep = run, run.last_checkpoint, every, keep
+        self.results, self.path = results, results.run.last_checkpoint
+        self.every, self.keep = every, keep
         self._seconds = 0.0
         self._whole = True  # all hooks of the newest step have run, and the next step has not changed a weight
         self._saved = 0  # the step that was last written or tried, or that training started from
@@ -149,9 +152,10 @@ class LastCheckpoint(Checkpoint):
         # again, if this step was written: the variance has been fitted to the trained weights since
         self.save(trainer, again=True)
         if trainer.is_global_zero:
-            self.run.write({"train/checkpoint_seconds": self._seconds})
+            self.results.declare({"checkpoint_seconds": Declaration("time to write checkpoints", "s", shown=False)})
+            self.results.write("train/checkpoint_seconds", self._seconds, trainer.global_step)
         if failure := trainer.strategy.broadcast(_failure(trainer)):
-            raise ConfigError(f"{failure}: make room and go on with {self.run.resuming}")
+            raise ConfigError(f"{failure}: make room and go on with {self.results.run.resuming}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         # other ranks may have gone on or hang, and all must take part in saving
@@ -224,6 +228,6 @@ def _failure(trainer: Trainer) -> str | None:
     return getattr(trainer.strategy.checkpoint_io, "failure", None)
 
 
-def checkpoint_callbacks(run: Run, every: int, keep: int = 1) -> tuple[BestCheckpoint, LastCheckpoint]:
+def checkpoint_callbacks(results: Results, every: int, keep: int = 1) -> tuple[BestCheckpoint, LastCheckpoint]:
     """best.ckpt by the validation bound, and last.ckpt every `every` optimizer steps."""
-    return BestCheckpoint(run.best_checkpoint), LastCheckpoint(run, every, keep)
+    return BestCheckpoint(results.run.best_checkpoint), LastCheckpoint(results, every, keep)

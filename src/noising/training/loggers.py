@@ -151,17 +151,17 @@ def _wandb_mode() -> Any:
 
 
 class CSVMetrics(Logger):
-    """The run's own table, metrics.csv: written when logging ends, from a record to which every call adds a line."""
-
-    def __init__(self, run: Run, config: Mapping[str, Any] | None = None) -> None:
-        super().__init__()
-        self.results = Results(run)
+    """The run's own record and metrics.csv: what Lightning itself, or a callback by `self.log`, logs."""
 
     name, version = "csv", ""
 
+    def __init__(self, results: Results) -> None:
+        super().__init__()
+        self.results = results
+
     @property
     def save_dir(self) -> str:
-        return str(self.results.table.parent)
+        return str(self.results.run.path)
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """config.yaml has them."""
@@ -169,7 +169,7 @@ class CSVMetrics(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         own = {name: value for name, value in metrics.items() if name not in ("epoch", "step")}  # Lightning adds them
-        self.results.log({k: value if isinstance(value, int) else float(value) for k, value in own.items()}, step or 0)
+        self.results.add(own, step or 0)
 
     @rank_zero_only
     def save(self) -> None:

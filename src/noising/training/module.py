@@ -19,12 +19,22 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.objectives import Objective
 from noising.diffusion.times import BatchSlot, TimeSampler
 from noising.randomness import generator, normal, seed_global_generators
+from noising.runs.declarations import Declaration
+from noising.runs.results import Results
 from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, StepLog
 from noising.training.validation import BoundEvaluation
 
 log = logging.getLogger(__name__)
 
 QUARTILES = 4
+TRAINING = {
+    "loss": Declaration("training loss", better="lower"),
+    **{f"loss_q{i + 1}": Declaration(f"training loss, quarter {i + 1} of t", shown=False) for i in range(QUARTILES)},
+    "lr": Declaration("learning rate", shown=False),
+    "images_per_second": Declaration("training throughput", "images/s"),
+    "skipped_steps": Declaration("steps left out, since their gradients were not finite", shown=False),
+}
+"""Declarations of the numbers of training."""
 MAX_SKIPPED = 20
 """Steps in a row that are left out before the training ends."""
 
@@ -64,6 +74,8 @@ class DiffusionModule(LightningModule):
         self.skipped_steps = self._skipped_in_a_row = 0
         self.nonfinite_guard = NonFiniteGuard()
         self.restored_step = 0
+        self.results: Results | None = None
+        """Where numbers go; None in a Trainer without a run's folder: to Lightning's loggers."""
         # Loss sums and counts by quartile of t since they were last logged. On the device, so that no step waits for a
         # number; not a buffer, since DDP would overwrite each rank's with rank 0's.
         self._sums = torch.zeros(2, QUARTILES)
@@ -204,9 +216,12 @@ class DiffusionModule(LightningModule):
         self._settled, self._settled_times = self._sums.clone(), self.times.state_dict()
 
     def write(self, numbers: dict[str, float]) -> None:
-        """Give numbers to every logger, under the number of steps taken; `self.log` would be one behind."""
-        for logger in self.trainer.loggers:
-            logger.log_metrics(numbers, step=self.trained_steps)
+        """Write numbers under the number of steps taken; `self.log` would be one behind."""
+        if self.results is None:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(numbers, step=self.trained_steps)
+        elif self.trainer.is_global_zero:
+            self.results.write_all(numbers, self.trained_steps)
 
     def mean_losses(self) -> dict[str, Tensor]:
         """train/loss and train/loss_q1..q4 (by quartile of t, clean first) over all ranks since the last call."""
@@ -243,7 +258,8 @@ class DiffusionModule(LightningModule):
         sums = meter.sums.to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
         meter.merge(self.trainer.strategy.reduce(sums, reduce_op="sum").cpu())
         numbers = {f"{split}/{name}": value for name, value in meter.compute().items()}
-        self.write({name: value for name, value in numbers.items() if not math.isnan(value)})
+        if not self.trainer.testing:  # a test's numbers are written with their card
+            self.write({name: value for name, value in numbers.items() if not math.isnan(value)})
         # for callbacks that follow a number, the same on every rank
         self.log(f"{split}/bound", torch.tensor(numbers[f"{split}/bound"]), logger=False, sync_dist=True)
 

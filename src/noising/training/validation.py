@@ -19,8 +19,25 @@ from noising.diffusion.likelihood.meter import BoundMeter
 from noising.diffusion.likelihood.terms import ModelTerms
 from noising.diffusion.transitions import Chain
 from noising.errors import config_errors
+from noising.runs.declarations import Declaration
 
 _SEED = 0
+
+
+def bound_declarations(unit: str) -> dict[str, Declaration]:
+    """Declarations of the bound's numbers, which are all in one unit."""
+    shown = {
+        "bound": Declaration("bound on -log p(x)", unit, "lower"),
+        "prior": Declaration("prior L_T", unit, shown=False),
+        "steps": Declaration("steps, sum of L_t", unit, shown=False),
+        "decoder": Declaration("decoder L_0", unit, shown=False),
+        "decoder_floor": Declaration("least possible L_0", unit, shown=False),
+    }
+    yardsticks = {
+        "histogram_baseline": Declaration("baseline: pixel histograms", unit, shown=False),
+        "uniform_baseline": Declaration("baseline: uniform levels", unit, shown=False),
+    }
+    return shown | yardsticks
 
 
 def _outside_autocast() -> ExitStack:

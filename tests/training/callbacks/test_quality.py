@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 import noising as package
 from noising.experiment import Experiment
 from noising.runs.folder import Run
+from noising.runs.results import Results
 from noising.training.callbacks.quality import QualityCheck
 from noising.training.callbacks.samples import SampleGrid
 from noising.training.checkpoints import load_checkpoint
@@ -59,7 +60,7 @@ def test_epochs_are_counted_in_steps(runs: dict[str, Run]) -> None:
     )
     assert isinstance(config, DictConfig)
     trained = package.load(runs["plain"].path)
-    callbacks = Experiment(config, trained.data).callbacks(runs["plain"])
+    callbacks = Experiment(config, trained.data).callbacks(Results(runs["plain"]))
     assert all(isinstance(callback, Callback) and not isinstance(callback, SampleGrid) for callback in callbacks)
     (check,) = (callback for callback in callbacks if isinstance(callback, QualityCheck))
     assert check.every == 5
@@ -80,13 +81,13 @@ def test_two_processes_find_the_number_of_one(runs: dict[str, Run], tmp_path: Pa
     found = []
     for devices in (1, 2):
         trained = package.load(runs["plain"].path)
-        run = Run(tmp_path / str(devices))
-        run.start({})
+        results = Results(Run(tmp_path / str(devices)))
+        results.run.start({})
         experiment = Experiment(trained.config, trained.data)
         module = experiment.module
         module.load_state_dict(trained.checkpoint["state_dict"])
         kinds = (EMA, StepProgress, QualityCheck)
-        callbacks = [callback for callback in experiment.callbacks(run) if isinstance(callback, kinds)]
+        callbacks = [callback for callback in experiment.callbacks(results) if isinstance(callback, kinds)]
         for callback in callbacks:
             if isinstance(callback, EMA):
                 callback.load(trained.checkpoint)
@@ -103,7 +104,7 @@ def test_two_processes_find_the_number_of_one(runs: dict[str, Run], tmp_path: Pa
             use_distributed_sampler=False,
         )
         trainer.test(module, trained.data, verbose=False)
-        found.append({k: v for k, v in run.summary.items() if k.startswith("test/") and "quality" not in k})
+        found.append({k: v for k, v in results.run.summary.items() if k.startswith("test/") and "quality" not in k})
     assert "test/fd" in found[0]
     assert found[0] == found[1]
 

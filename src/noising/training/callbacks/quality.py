@@ -6,35 +6,37 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from noising.diffusion.drawing import class_labels_for, draw_images
 from noising.diffusion.samplers import Sampler
-from noising.metrics.quality import SampleQuality, measured
+from noising.metrics.measurement import SampleQuality
 from noising.plots.samples import neighbour_rows
-from noising.runs.folder import Run
+from noising.runs.declarations import Declaration, measurements
+from noising.runs.results import Results
 from noising.training.ema import EMA
-from noising.training.loggers import log_image
 from noising.training.module import DiffusionModule
 from noising.training.progress import StepProgress
 
 log = logging.getLogger(__name__)
 
 MAX_EPOCHS = 10**9
+COST = {
+    "quality_seconds": Declaration("time to draw and measure samples", "s", shown=False),
+    "quality_share": Declaration("part of the run's time to draw and measure samples", shown=False),
+}
 
 
 class QualityCheck(Callback):
-    """Draws with the averaged weights on all ranks, and measures on rank 0: val/NAME in training, test/NAME at the end.
+    """Draws and measures samples of the averaged weights: val/NAME while training, test/NAME at the end.
 
-    The ranks share the batches, and the features are put in order again, so that any number of ranks gives the same
+    The ranks share the batches, and the samples are put in order again, so that any number of ranks gives the same
     numbers. Draws are keyed by (seed, index), so that a check does not change the training that follows.
     """
 
     def __init__(
         self,
-        run: Run,
+        results: Results,
         sampler: Sampler,
         ema: EMA,
         seed: int,
@@ -49,9 +51,10 @@ class QualityCheck(Callback):
     ) -> None:
         """quality: None measures nothing; every_n_steps or every_n_epochs: steps, or passes over the training images,
         between checks while training, 0 for none; n: samples of a check, None for as many as one repeat at the end has;
-        keep_best: write checkpoints/best_NAME.ckpt whenever a check has found the least Fréchet distance.
+        keep_best: write checkpoints/best_NAME.ckpt whenever a check has found the best first number of the metric.
 
-        Raises ValueError for numbers out of range, ConfigError for an n that cannot be measured.
+        Raises ValueError for numbers out of range, and if the best is to be kept of a metric that has none; ConfigError
+        for an n that cannot be measured.
         """
         if every_n_steps < 0 or every_n_epochs < 0 or (every_n_steps and every_n_epochs):
             raise ValueError("one of every_n_steps and every_n_epochs can be positive, and neither negative")
@@ -61,16 +64,28 @@ class QualityCheck(Callback):
             raise ValueError("keep_best=true needs checks to choose from: set every_n_steps or every_n_epochs")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.run, self.sampler, self.ema, self.seed, self.config = run, sampler, ema, seed, config
+        self.results, self.sampler, self.ema, self.seed, self.config = results, sampler, ema, seed, config
         self.quality, self.classes, self.batch_size, self.keep_best = quality, classes, batch_size, keep_best
         self.every = every_n_steps
         if every_n_epochs and quality is not None:
             data = quality.data
             self.every = max(1, round(every_n_epochs * len(data.train.pixels) / data.batch_size))
         self.checked = quality.for_validation(n) if quality is not None and self.every else None
-        self.best = math.inf
+        if keep_best and self.checked is not None and self.leading.better is None:
+            raise ValueError("keep_best=true: the metric does not say whether lower or higher is better")
+        self.best = math.inf  # of the first number, negative where higher is better
         self.seconds = 0.0
         self._began = time.monotonic()
+
+    @property
+    def leading(self) -> Declaration:
+        """The declaration of the metric's first number."""
+        assert self.quality is not None
+        return next(iter(self.quality.declared.values()))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.quality is not None and trainer.is_global_zero:
+            self.results.declare({**self.quality.declared, **COST})
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -80,22 +95,24 @@ class QualityCheck(Callback):
             return
         assert isinstance(pl_module, DiffusionModule)
         with self.ema.swapped(pl_module):
-            numbers, _ = self._evaluate(self.checked, trainer, pl_module)
+            numbers = self._evaluate(self.checked, trainer, pl_module)
         changing = {name: value for name, value in numbers.items() if not name.endswith("_baseline")} | self._cost
-        pl_module.write({f"val/{name}": value for name, value in changing.items()})
-        distance = self.checked.metric.distance
-        found = float(trainer.strategy.broadcast(numbers.get(distance, math.inf)))  # the first rank's
+        if trainer.is_global_zero:
+            self.results.write_all({f"val/{name}": value for name, value in changing.items()}, trainer.global_step)
+        name = next(iter(self.checked.declared))
+        value = float(trainer.strategy.broadcast(numbers.get(name, math.nan)))  # the first rank's
+        found = -value if self.leading.better == "higher" else value
         if found < self.best:
             self.best = found
             if self.keep_best:
-                trainer.save_checkpoint(self.run.best_checkpoint.with_name(f"best_{distance}.ckpt"))
+                trainer.save_checkpoint(self.results.run.best_checkpoint.with_name(f"best_{name}.ckpt"))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure all samples; during the test the averaged weights are in place."""
         if self.quality is None:
             return
         assert isinstance(pl_module, DiffusionModule)
-        numbers, (features, pixels) = self._evaluate(self.quality, trainer, pl_module)
+        numbers = self._evaluate(self.quality, trainer, pl_module)
         if trainer.is_global_zero and numbers:
             card = {
                 "step": pl_module.trained_steps,
@@ -109,61 +126,47 @@ class QualityCheck(Callback):
                 "seed": self.seed,
                 **self.quality.card,
             }
-            cards = {f"test/{name}": card for name in measured(numbers)}
-            self.run.write({f"test/{name}": value for name, value in (numbers | self._cost).items()}, cards)
-            nearest = self.quality.nearest_to_training(features)
-            images = self.quality.images_of(nearest, pixels)
-            neighbour_rows(self.run.neighbours_image, *images, nearest.samples, nearest.nearness)
-            log_image(trainer.loggers, "neighbours", self.run.neighbours_image, pl_module.trained_steps)
+            cards = {f"test/{name}": card for name in measurements(numbers)}
+            step, image = pl_module.trained_steps, self.results.run.neighbours_image
+            self.results.write_all(
+                {f"test/{name}": value for name, value in (numbers | self._cost).items()}, step, cards
+            )
+            if (beside := self.quality.neighbours()) is not None:
+                neighbour_rows(image, *beside)
+                self.results.write_image("neighbours", image, step, "the samples most like a training image")
         trainer.strategy.barrier()
 
     @property
     def _cost(self) -> dict[str, float]:
         return {"quality_seconds": self.seconds, "quality_share": self.seconds / (time.monotonic() - self._began)}
 
-    def _evaluate(
-        self, quality: SampleQuality, trainer: Trainer, pl_module: DiffusionModule
-    ) -> tuple[dict[str, float], tuple[Tensor, Tensor]]:
-        """The numbers, empty on other ranks than the first; features and pixels of all samples, on every rank."""
+    def _evaluate(self, quality: SampleQuality, trainer: Trainer, pl_module: DiffusionModule) -> dict[str, float]:
+        """The numbers of samples drawn and measured; may be empty on other ranks than the first."""
         began = time.monotonic()
         progress = trainer.progress_bar_callback
         assert isinstance(progress, StepProgress)
         with progress.task("samples", quality.total) as advance:  # the training's clock stands still
-            features, pixels = self._draw(quality, trainer, pl_module, advance)
-            numbers: dict[str, float] = {}
-            if lost := int((~features.isfinite()).any(1).sum()):
-                log.warning("samples are not measured: %d of %d are not finite", lost, len(features))
-            elif trainer.is_global_zero:
-                numbers = quality.evaluate(features, class_labels_for(range(quality.total), self.classes))
+            self._draw(quality, trainer, pl_module, advance)
+            numbers = quality.compute(class_labels_for(range(quality.total), self.classes))
+        if quality.lost:
+            log.warning("samples are not measured: %d of %d are not finite", quality.lost, quality.total)
         self.seconds += time.monotonic() - began
-        return numbers, (features, pixels)
+        return numbers
 
     def _draw(
         self, quality: SampleQuality, trainer: Trainer, pl_module: DiffusionModule, advance: Callable[[int], None]
-    ) -> tuple[Tensor, Tensor]:
-        """Draw all samples: features (total, dims) float32 and grey levels (total, C, H, W) uint8, on the host."""
-        data, references, size = quality.data, quality.references, min(self.batch_size, quality.total)
+    ) -> None:
+        """Draw this rank's batches, and add each to what is measured."""
+        data, size = quality.data, min(self.batch_size, quality.total)
         world, rank, device = trainer.world_size, trainer.global_rank, pl_module.device
-        references.extractor.to(device)
         shape = (data.channels, data.resolution, data.resolution)
-        share = -(-quality.total // (size * world))
-        features = torch.zeros(share, size, references.extractor.dims)
-        pixels = torch.zeros(share, size, *shape, dtype=torch.uint8)
-        for place, first in enumerate(range(rank * size, quality.total, world * size)):
+        quality.begin(device)
+        for first in range(rank * size, quality.total, world * size):
             batch = range(first, min(first + size, quality.total))
             class_label = class_labels_for(batch, self.classes, device=device)
             drawn = draw_images(pl_module.denoiser, self.sampler, shape, self.seed, batch, class_label)
-            grey = data.unscale(drawn)
-            of_batch = references.features(grey)
-            of_batch[~drawn.isfinite().flatten(1).all(dim=1).cpu()] = math.nan
-            features[place, : len(batch)], pixels[place, : len(batch)] = of_batch, grey.cpu()
+            quality.update(batch, data.unscale(drawn), drawn.isfinite().flatten(1).all(dim=1))
             advance(len(batch) * world)
-        return self._gather(pl_module, features)[: quality.total], self._gather(pl_module, pixels)[: quality.total]
-
-    def _gather(self, pl_module: LightningModule, mine: Tensor) -> Tensor:
-        """Gather (share, size, ...) of each rank into (world · share · size, ...), batch after batch, on the host."""
-        gathered: Tensor = pl_module.all_gather(mine.to(pl_module.device))  # type: ignore[assignment]
-        return gathered.reshape(-1, *mine.shape).transpose(0, 1).flatten(0, 2).cpu()  # from (share, world, size, ...)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "seconds": self.seconds}

@@ -6,20 +6,21 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 from lightning.pytorch.trainer.states import TrainerFn
 
 from noising.data.baselines import histogram_bits, uniform_bits
 from noising.data.image_data import ImageData
 from noising.errors import ConfigError
 from noising.plots import likelihood
-from noising.plots.curves import learning_curves
-from noising.runs.folder import Run
+from noising.plots.curves import Panel, learning_curves
+from noising.runs.declarations import declaration, from_summary
 from noising.runs.results import Results
 from noising.training.checkpoints import FORMAT
 from noising.training.ema import EMA
-from noising.training.loggers import CSVMetrics, WandB, log_image
-from noising.training.module import DiffusionModule
+from noising.training.module import TRAINING, DiffusionModule
 from noising.training.safety.divergence import DivergenceError
+from noising.training.validation import bound_declarations
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +36,39 @@ def _made_with(trainer: Trainer) -> dict[str, Any]:
     }
 
 
+def _early_end(trainer: Trainer) -> str | None:
+    """The step and the reason, where training ends before trainer.max_steps."""
+    if trainer.global_step >= trainer.max_steps:
+        return None
+    reason = "a callback has set trainer.should_stop"
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping) and callback.stopping_reason_message:
+            reason = f"EarlyStopping: {callback.stopping_reason_message}"
+        elif isinstance(callback, Timer) and (callback.time_remaining() or 0) < 0:
+            reason = "the time limit (trainer.max_time) is reached"
+    return f"at step {trainer.global_step} of {trainer.max_steps}: {reason}"
+
+
 class ResultsCallback(Callback):
     """Writes summary.json, bound_by_step.csv, and the figures of the bound and of the training after the test."""
 
     def __init__(
         self,
-        run: Run,
+        results: Results,
         data: ImageData,
         ema: EMA,
         config: dict[str, Any] | None = None,
         source: dict[str, Any] | None = None,
     ) -> None:
         """config: stored in checkpoints; source: the origin of the evaluated weights, if not this training."""
-        self.run, self.data, self.ema = run, data, ema
+        self.results, self.data, self.ema = results, data, ema
         self.config, self.source = config, source
         self._start = 0  # the optimizer step that the training starts from
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, DiffusionModule)
+        if trainer.is_global_zero:
+            self.results.declare({**TRAINING, **bound_declarations(pl_module.test.decoder.unit)})
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Store the resolved config, so that a checkpoint can be used alone, and the circumstances of the training."""
@@ -87,18 +106,19 @@ class ResultsCallback(Callback):
             raise ConfigError(
                 f"{self.data.place}: this rank has read other images than the first: give all ranks the same"
             )
-        for logger in trainer.loggers:
-            if isinstance(logger, CSVMetrics) and trainer.is_global_zero:
-                logger.results.resume_from(self._start)
+        if trainer.is_global_zero:
+            self.results.resume_from(self._start)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the throughput that the progress bar measured, and the number of steps that were left out."""
+        """Write the throughput, the number of steps that were left out, and the reason of an early end."""
         assert isinstance(pl_module, DiffusionModule)
+        if trainer.is_global_zero and (reason := _early_end(trainer)):
+            self.results.run.update({"ended": reason})
         if trainer.is_global_zero and pl_module.skip_nonfinite_steps:
-            self.run.write({"train/skipped_steps": pl_module.skipped_steps})
+            self.results.write("train/skipped_steps", pl_module.skipped_steps, trainer.global_step)
         rate = getattr(trainer.progress_bar_callback, "images_per_second", math.nan)
         if trainer.is_global_zero and not math.isnan(rate):
-            self.run.write({"train/images_per_second": rate})
+            self.results.write("train/images_per_second", rate, trainer.global_step)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the bound of the split, which the module has summed over ranks.
@@ -130,17 +150,17 @@ class ResultsCallback(Callback):
             "step": pl_module.trained_steps,
             **(self.source or {}),
         }
-        self.run.write(numbers, {f"{split}/bound": card})
+        self.results.write_all(numbers, pl_module.trained_steps, {f"{split}/bound": card})
         curve = evaluation.meter.curve()
         bins = likelihood.step_bins(curve, evaluation.chain, split, numbers[f"{split}/prior"])
-        likelihood.write_bins(self.run.bound_by_step, bins)
-        self._draw_bound(trainer, pl_module)
+        likelihood.write_bins(self.results.run.bound_by_step, bins)
+        self._draw_bound(pl_module.trained_steps)
         if split == "test":
-            self._plot_curves(numbers)
+            self._plot_curves(numbers, pl_module.trained_steps)
 
-    def _draw_bound(self, trainer: Trainer, pl_module: DiffusionModule) -> None:
+    def _draw_bound(self, step: int) -> None:
         """Draw the figures of every split evaluated so far, and give them to the loggers."""
-        run, bins = self.run, likelihood.read_bins(self.run.bound_by_step)
+        run, bins = self.results.run, likelihood.read_bins(self.results.run.bound_by_step)
         bounds = {split: run.summary[f"{split}/bound"] for split in dict.fromkeys(row.split for row in bins)}
         title = f"{self.data.name}: " + ", ".join(f"{split} {bits:.3f}" for split, bits in bounds.items()) + " bits/dim"
         # log2(N)/D, the bound of the empirical distribution of N images (noising.oracles.empirical)
@@ -149,17 +169,27 @@ class ResultsCallback(Callback):
         likelihood.bound_by_log_snr(run.bound_by_log_snr_figure, bins, title)
         likelihood.rate_distortion(run.rate_distortion_figure, bins, title)
         for figure in (run.bound_by_step_figure, run.bound_by_log_snr_figure, run.rate_distortion_figure):
-            log_image(trainer.loggers, figure.stem, figure, pl_module.trained_steps)
-        for logger in trainer.loggers:
-            if isinstance(logger, WandB):  # which plots it
-                logger.log_table("bound_by_step", list(likelihood.StepBin._fields), [list(row) for row in bins])
+            self.results.write_image(f"figures/{figure.stem}", figure, step, title)
+        points = [((row.first_step + row.last_step) / 2, row.bits_per_dim_per_step, row.split) for row in bins]
+        columns = ("step of the chain", "bits/dim per step", "split")
+        self.results.write_chart("bound_by_step", columns, points, f"L_t, {title}", step)
+        self.results.write_table("bound_by_step_table", likelihood.StepBin._fields, [list(row) for row in bins], step)
 
-    def _plot_curves(self, numbers: dict[str, float]) -> None:
-        rows = Results(self.run).rows()
-        if any("train/loss" in row for row in rows):  # an evaluation alone has none, nor has fast_dev_run
-            uniform, histogram = numbers["test/uniform_baseline"], numbers["test/histogram_baseline"]
-            baselines = {"uniform over the levels": uniform, "histogram of each pixel": histogram}
-            distances = ("val/fd", "val/fid", "val/fd_dinov2")
-            distance = next((name for row in rows for name in row if name in distances), None)
-            yardstick = self.run.summary.get(f"{distance}_baseline".replace("val/", "test/"))
-            learning_curves(self.run.learning_curves, rows, baselines, distance, yardstick)
+    def _plot_curves(self, numbers: dict[str, float], step: int) -> None:
+        rows, run = self.results.rows(), self.results.run
+        if not any("train/loss" in row for row in rows):  # an evaluation alone has none, nor has fast_dev_run
+            return
+        uniform, histogram = numbers["test/uniform_baseline"], numbers["test/histogram_baseline"]
+        baselines = {"uniform over the levels": uniform, "histogram of each pixel": histogram}
+        summary = run.summary
+        declared = from_summary(summary)
+        measured = dict.fromkeys(
+            name for row in rows for name in row if name.startswith("val/") and name != "val/bound"
+        )
+        panels = [
+            Panel(name, declaration(name, declared), summary.get(f"test/{name.removeprefix('val/')}_baseline"))
+            for name in measured
+            if name.removeprefix("val/") in declared and declaration(name, declared).shown
+        ]
+        learning_curves(run.learning_curves, rows, baselines, panels)
+        self.results.write_image(f"figures/{run.learning_curves.stem}", run.learning_curves, step, self.data.name)

@@ -10,9 +10,8 @@ from noising.data.image_data import ImageData
 from noising.diffusion.drawing import PathFrames, class_labels_for, draw_images
 from noising.diffusion.samplers import PathPoint, Sampler
 from noising.plots.grids import sample_grid, save_animation, save_png, side_by_side
-from noising.runs.folder import Run
+from noising.runs.results import Results
 from noising.training.ema import EMA
-from noising.training.loggers import log_image
 from noising.training.module import DiffusionModule
 
 PATH_IMAGES = 16
@@ -24,7 +23,7 @@ class SampleGrid(Callback):
 
     def __init__(
         self,
-        run: Run,
+        results: Results,
         data: ImageData,
         sampler: Sampler,
         ema: EMA,
@@ -40,7 +39,7 @@ class SampleGrid(Callback):
             raise ValueError(f"count must be at least 1, got {count}")
         if count > MAX_IMAGES:
             raise ValueError(f"count must be at most {MAX_IMAGES}, images of one picture, got {count}")
-        self.run, self.data, self.sampler, self.ema, self.seed = run, data, sampler, ema, seed
+        self.results, self.data, self.sampler, self.ema, self.seed = results, data, sampler, ema, seed
         self.every_n_steps, self.count, self.classes = every_n_steps, count, classes
         self._shape = data.channels, data.resolution, data.resolution
 
@@ -70,18 +69,24 @@ class SampleGrid(Callback):
         with self.ema.swapped(pl_module):
             grid = sample_grid(self._draw(trainer, pl_module), self.classes, self.count)
         if trainer.is_global_zero:
-            save_png(self.run.samples_at(step), grid)
-            log_image(trainer.loggers, "samples", grid, step)
+            save_png(self.results.run.samples_at(step), grid)
+            self.results.write_image("samples", grid, step, self._caption(step))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the final grid and the reverse process; during the test the averaged weights are in place."""
         images = self._draw(trainer, pl_module)
         if trainer.is_global_zero:
             grid = sample_grid(images, self.classes, self.count)
-            save_png(self.run.samples_image, grid)
-            log_image(trainer.loggers, "samples_final", grid, trainer.global_step)
+            assert isinstance(pl_module, DiffusionModule)
+            step, run = pl_module.trained_steps, self.results.run
+            save_png(run.samples_image, grid)
+            self.results.write_image("samples_final", grid, step, self._caption(step))
             frames = PathFrames(self.sampler.steps, PATH_IMAGES)
             self._images(pl_module, range(min(self.count, PATH_IMAGES)), on_step=frames)
             path = self.data.to_8bit(self.data.unscale(frames.tensor))
-            save_animation(self.run.reverse_process, [side_by_side(*frame) for frame in path])
+            save_animation(run.reverse_process, [side_by_side(*frame) for frame in path])
         trainer.strategy.barrier()
+
+    def _caption(self, step: int) -> str:
+        rows = ", one class a row" if self.classes else ""
+        return f"{type(self.sampler).__name__}, {self.sampler.steps} steps, EMA weights of step {step}{rows}"
