@@ -7,9 +7,28 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from noising.metrics.extractors import FeatureExtractor, extract
 from noising.metrics.statistics import FeatureStatistics
+
+
+class Brightness(Metric):
+    """The mean of all pixels of 8-bit images: a metric as a user would write it."""
+
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, images: Tensor) -> None:
+        self.total += images.double().sum()
+        self.count += images.numel()
+
+    def compute(self) -> Tensor:
+        return self.total / self.count
 
 
 def normals(*shape: int, seed: int = 0) -> Tensor:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from torch import Tensor
+from torchmetrics import CatMetric
+from torchmetrics.image import KernelInceptionDistance
 
 from noising.data.image_data import ImageData
 from noising.errors import ConfigError
-from noising.metrics.measurement import FeatureQuality
-from noising.metrics.quality import ClassifierDistance
+from noising.metrics.measurement import FeatureQuality, SampleQuality, sample_quality
+from noising.metrics.quality import ClassifierDistance, ImageMetric
 from noising.metrics.statistics import write_statistics
-from tests.metrics.helpers import spread
+from noising.runs.declarations import Declaration
+from tests.metrics.helpers import Brightness, spread
 
 
 def test_real_images_show_what_they_are(digits: ImageData) -> None:
@@ -72,3 +77,95 @@ def test_mirrored_images_and_statistics_from_elsewhere(digits: ImageData, tmp_pa
             write_statistics(file, ".npz", flipped.real.statistics, {**flipped.real.card, **change})
         with pytest.raises(ConfigError, match=words):
             FeatureQuality(ClassifierDistance(n=100, reference=str(target)), digits)
+
+
+class Pixels(torch.nn.Module):
+    """The pixels themselves as features."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, 0].flatten(1).double() / 255
+
+
+class Parts(Brightness):
+    """Numbers by name, of which the first is declared."""
+
+    higher_is_better = None
+    declared: ClassVar = {"left": Declaration("brightness of the left half", "grey levels", "lower")}
+
+    def compute(self) -> Any:
+        return {"left": super().compute(), "right": (torch.tensor(1.0), torch.tensor(0.5))}
+
+
+def measured(quality: SampleQuality, pixels: Tensor, batch: int) -> dict[str, float]:
+    """Given in batches, the last first."""
+    quality.begin("cpu")
+    for index in reversed([range(first, min(first + batch, len(pixels))) for first in range(0, len(pixels), batch)]):
+        part = pixels[index.start : index.stop]
+        quality.update(index, part, torch.ones(len(part), dtype=torch.bool))
+    return quality.compute(None)
+
+
+def test_any_metric_of_images_measures_samples(digits: ImageData) -> None:
+    quality = sample_quality(Brightness(), digits)
+    assert (quality.count, quality.total) == (360, 360)
+    assert quality.declared == {"brightness": Declaration("brightness", better="higher")}
+    samples = digits.train.pixels[:360]
+    found = measured(quality, samples, batch=100)
+    assert found["brightness"] == pytest.approx(float(digits.to_8bit(samples).double().mean()), rel=1e-12)
+    real = digits.to_8bit(digits.test.pixels)
+    assert found["brightness_baseline"] == pytest.approx(float(real.double().mean()), rel=1e-12)
+    assert quality.neighbours() is None
+    assert quality.card["metric"] == {"class": "tests.metrics.helpers.Brightness"}
+    fewer = quality.for_validation(20)
+    assert (fewer.count, quality.for_validation(None)) == (20, quality)
+
+
+def test_a_metric_of_real_images_too_is_given_them(digits: ImageData) -> None:
+    """torchmetrics' kernel distance over one subset of all samples, against its own formula in float64."""
+    kernel = KernelInceptionDistance(feature=Pixels(), subsets=1, subset_size=360)
+    quality = sample_quality(kernel, digits)
+    samples = digits.test.pixels[:360]
+    found = measured(quality, samples, batch=77)
+    x, y = (Pixels()(digits.to_8bit(images)) for images in (spread(digits.train.pixels, 360), samples))
+    (xx, yy, xy), n, d = ((a @ b.T / x.shape[1] + 1 for a, b in ((x, x), (y, y), (x, y))), 360, x.shape[1])
+    within = sum(float((k**3).sum() - (k**3).diagonal().sum()) for k in (xx, yy)) / (n * (n - 1))
+    assert found["kernel_inception_distance"] == pytest.approx(within - 2 * float((xy**3).mean()), rel=1e-5)
+    assert list(found) == [f"kernel_inception_distance{end}" for end in ("", "_std", "_baseline", "_std_baseline")]
+    declared = quality.declared["kernel_inception_distance"]
+    assert (declared.better, declared.shown, d) == ("lower", True, 64)
+    assert quality.declared["kernel_inception_distance_std"].shown is False
+    assert quality.card["metric"]["subset_size"] == 360
+    assert quality.card["reference"] == {"data": "digits", "split": "train", "images": 360}
+
+
+def test_its_draws_are_its_own(digits: ImageData) -> None:
+    quality = sample_quality(KernelInceptionDistance(feature=Pixels(), subsets=2, subset_size=50), digits)
+    before = torch.random.get_rng_state()
+    one, again = (measured(quality, digits.train.pixels[:360], batch) for batch in (360, 50))
+    assert one == again
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_numbers_by_name_and_declared(digits: ImageData) -> None:
+    quality = sample_quality(ImageMetric(Parts(), n=30), digits)
+    found = measured(quality, digits.train.pixels[:30], batch=30)
+    assert (found["right"], found["right_std"]) == (1.0, 0.5)
+    assert quality.declared["left"].title == "brightness of the left half"
+    assert quality.declared["right"] == Declaration("right", shown=False)
+
+
+@pytest.mark.parametrize(
+    ("metric", "blamed"),
+    [
+        (
+            KernelInceptionDistance(feature=Pixels(), subset_size=1000),
+            "cannot measure 360 images of digits: Argument `su",
+        ),
+        (KernelInceptionDistance(feature=Pixels(), normalize=True), "normalize=true expects images in"),
+        (CatMetric(), "it computes a tensor of shape"),
+        (torch.nn.Identity(), "expected a QualityMetric or a torchmetrics.Metric, got Identity"),
+    ],
+)
+def test_what_cannot_measure_is_refused_before_any_work(metric: object, blamed: str, digits: ImageData) -> None:
+    with pytest.raises(ConfigError, match=blamed):
+        sample_quality(metric, digits)

@@ -25,8 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from noising.cli import help as help_text
 from noising.cli.overrides import Composer, composer
-from noising.config.choices import conf_dir
 from noising.commands.loggers import open_results
+from noising.config.choices import conf_dir
 from noising.config.instantiate import make
 from noising.config.theory import build_recipe
 from noising.errors import UsageError

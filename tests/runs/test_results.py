@@ -1,4 +1,4 @@
-"""One way for every number: to the loggers, metrics.csv and summary.json, with what it means and how it was measured."""
+"""One way for every number: to the loggers, metrics.csv and summary.json, with its meaning and its card."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_number_reaches_every_reader(tmp_path: Path) -> None:
         ("test/fd", 20),
     ]
     assert all(type(value) in (int, float) for call in told for value in call[1].values())
-    assert [call for call in service.calls if call[0] == "numbers"][0] == ("numbers", {"train/loss": 0.5}, 10)
+    assert next(call for call in service.calls if call[0] == "numbers") == ("numbers", {"train/loss": 0.5}, 10)
     assert plain.calls[-1] == ("success",)
     assert service.calls[-2:] == [("success",), ("close", False)]
     # each measurement is declared before it is first logged; its errors are not measurements
