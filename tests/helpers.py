@@ -1,13 +1,15 @@
-"""Commands run in this process, a configuration that takes a second, and a comparison bit by bit."""
+"""Commands run in this process, a configuration that takes a second, a comparison bit by bit, and logs read back."""
 
 from __future__ import annotations
 
 import contextlib
 import csv
 import io
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
@@ -135,4 +137,98 @@ def public_names(module: ModuleType) -> set[str]:
         name
         for name, thing in vars(module).items()
         if not name.startswith("_") and getattr(thing, "__module__", None) == module.__name__
+    }
+
+
+def wandb_records(folder: Path) -> list[Any]:
+    """The records of a run's offline files, once wandb's own process, which writes behind our backs, has ended each."""
+    for _ in range(100):
+        files = [_records(file) for file in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
+        if files and all(any(record.HasField("exit") for record in records) for records in files):
+            return [record for records in files for record in records]
+        time.sleep(0.1)
+    raise AssertionError("wandb has not written the end of the run within 10 s")
+
+
+def _records(file: Path) -> list[Any]:
+    """The records of an offline file: a 7-byte header, then protobufs in 32 KiB blocks of a LevelDB log."""
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined,unused-ignore]
+
+    data, at, found, part = file.read_bytes(), 7, [], b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        part += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # a whole record, or the last of its parts
+            found.append(Record.FromString(part))
+            part = b""
+    return found
+
+
+def _merge(tree: dict[str, Any], items: Iterable[Any]) -> dict[str, Any]:
+    """A tree with wandb's items in it: a key, or the keys from the root, and a value as JSON."""
+    for item in items:
+        *above, last = item.nested_key or [item.key]
+        node = tree
+        for key in above:
+            node = node.setdefault(key, {})
+        node[last] = json.loads(item.value_json)
+    return tree
+
+
+def wandb_history(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a run's history, one a call of `log`."""
+    return [_merge({}, record.history.item) for record in wandb_records(folder) if record.HasField("history")]
+
+
+def wandb_summary(folder: Path) -> dict[str, Any]:
+    """The summary that the history left."""
+    tree: dict[str, Any] = {}
+    for record in wandb_records(folder):
+        if record.HasField("summary"):
+            _merge(tree, record.summary.update)
+    return tree
+
+
+def wandb_config(folder: Path) -> dict[str, Any]:
+    """The config of the run, with wandb's own entries under `_wandb`."""
+    tree: dict[str, Any] = {}
+    for record in wandb_records(folder):
+        if record.HasField("run"):
+            _merge(tree, record.run.config.update)
+        if record.HasField("config"):
+            _merge(tree, record.config.update)
+    return tree
+
+
+def wandb_run(folder: Path) -> Any:
+    """The last record of the run itself: run_id, project, display_name, run_group, job_type, tags, notes, resume."""
+    return [record.run for record in wandb_records(folder) if record.HasField("run")][-1]
+
+
+def tensorboard_events(folder: Path) -> Any:
+    """All events under tensorboard/ in a run's folder, as TensorBoard's own reader gives them."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    everything = {"scalars": 0, "images": 0, "tensors": 0}
+    return EventAccumulator(str(folder / "tensorboard"), size_guidance=everything).Reload()
+
+
+def tensorboard_scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of every scalar by its tag."""
+    events = tensorboard_events(folder)
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def tensorboard_texts(folder: Path) -> dict[str, list[tuple[int, str]]]:
+    """Steps and words of every text by its tag."""
+    events = tensorboard_events(folder)
+    return {
+        tag.removesuffix("/text_summary"): [
+            (event.step, event.tensor_proto.string_val[0].decode()) for event in events.Tensors(tag)
+        ]
+        for tag in events.Tags()["tensors"]
     }

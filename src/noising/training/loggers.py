@@ -1,66 +1,132 @@
-"""Loggers: metrics.csv in the run's folder always, TensorBoard and W&B if chosen.
+"""Loggers: the record of what Lightning logs itself, always, and TensorBoard and W&B if chosen.
 
-conf/logger/*.yaml gives each a name and a factory of (run, config); `build_loggers` calls them.
+conf/logger/*.yaml chooses them. `noising.runs.results.Results` feeds TensorBoard and W&B with numbers, pictures, tables
+and charts; `CSVMetrics` stands first in the Trainer's list, and gives to `Results` what a callback logs by `self.log`.
 """
 
+import math
 import netrc
 import os
+import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
+import yaml  # type: ignore[import-untyped]
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
-from PIL import Image
 
 from noising.config.secrets import masked
+from noising.runs.declarations import Declaration
 from noising.runs.folder import Run, replacing
 from noising.runs.results import Results
 
-
-def log_image(loggers: Iterable[Logger], key: str, image: Path | np.ndarray, step: int) -> None:
-    """Give an image, a file or an array (H, W[, 3]) of uint8, to every logger with a `record_image`, as (H, W, 3)."""
-    takers = [logger.record_image for logger in loggers if hasattr(logger, "record_image")]
-    if takers:
-        with Image.open(image) if isinstance(image, Path) else Image.fromarray(image) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-        for record_image in takers:
-            record_image(key, pixels, step)
-
-
-def build_loggers(
-    run: Run, config: Mapping[str, Any], chosen: Mapping[str, Callable[..., Logger]] | None = None
-) -> list[Logger]:
-    """Make metrics.csv's logger, always, and the chosen ones. `chosen` is the instantiated `cfg.logger`."""
-    others = [make(run=run, config=config) for name, make in (chosen or {}).items() if name != "csv"]
-    return [CSVMetrics(run, config), *others]
+VARIABLES = {
+    "project": "WANDB_PROJECT",
+    "entity": "WANDB_ENTITY",
+    "group": "WANDB_RUN_GROUP",
+    "name": "WANDB_NAME",
+    "notes": "WANDB_NOTES",
+    "tags": "WANDB_TAGS",
+    "job_type": "WANDB_JOB_TYPE",
+    "id": "WANDB_RUN_ID",
+}
+"""W&B's variables of the environment, by the argument of wandb.init that each stands for."""
+LONGEST_NAME = 128
+"""The most characters that W&B takes for the name of a run, a group or an artifact."""
 
 
-def close_loggers(loggers: Iterable[Logger], failed: bool = False) -> None:
-    """Write what is buffered, and end W&B's run, since the next job of a sweep begins its own.
+class CSVMetrics(Logger):
+    """Lightning's way into the run's record, without its own numbers "epoch" and "step"."""
 
-    Lightning's `finalize` cannot end it: it comes after every fit and every test.
-    """
-    for logger in loggers:
-        logger.finalize("failed" if failed else "success")
-        if isinstance(logger, WandB):
-            logger.close(failed)
+    name, version = "csv", ""
+
+    def __init__(self, results: Results) -> None:
+        super().__init__()
+        self.results = results
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.results.table.parent)
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add numbers to the record alone: Lightning gives them to the other loggers itself."""
+        if own := {name: value for name, value in metrics.items() if name not in ("epoch", "step")}:
+            self.results.add(own, step or 0)
+
+    @rank_zero_only
+    def save(self) -> None:
+        self.results.sync()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.results.export()
 
 
 class TensorBoard(TensorBoardLogger):
-    """Event files under tensorboard/ in the run's folder."""
+    """Event files under tensorboard/ in the run's folder, with the config as text."""
 
     def __init__(self, run: Run, config: Mapping[str, Any] | None = None) -> None:
         super().__init__(save_dir=run.path, name="tensorboard", version="")
+        self._config = masked(dict(config or {}))
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        begun = self._experiment is not None
+        writer = super().experiment
+        if not begun and self._config:
+            text = yaml.safe_dump(self._config, sort_keys=False, allow_unicode=True)
+            writer.add_text("config", f"```yaml\n{text}```", 0)
+        return writer
+
+    def declare(self, name: str, declaration: Declaration) -> None:
+        """Do nothing: event files have no place for the better direction of a number."""
 
     @rank_zero_only
-    def record_image(self, key: str, image: np.ndarray, step: int) -> None:
+    def record_image(self, key: str, image: np.ndarray, step: int, caption: str = "") -> None:
+        """Record a picture (H, W, 3) of uint8, and its caption as a text under the same key."""
         self.experiment.add_image(key, image, step, dataformats="HWC")
+        if caption:
+            self.experiment.add_text(key, caption, step)
+
+    @rank_zero_only
+    def record_table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
+        """Record a table as a text in Markdown."""
+        lines = [columns, ["---"] * len(columns), *rows]
+        self.experiment.add_text(key, "\n".join(map(_markdown, lines)), step)
+
+    @rank_zero_only
+    def record_chart(
+        self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str, step: int
+    ) -> None:
+        """Record rows (x, y, line) as a curve of scalars for each line, "key/line", and the title as a text.
+
+        TensorBoard's horizontal axis counts in whole numbers. Where an x is none, a point stands at its place in the
+        order of all x of the chart, and the text gives the first and the last x.
+        """
+        points = sorted(rows, key=lambda row: row[0])
+        places = {x: place for place, x in enumerate(dict.fromkeys(x for x, *_ in points))}
+        whole = all(float(x).is_integer() for x in places)
+        for x, y, line in points:
+            self.experiment.add_scalar(f"{key}/{line}", y, int(x) if whole else places[x])
+        text = f"{title}: {columns[1]} by {columns[0]}"
+        if not whole:
+            text += f", in order, from {points[0][0]:g} to {points[-1][0]:g}"
+        self.experiment.add_text(key, text, step)
+
+
+def _markdown(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 class WandB(WandbLogger):
@@ -73,17 +139,35 @@ class WandB(WandbLogger):
     def __init__(
         self,
         run: Run,
-        config: Mapping[str, Any] | None = None,
-        project: str = "noising",
+        config: Mapping[str, Any],
+        command: str = "train",
+        project: str | None = None,
         entity: str | None = None,
         group: str | None = None,
         name: str | None = None,
-        tags: Iterable[str] = (),
+        notes: str | None = None,
+        tags: Sequence[str] = (),
+        artifacts: Sequence[Literal["checkpoints", "samples"]] = (),
     ) -> None:
-        self._folder = run.path / "wandb"
-        options: dict[str, Any] = {"entity": entity, "group": group, "tags": list(tags) or None}
-        options["config"] = masked(dict(config or {}))
-        super().__init__(name=name or run.path.name, save_dir=run.path, project=project, **options)
+        """command: the command's name, the type of the run there. artifacts: what is stored there in the end.
+
+        An option that is not set is that of the environment (WANDB_PROJECT, WANDB_NAME, ...), else our own: the project
+        "noising", the name by `run_name`, the group by `sweep_group`. The tags are those of the config and `tags`. In a
+        run that `wandb agent` starts, wandb itself puts the agent's project, entity and id before any given here.
+
+        Raises ValueError for a tag that W&B would not take.
+        """
+        all_tags = [*dict.fromkeys([*config.get("tags", ()), *tags])]
+        if wrong := [tag for tag in all_tags if not 1 <= len(tag) <= 64]:
+            raise ValueError(f"W&B takes tags of 1 to 64 characters, got {wrong[0]!r}")
+        self._run, self._artifacts = run, artifacts
+        given = {"project": project, "entity": entity, "group": group, "name": name, "notes": notes, "tags": all_tags}
+        own = {"project": "noising", "group": sweep_group(run), "name": run_name(run, command), "job_type": command}
+        arguments = wandb_arguments(given, own, os.environ)
+        self._given_id = arguments.pop("id")
+        self._kinds: dict[str, str] = {}  # of what was recorded, by key
+        self._best: set[str] = set()  # numbers of which the summary holds the best
+        super().__init__(save_dir=run.path, config=masked(dict(config)), **arguments)
 
     @property
     @rank_zero_experiment
@@ -97,8 +181,9 @@ class WandB(WandbLogger):
     def _begin(self, mode: Any) -> Any:
         import wandb
 
-        self._folder.mkdir(parents=True, exist_ok=True)  # wandb falls back to a temporary folder if it cannot write
-        arguments = {**self._wandb_init, "id": self._stable_id()}
+        folder = self._run.path / "wandb"
+        folder.mkdir(parents=True, exist_ok=True)  # wandb falls back to a temporary folder if it cannot write
+        arguments = {**self._wandb_init, "id": _stable_id(folder / "id.txt", self._given_id)}
         arguments.pop("anonymous", None)
         quiet: dict[str, Any] = {"console": "off", "silent": True, "init_timeout": 30.0, "login_timeout": 5.0}
         try:
@@ -111,26 +196,126 @@ class WandB(WandbLogger):
             wandb.teardown()  # its process still holds the id, waiting for the service
             return wandb.init(**arguments, mode="offline", settings=wandb.Settings(**quiet))
 
-    def _stable_id(self) -> str:
-        """The run's identity at W&B: random, since two machines may have equal folders, and stored for a resume."""
-        file = self._folder / "id.txt"
-        if not file.exists():
-            with replacing(file) as out:
-                out.write(uuid.uuid4().hex[:12].encode())
-        return file.read_text().strip()
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log numbers of an optimizer step.
+
+        A number with a better direction is left out where it is not finite: wandb's minimum of nan and more is nan.
+        """
+        shown = {name: value for name, value in metrics.items() if name not in self._best or math.isfinite(value)}
+        if shown:
+            super().log_metrics(shown, step)
 
     @rank_zero_only
-    def record_image(self, key: str, image: np.ndarray, step: int) -> None:
+    def declare(self, name: str, declaration: Declaration) -> None:
+        """Make the summary hold the best value of a number that has a better direction, as {"min": ...} or max."""
+        if declaration.better is not None:
+            self._best.add(name)
+            best = {"lower": "min", "higher": "max"}[declaration.better]
+            self.experiment.define_metric(name, step_metric="trainer/global_step", summary=best)
+
+    @rank_zero_only
+    def record_image(self, key: str, image: np.ndarray, step: int, caption: str = "") -> None:
+        """Record a picture (H, W, 3) of uint8."""
         import wandb
 
-        self.experiment.log({key: wandb.Image(image), "trainer/global_step": step})
+        self._record(key, "picture", wandb.Image(image, caption=caption or None), step)
+
+    @rank_zero_only
+    def record_table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
+        """Record a table; a column may hold words and numbers."""
+        self._record(key, "table", _wandb_table(columns, rows), step)
+
+    @rank_zero_only
+    def record_chart(
+        self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str, step: int
+    ) -> None:
+        """Record rows (x, y, line) as a chart of lines; wandb keeps its table under the chart's key and "_table"."""
+        import wandb
+
+        x, y, line = columns
+        chart = wandb.plot.line(_wandb_table(columns, rows), x, y, stroke=line, title=title)
+        self._record(key, "chart", chart, step)
+
+    def _record(self, key: str, kind: str, content: Any, step: int) -> None:
+        """Log under the key, or under one with the kind behind it if something of another kind came under it first."""
+        own = key if self._kinds.setdefault(key, kind) == kind else f"{key}_{kind}"
+        self.experiment.log({own: content, "trainer/global_step": step})
 
     @rank_zero_only
     def close(self, failed: bool = False) -> None:
-        """End the run at W&B, if one was begun."""
+        """Store the chosen artifacts and end the run at W&B, if one was begun."""
         if self._experiment is not None:
-            self._experiment.finish(exit_code=1 if failed else 0)
-            self._experiment = None
+            try:
+                self._store_artifacts()
+            finally:
+                self._experiment.finish(exit_code=1 if failed else 0)
+                self._experiment = None
+
+    def _store_artifacts(self) -> None:
+        import wandb
+
+        experiment: Any = self._experiment
+        folder = self._run.path
+        kinds = {
+            "checkpoints": ("model", [*(folder / "checkpoints").glob("*.ckpt")]),
+            "samples": ("samples", [self._run.samples_image, folder / "samples.npz", *self._run.samples.rglob("*")]),
+        }
+        # offline, a copy waits for `wandb sync`: by then a resumed run may have replaced the file
+        policy: Literal["mutable", "immutable"] = "mutable" if experiment.offline else "immutable"
+        for kind, paths in (kinds[chosen] for chosen in self._artifacts):
+            if files := sorted(path for path in paths if path.is_file()):
+                artifact = wandb.Artifact(_artifact_name(kind, experiment.id), type=kind)
+                for file in files:
+                    artifact.add_file(str(file), name=file.relative_to(folder).as_posix(), policy=policy)
+                experiment.log_artifact(artifact)
+
+
+def wandb_arguments(given: Mapping[str, Any], own: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
+    """Settle arguments of wandb.init: what is given, else what the environment says, else our own, else None."""
+    found: dict[str, Any] = {}
+    for argument, variable in VARIABLES.items():
+        value: Any = environment.get(variable)
+        if value and argument == "tags":
+            value = value.split(",")
+        found[argument] = given.get(argument) or value or own.get(argument)
+    return found
+
+
+def run_name(run: Run, command: str) -> str:
+    """The run's name at W&B: its overrides, or the command without any, and date and time as its folder has them."""
+    of_sweep = sweep_group(run) is not None
+    folder = Path(os.path.abspath(run.path.parent if of_sweep else run.path))
+    begun = f" ({'/'.join(folder.parts[-2:])[-64:]})"
+    record = run.path / ".hydra" / "overrides.yaml"
+    overrides = yaml.safe_load(record.read_text(encoding="utf-8")) if record.exists() else []
+    words = " ".join(word for word in overrides if word.partition("=")[0].lstrip("+") != "resume") or command
+    room = LONGEST_NAME - len(begun)
+    return (words if len(words) <= room else words[: room - 1] + "…") + begun
+
+
+def sweep_group(run: Run) -> str | None:
+    """The group of a sweep's job at W&B: the sweep's folder from the working directory. None for a single run."""
+    sweep = run.path.parent
+    return os.path.relpath(sweep)[-LONGEST_NAME:] if (sweep / "multirun.yaml").exists() else None
+
+
+def _wandb_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
+    import wandb
+
+    return wandb.Table(columns=[*columns], data=[[*row] for row in rows], allow_mixed_types=True)
+
+
+def _stable_id(file: Path, given: str | None) -> str:
+    """The run's identity at W&B, stored for a resume; random unless given: two machines may have equal folders."""
+    if given or not file.exists():
+        with replacing(file) as out:
+            out.write((given or uuid.uuid4().hex[:12]).encode())
+    return file.read_text().strip()
+
+
+def _artifact_name(kind: str, run_id: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", f"{kind}-{run_id}")[:LONGEST_NAME]
 
 
 def _wandb_mode() -> Any:
@@ -148,33 +333,3 @@ def _wandb_mode() -> Any:
         if any(netrc.netrc(file).authenticators(host) is not None for file in candidates if file.is_file()):
             return "online"
     return "offline"
-
-
-class CSVMetrics(Logger):
-    """The run's own table, metrics.csv: written when logging ends, from a record to which every call adds a line."""
-
-    def __init__(self, run: Run, config: Mapping[str, Any] | None = None) -> None:
-        super().__init__()
-        self.results = Results(run)
-
-    name, version = "csv", ""
-
-    @property
-    def save_dir(self) -> str:
-        return str(self.results.table.parent)
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """config.yaml has them."""
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        own = {name: value for name, value in metrics.items() if name not in ("epoch", "step")}  # Lightning adds them
-        self.results.log({k: value if isinstance(value, int) else float(value) for k, value in own.items()}, step or 0)
-
-    @rank_zero_only
-    def save(self) -> None:
-        self.results.sync()
-
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        self.results.export()
