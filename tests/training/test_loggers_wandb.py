@@ -103,7 +103,8 @@ def test_history_has_every_finite_number_by_optimizer_step_and_the_summary_the_b
     summary = wandb_summary(job)
     assert (summary["val/bound"], summary["val/is"], summary["val/seconds"]) == ({"min": 2.5}, {"max": 5.0}, 4.0)
     metrics = {record.metric.name or record.metric.glob_name: record.metric for record in wandb_records(job)}
-    assert {metrics[name].step_metric for name in ("*", "val/bound", "test/bound")} == {"trainer/global_step"}
+    assert {metrics[name].step_metric for name in ("*", "val/bound", "val/is")} == {"trainer/global_step"}
+    assert summary["test/bound"] == 2.25  # of the end: there is no better one
 
 
 def test_picture_and_chart_have_keys_of_their_own_and_cards_are_a_table(job: Path) -> None:
@@ -186,7 +187,6 @@ def test_run_of_wandb_agent_is_the_agents(bare: Path, monkeypatch: pytest.Monkey
         ("group", "WANDB_RUN_GROUP", "run_group"),
         ("name", "WANDB_NAME", "run_name"),
         ("notes", "WANDB_NOTES", "run_notes"),
-        ("tags", "WANDB_TAGS", "run_tags"),
         ("job_type", "WANDB_JOB_TYPE", "run_job_type"),
         ("id", "WANDB_RUN_ID", "run_id"),
     ],
@@ -196,21 +196,40 @@ def test_what_is_given_wins_over_the_environment_and_that_over_our_own(
 ) -> None:
     import wandb
 
-    listed = argument == "tags"
-    given, own, theirs = [["given"], ["own"], ["a", "b"]] if listed else ["given", "own", "theirs"]
-    variables = {variable: "a,b" if listed else "theirs"}
+    given, own, theirs = ["given", "own", "theirs"]
+    variables = {variable: theirs}
     read = wandb.Settings()
     read.update_from_env_vars(variables)  # as wandb itself reads the environment
-    assert getattr(read, setting) == (tuple(theirs) if listed else theirs)
+    assert getattr(read, setting) == theirs
     for value, environment, expected in [
         (given, variables, given),
         (None, variables, theirs),
-        (type(given)(), {variable: ""}, own),  # "" and [] are as null
+        ("", {variable: ""}, own),  # "" is as null
         (None, {}, own),
     ]:
         found = wandb_arguments({argument: value}, {argument: own}, environment)
         assert found.pop(argument) == expected
         assert set(found.values()) == {None}
+
+
+def test_tags_of_the_environment_come_besides(tmp_path: Path) -> None:
+    for given, environment, expected in [
+        (["x", "a"], {"WANDB_TAGS": "a,b"}, ["x", "a", "b"]),
+        ([], {"WANDB_TAGS": "a,b"}, ["a", "b"]),
+        (["x"], {}, ["x"]),
+        ([], {"WANDB_TAGS": ""}, None),
+    ]:
+        assert wandb_arguments({"tags": given}, {}, environment)["tags"] == expected
+
+
+def test_one_id_for_all_jobs_of_a_sweep_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    WandB(Run(tmp_path / "0"), {})
+    (tmp_path / "multirun.yaml").touch()
+    with pytest.raises(ValueError, match="WANDB_RUN_ID is set, and would make all jobs of the sweep one run"):
+        WandB(Run(tmp_path / "0"), {})
+    monkeypatch.setenv("WANDB_SWEEP_ID", "theirs")  # an agent gives each an id of its own
+    WandB(Run(tmp_path / "0"), {})
 
 
 def test_a_given_id_is_stored_for_a_resume_without_it(tmp_path: Path) -> None:
@@ -226,7 +245,8 @@ def test_names_tell_runs_and_sweeps_apart_within_128_characters(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["schedule=linear", "+model.extra=1", "~metrics"]
-    run = recorded(Path("runs/2026-01-31/12-00-00"), *words, "resume=true")
+    aside = ["resume=true", "logger=[csv,wandb]", "logger.wandb.project=mine", "tags=[x]"]
+    run = recorded(Path("runs/2026-01-31/12-00-00"), *words, *aside)
     assert run_name(run, "train") == "schedule=linear +model.extra=1 ~metrics (2026-01-31/12-00-00)"
     assert sweep_group(run) is None
     assert run_name(recorded(Path("runs/2026-01-31/12-00-00-2")), "sample") == "sample (2026-01-31/12-00-00-2)"

@@ -70,7 +70,8 @@ class Results:
             logger.log_metrics(plain, step)
         if cards:
             self.run.update(plain, cards=cards)
-            entries = [(name, *entry) for name, card in cards.items() for entry in flat(masked(dict(card))).items()]
+            every = self.run.summary["cards"]
+            entries = [(name, *entry) for name, card in every.items() for entry in flat(masked(card)).items()]
             self._tell("record_table", "cards", ("number", "entry", "value"), entries, step)
 
     def write_image(self, key: str, image: Path | np.ndarray, step: int, caption: str = "") -> None:

@@ -155,13 +155,15 @@ class WandB(WandbLogger):
         "noising", the name by `run_name`, the group by `sweep_group`. The tags are those of the config and `tags`. In a
         run that `wandb agent` starts, wandb itself puts the agent's project, entity and id before any given here.
 
-        Raises ValueError for a tag that W&B would not take.
+        Raises ValueError for a tag that W&B would not take, and for one id of all jobs of a sweep.
         """
         all_tags = [*dict.fromkeys([*config.get("tags", ()), *tags])]
         if wrong := [tag for tag in all_tags if not 1 <= len(tag) <= 64]:
             raise ValueError(f"W&B takes tags of 1 to 64 characters, got {wrong[0]!r}")
         self._run, self._artifacts = run, artifacts
         given = {"project": project, "entity": entity, "group": group, "name": name, "notes": notes, "tags": all_tags}
+        if os.environ.get("WANDB_RUN_ID") and "WANDB_SWEEP_ID" not in os.environ and sweep_group(run):
+            raise ValueError("WANDB_RUN_ID is set, and would make all jobs of the sweep one run at W&B: unset it")
         own = {"project": "noising", "group": sweep_group(run), "name": run_name(run, command), "job_type": command}
         arguments = wandb_arguments(given, own, os.environ)
         self._given_id = arguments.pop("id")
@@ -208,8 +210,8 @@ class WandB(WandbLogger):
 
     @rank_zero_only
     def declare(self, name: str, declaration: Declaration) -> None:
-        """Make the summary hold the best value of a number that has a better direction, as {"min": ...} or max."""
-        if declaration.better is not None:
+        """Make the summary hold the best value of a number in the course of training, as {"min": ...} or max."""
+        if declaration.better is not None and name.startswith(("train/", "val/")):
             self._best.add(name)
             best = {"lower": "min", "higher": "max"}[declaration.better]
             self.experiment.define_metric(name, step_metric="trainer/global_step", summary=best)
@@ -272,14 +274,16 @@ class WandB(WandbLogger):
 
 
 def wandb_arguments(given: Mapping[str, Any], own: Mapping[str, Any], environment: Mapping[str, str]) -> dict[str, Any]:
-    """Settle arguments of wandb.init: what is given, else what the environment says, else our own, else None."""
-    found: dict[str, Any] = {}
-    for argument, variable in VARIABLES.items():
-        value: Any = environment.get(variable)
-        if value and argument == "tags":
-            value = value.split(",")
-        found[argument] = given.get(argument) or value or own.get(argument)
-    return found
+    """Settle arguments of wandb.init: what is given, else what the environment says, else our own, else None.
+
+    Tags are those given and those of the environment.
+    """
+    found: dict[str, Any] = {
+        argument: given.get(argument) or environment.get(variable) or own.get(argument)
+        for argument, variable in VARIABLES.items()
+    }
+    of_environment = [tag for tag in environment.get("WANDB_TAGS", "").split(",") if tag]
+    return found | {"tags": [*dict.fromkeys([*given.get("tags", ()), *of_environment])] or None}
 
 
 def run_name(run: Run, command: str) -> str:
@@ -289,9 +293,13 @@ def run_name(run: Run, command: str) -> str:
     begun = f" ({'/'.join(folder.parts[-2:])[-64:]})"
     record = run.path / ".hydra" / "overrides.yaml"
     overrides = yaml.safe_load(record.read_text(encoding="utf-8")) if record.exists() else []
-    words = " ".join(word for word in overrides if word.partition("=")[0].lstrip("+") != "resume") or command
+    words = " ".join(word for word in overrides if not _ADDRESS.match(word)) or command
     room = LONGEST_NAME - len(begun)
     return (words if len(words) <= room else words[: room - 1] + "…") + begun
+
+
+_ADDRESS = re.compile(r"[+~]*(resume|tags|logger)\b")
+"""Overrides that do not change the run, but where it goes on and where its numbers go."""
 
 
 def sweep_group(run: Run) -> str | None:
