@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -138,3 +139,39 @@ def test_sweep_leaves_a_complete_run_for_each_job(tmp_path: Path) -> None:
     rows = read_table(tmp_path / "sweep" / "sweep.csv")
     assert [row["schedule"] for row in rows] == ["linear", "cosine"]
     assert float(rows[0]["test/bound"]) == Run(tmp_path / "sweep" / jobs[0]).summary["test/bound"]
+
+
+def test_an_early_end_says_why_and_lightning_is_heard(noising: Command, tmp_path: Path) -> None:
+    heard: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    lightning = logging.getLogger("lightning.pytorch")
+    lightning.addHandler(handler)
+    early = (
+        "_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/bound, stopping_threshold: 9, verbose: true"
+    )
+    options = (f"+callbacks.early={{{early}}}", "+trainer.profiler=simple", "hydra.run.dir=run")
+    try:
+        outcome = noising("train", *SMALL, *options)
+    finally:
+        lightning.removeHandler(handler)
+    assert outcome.code == 0, outcome.err
+    ended = Run(tmp_path / "run").summary["ended"]
+    assert ended.startswith("at step 10 of 20: EarlyStopping: Stopping threshold reached: val/bound")
+    assert outcome.out.splitlines()[-1] == f"training ended {ended}"
+    assert any("Profiler Report" in words for words in heard)
+    assert any(words.startswith("Stopping threshold reached") for words in heard)
+    noise = ("GPU available", "`Trainer.fit` stopped", "Restor", "Loaded model weights", "`weights_only`")
+    assert not [words for words in heard if words.startswith(noise)]
+    # more steps: it goes on, and is then ended by nothing but them
+    more = noising("train", *SMALL, "trainer.max_steps=12", "hydra.run.dir=run", "resume=true")
+    assert more.code == 0, more.err
+    assert "ended" not in Run(tmp_path / "run").summary
+
+
+def test_a_time_limit_is_a_reason(noising: Command, tmp_path: Path) -> None:
+    outcome = noising(
+        "train", *SMALL, "trainer.max_steps=100000", "+trainer.max_time={seconds: 1}", "hydra.run.dir=run"
+    )
+    assert outcome.code == 0, outcome.err
+    assert Run(tmp_path / "run").summary["ended"].endswith("the time limit (trainer.max_time) is reached")

@@ -147,6 +147,73 @@ def refuse(*given: object, **options: object) -> None:
     raise OSError("no network")
 
 
+OWN = """
+import torch
+from torchmetrics import Metric
+
+from noising.metrics.quality import ClassifierDistance
+
+
+class Mine(ClassifierDistance):
+    distance = "fd_mine"
+
+    def scores(self, logits, class_labels):
+        return {"surprise": 1.5}
+
+
+class Brightness(Metric):
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, images):
+        self.total += images.float().mean() * len(images)
+        self.count += len(images)
+
+    def compute(self):
+        return self.total / self.count
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "yaml", "title"),
+    [
+        ("fd_mine", "_target_: own_metrics.Mine\nn: 70\nrepeats: 2\n", "Fréchet distance (FD-MINE)"),
+        ("brightness", "_target_: own_metrics.Brightness\n", "brightness"),
+    ],
+)
+def test_a_metric_of_ones_own_is_one_class_and_one_yaml(
+    name: str, yaml: str, title: str, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From training with checks to the table of a sweep of samplers, its figure, and a comparison of runs."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own_metrics.py").write_text(OWN)
+    (tmp_path / "conf" / "metrics").mkdir(parents=True)
+    (tmp_path / "conf" / "metrics" / "mine.yaml").write_text(yaml)
+    own = ("--config-dir", "conf", "metrics=mine")
+    trained = noising("train", *own, *SMALL[:-1], "trainer.max_steps=10", *CHECKED, "hydra.run.dir=run")
+    assert trained.code == 0, trained.err
+    assert title in trained.out
+    run = Run(tmp_path / "run")
+    assert {f"test/{name}", f"val/{name}"} <= run.summary.keys()
+    best = load_checkpoint(run.best_checkpoint.with_name(f"best_{name}.ckpt"))["global_step"]
+    course = {int(row["step"]): float(row[f"val/{name}"]) for row in read_table(run.metrics) if row[f"val/{name}"]}
+    assert best == (min if name == "fd_mine" else max)(course, key=course.__getitem__)
+    options = ("checkpoint=run", "sampler=ddim", "device=cpu", "hydra.sweep.dir=sweep")
+    swept = noising("evaluate", "-m", *own, *options, "sampler.steps=2,3")
+    assert swept.code == 0, swept.err
+    assert f"test/{name.replace('_', ' ')}" in swept.out.replace("\n", "")
+    assert (tmp_path / "sweep" / "quality.png").exists()
+    jobs = [str(job.parent) for job in sorted((tmp_path / "sweep").glob("*/summary.json"))]
+    compared = noising("compare", *jobs, "vary=[sampler]", "hydra.run.dir=table")
+    cells = next(line.split("│") for line in compared.out.splitlines() if f"│ test/{name} " in line)
+    assert cells[-2].strip()
+    assert "not ranked" not in cells[-2]
+
+
 def test_unlabelled_data_is_trained_without_measuring(noising: Command, tmp_path: Path) -> None:
     outcome = noising("train", *SMALL[:-1], "data=photo_patches", "trainer.max_steps=2", "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
