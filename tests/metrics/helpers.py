@@ -13,6 +13,13 @@ from noising.metrics.extractors import FeatureExtractor, extract
 from noising.metrics.statistics import FeatureStatistics
 
 
+class Pixels(torch.nn.Module):
+    """The pixels themselves as features."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, 0].flatten(1).double() / 255
+
+
 class Brightness(Metric):
     """The mean of all pixels of 8-bit images: a metric as a user would write it."""
 

@@ -17,7 +17,7 @@ from noising.metrics.measurement import FeatureQuality, SampleQuality, sample_qu
 from noising.metrics.quality import ClassifierDistance, ImageMetric
 from noising.metrics.statistics import write_statistics
 from noising.runs.declarations import Declaration
-from tests.metrics.helpers import Brightness, spread
+from tests.metrics.helpers import Brightness, Pixels, spread
 
 
 def test_real_images_show_what_they_are(digits: ImageData) -> None:
@@ -77,13 +77,6 @@ def test_mirrored_images_and_statistics_from_elsewhere(digits: ImageData, tmp_pa
             write_statistics(file, ".npz", flipped.real.statistics, {**flipped.real.card, **change})
         with pytest.raises(ConfigError, match=words):
             FeatureQuality(ClassifierDistance(n=100, reference=str(target)), digits)
-
-
-class Pixels(torch.nn.Module):
-    """The pixels themselves as features."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images[:, 0].flatten(1).double() / 255
 
 
 class Parts(Brightness):

@@ -113,6 +113,16 @@ def test_what_the_user_wrote_or_allows_is_trusted(tmp_path: Path, monkeypatch: p
         require_trusted({"a": [{"_target_": "theirs_of_test.os.system"}]}, "here")
 
 
+def test_metrics_and_callbacks_of_the_field_are_trusted_unless_they_read_files() -> None:
+    kid: dict[str, Any] = {"_target_": "torchmetrics.image.KernelInceptionDistance", "subset_size": 50}
+    early = {"_target_": "lightning.pytorch.callbacks.EarlyStopping", "monitor": "val/bound"}
+    require_trusted({"metrics": kid, "callbacks": {"early": early}}, "here")
+    fid = {"_target_": "torchmetrics.image.FrechetInceptionDistance", "feature_extractor_weights_path": "theirs.pth"}
+    for bad in (fid, {"_target_": "torchmetrics.image.fid.torch.load"}, {"_target_": "torchmetrics.text.BERTScore"}):
+        with pytest.raises(ConfigError, match="which is not of noising"):
+            require_trusted({"metrics": bad}, "here")
+
+
 def test_the_configs_of_the_project_are_trusted(trained: Path) -> None:
     require_trusted(load_checkpoint(Run(trained).last_checkpoint)["config"], "here")
 

@@ -12,8 +12,10 @@ from noising.config.leaves import leaves
 from noising.config.secrets import is_reference
 from noising.errors import ConfigError
 
-TRUSTED = ("torch.optim",)
-"""Modules of which every public class may be named, besides the classes in conf/."""
+TRUSTED = ("torch.optim", "torchmetrics.image", "lightning.pytorch.callbacks")
+"""Modules of which every public class may be named, besides the classes in conf/, if no option is the path of a file:
+torchmetrics unpickles weights from there.
+"""
 
 
 def require_trusted(config: Any, source: str) -> None:
@@ -28,13 +30,14 @@ def require_trusted(config: Any, source: str) -> None:
     allowed = [name for name in allowed if name and not _within(name, ("noising",))]
     if not isinstance(config, Mapping):  # OmegaConf would read a string as YAML, and find other nodes in it
         raise ConfigError(f"{source}: its config is not a mapping: it was not written by noising")
+    reads_files = {path.rpartition(".")[0] for path, _ in leaves(config) if path.endswith("_path")}
     for path, value in leaves(config):
-        name = path.rpartition(".")[2]
+        node, _, name = path.rpartition(".")
         # a run stores its config resolved; ${oc.create:...} would make nodes after this check
         for text in (path, value):
             if isinstance(text, str) and "${" in text and not is_reference(name, text):
                 raise ConfigError(f"{source}: its config holds an interpolation ({text[:40]!r}): a run stores none")
-        if name == "_target_" and not _trusted(str(value), allowed):
+        if name == "_target_" and not _trusted(str(value), allowed, () if node in reads_files else TRUSTED):
             package = str(value).partition(".")[0]
             reason = f"is not of noising: if you trust it, set NOISING_ALLOW={package}"
             if package in sys.stdlib_module_names:
@@ -44,13 +47,14 @@ def require_trusted(config: Any, source: str) -> None:
             raise ConfigError(f"{source}: its config names {value}, which {reason}")
 
 
-def _trusted(target: str, allowed: list[str]) -> bool:
+def _trusted(target: str, allowed: list[str], public: tuple[str, ...]) -> bool:
+    """public: modules of which public classes may be named."""
     if target in choices.targets():
         return True
     first = target.partition(".")[0]
     here = first != "noising" and (Path(f"{first}.py").is_file() or Path(first, "__init__.py").is_file())
-    trusted = (*TRUSTED, *allowed, *([first] if here else []))
-    if not _within(target, trusted) or (_within(target, TRUSTED) and "._" in target):
+    trusted = (*public, *allowed, *([first] if here else []))
+    if not _within(target, trusted) or (_within(target, public) and "._" in target):
         return False  # without importing it
     try:
         found = locate(target, "")

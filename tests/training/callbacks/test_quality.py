@@ -8,9 +8,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
+from torchmetrics.image import KernelInceptionDistance
 
 import noising as package
 from noising.experiment import Experiment
+from noising.metrics.measurement import sample_quality
+from noising.metrics.quality import ImageMetric
 from noising.runs.folder import Run
 from noising.runs.results import Results
 from noising.training.callbacks.quality import QualityCheck
@@ -19,6 +22,7 @@ from noising.training.checkpoints import load_checkpoint
 from noising.training.ema import EMA
 from noising.training.progress import StepProgress
 from tests.helpers import SMALL, Command, read_table, run_command
+from tests.metrics.helpers import Brightness, Pixels
 
 MEASURED = [*SMALL[:-1], "trainer.max_steps=10", "trainer.val_check_interval=10", "metrics.n=70", "metrics.repeats=2"]
 CHECKED = ["callbacks.quality.every_n_steps=5", "callbacks.quality.keep_best=true"]
@@ -77,6 +81,14 @@ def test_the_number_is_evaluates(runs: dict[str, Run], noising: Command, tmp_pat
     assert evaluated == at_the_end
 
 
+class BrightnessCheck(QualityCheck):
+    """By a sum: Lightning takes one callback of a class."""
+
+
+class KernelCheck(QualityCheck):
+    """By features."""
+
+
 def test_two_processes_find_the_number_of_one(runs: dict[str, Run], tmp_path: Path) -> None:
     found = []
     for devices in (1, 2):
@@ -93,6 +105,11 @@ def test_two_processes_find_the_number_of_one(runs: dict[str, Run], tmp_path: Pa
                 callback.load(trained.checkpoint)
             if isinstance(callback, QualityCheck):
                 callback.batch_size = 40  # four batches, the last one smaller
+                facts = (results, callback.sampler, callback.ema, callback.seed, callback.config)
+        kernel = KernelInceptionDistance(feature=Pixels(), subsets=2, subset_size=50)
+        # another's metrics, whose states are gathered by torchmetrics
+        callbacks.append(BrightnessCheck(*facts, sample_quality(ImageMetric(Brightness(), n=100), trained.data)))
+        callbacks.append(KernelCheck(*facts, sample_quality(ImageMetric(kernel, n=100), trained.data)))
         trainer = Trainer(
             accelerator="cpu",
             devices=devices,
@@ -105,7 +122,7 @@ def test_two_processes_find_the_number_of_one(runs: dict[str, Run], tmp_path: Pa
         )
         trainer.test(module, trained.data, verbose=False)
         found.append({k: v for k, v in results.run.summary.items() if k.startswith("test/") and "quality" not in k})
-    assert "test/fd" in found[0]
+    assert {"test/fd", "test/brightness", "test/kernel_inception_distance"} <= found[0].keys()
     assert found[0] == found[1]
 
 
