@@ -239,10 +239,8 @@ class DiffusionModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the bound from sums over ranks, not means of means: every image counts the same on any rank."""
-        split, meter = self._evaluation.split, self._evaluation.meter
-        sums = meter.sums.to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
-        meter.merge(self.trainer.strategy.reduce(sums, reduce_op="sum").cpu())
-        numbers = {f"{split}/{name}": value for name, value in meter.compute().items()}
+        split, estimate = self._evaluation.split, self._evaluation.compute(self.device)
+        numbers = {f"{split}/{name}": value for name, value in estimate.numbers().items()}
         self.write({name: value for name, value in numbers.items() if not math.isnan(value)})
         # for callbacks that follow a number, the same on every rank
         self.log(f"{split}/bound", torch.tensor(numbers[f"{split}/bound"]), logger=False, sync_dist=True)

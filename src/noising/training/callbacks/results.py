@@ -108,7 +108,7 @@ class ResultsCallback(Callback):
         assert isinstance(pl_module, DiffusionModule)
         evaluation, data = pl_module.test, self.data
         split = evaluation.split
-        numbers = {f"{split}/{name}": value for name, value in evaluation.meter.compute().items()}
+        numbers = {f"{split}/{name}": value for name, value in evaluation.estimate.numbers().items()}
         if not math.isfinite(numbers[f"{split}/bound"]):
             raise DivergenceError(
                 f"the bound of the {split} images is not finite: the weights of step {pl_module.trained_steps} give "
@@ -131,7 +131,7 @@ class ResultsCallback(Callback):
             **(self.source or {}),
         }
         self.run.write(numbers, {f"{split}/bound": card})
-        curve = evaluation.meter.curve()
+        curve = evaluation.estimate.curve()
         bins = likelihood.step_bins(curve, evaluation.chain, split, numbers[f"{split}/prior"])
         likelihood.write_bins(self.run.bound_by_step, bins)
         self._draw_bound(trainer, pl_module)
