@@ -19,12 +19,12 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.objectives import Objective
 from noising.diffusion.times import BatchSlot, TimeSampler
 from noising.randomness import generator, normal, seed_global_generators
+from noising.training.losses import QuartileLosses
 from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, StepLog
 from noising.training.validation import BoundEvaluation
 
 log = logging.getLogger(__name__)
 
-QUARTILES = 4
 MAX_SKIPPED = 20
 """Steps in a row that are left out before the training ends."""
 
@@ -64,11 +64,9 @@ class DiffusionModule(LightningModule):
         self.skipped_steps = self._skipped_in_a_row = 0
         self.nonfinite_guard = NonFiniteGuard()
         self.restored_step = 0
-        # Loss sums and counts by quartile of t since they were last logged. On the device, so that no step waits for a
-        # number; not a buffer, since DDP would overwrite each rank's with rank 0's.
-        self._sums = torch.zeros(2, QUARTILES)
+        self.losses = QuartileLosses()  # since they were last logged
         # their state after the last optimizer step, for a checkpoint that is written within one
-        self._settled, self._settled_times = self._sums, times.state_dict()
+        self._settled, self._settled_times = self.losses.sums.clone(), times.state_dict()
 
     @property
     def trained_steps(self) -> int:
@@ -80,7 +78,7 @@ class DiffusionModule(LightningModule):
         checkpoint["skipped_steps"] = self.skipped_steps
         checkpoint["times"] = self._settled_times
         gathered: Tensor = self.all_gather(self._settled)  # type: ignore[assignment]
-        checkpoint["loss_sums"] = gathered.reshape(-1, 2, QUARTILES).sum(0).cpu()
+        checkpoint["loss_sums"] = gathered.reshape(-1, *self._settled.shape).sum(0).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.restored_step = int(checkpoint["global_step"])
@@ -153,7 +151,7 @@ class DiffusionModule(LightningModule):
             # a step may be left out for images whose loss is not finite
             self.times.observe(*(observed[:, observed[1].isfinite()] if self.skip_nonfinite_steps else observed))
         self.nonfinite_guard.note(StepLog(step, t, batch["index"], loss.detach()))
-        self._note(t, loss.detach())
+        self.losses.update(t, loss.detach())
         return (weight.to(loss, non_blocking=True) * loss).mean()
 
     def class_label(self, batch: dict[str, Tensor]) -> Tensor | None:
@@ -167,12 +165,6 @@ class DiffusionModule(LightningModule):
         drawn = generator(self.seed, "label", step, micro, self.global_rank).random(len(label)) < self.label_dropout
         return label.masked_fill(torch.from_numpy(drawn).to(label.device, non_blocking=True), self.classes)
 
-    def _note(self, t: Tensor, loss: Tensor) -> None:
-        quartile = ((t * QUARTILES).ceil().long() - 1).clamp(0, QUARTILES - 1).to(loss.device, non_blocking=True)
-        # losses that are not finite belong to a step that is left out, or end the training before the sums are read
-        self._sums[0].index_add_(0, quartile, loss.float().nan_to_num(0, 0, 0))
-        self._sums[1].index_add_(0, quartile, loss.isfinite().float())
-
     def on_train_start(self) -> None:
         """Take the optimizer's options from the config: a checkpoint restores those that it was written with."""
         chosen: dict[str, Any] = getattr(self.optimizer, "keywords", {})  # the optimizer is a partial
@@ -184,9 +176,10 @@ class DiffusionModule(LightningModule):
                 group["initial_lr"] = chosen["lr"]
                 group["lr"] = chosen["lr"] * self.lr_schedule(scheduler.last_epoch)
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
-        # a resumed run's sums over all ranks go on with the first
-        summed = self._settled if self.global_rank == 0 else torch.zeros(2, QUARTILES)
-        self._sums = summed.to(self.device, copy=True)
+        self.losses.reset()
+        if self.global_rank == 0:  # a resumed run's sums over all ranks go on with the first
+            self.losses.sums.copy_(self._settled)
+        self._settled = self.losses.sums.clone()
 
     def configure_callbacks(self) -> list[Callback]:
         return [_EndOfStep()]
@@ -197,24 +190,17 @@ class DiffusionModule(LightningModule):
             return
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.nonfinite_guard.check(self, self.denoiser.schedule)
-            numbers = {name: float(value) for name, value in self.mean_losses().items()}
+            numbers = self.losses.compute()
+            self.losses.reset()
             if self.skip_nonfinite_steps:
                 numbers["train/skipped_steps"] = float(self.skipped_steps)
             self.write({**numbers, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
-        self._settled, self._settled_times = self._sums.clone(), self.times.state_dict()
+        self._settled, self._settled_times = self.losses.sums.clone(), self.times.state_dict()
 
     def write(self, numbers: dict[str, float]) -> None:
         """Give numbers to every logger, under the number of steps taken; `self.log` would be one behind."""
         for logger in self.trainer.loggers:
             logger.log_metrics(numbers, step=self.trained_steps)
-
-    def mean_losses(self) -> dict[str, Tensor]:
-        """train/loss and train/loss_q1..q4 (by quartile of t, clean first) over all ranks since the last call."""
-        gathered: Tensor = self.all_gather(self._sums)  # type: ignore[assignment]
-        total, count = gathered.reshape(-1, 2, QUARTILES).sum(0)
-        self._sums.zero_()
-        by_quartile = {f"train/loss_q{i + 1}": total[i] / count[i] for i in range(QUARTILES)}
-        return {"train/loss": total.sum() / count.sum(), **by_quartile}
 
     @property
     def _evaluation(self) -> BoundEvaluation:
