@@ -21,6 +21,7 @@ from noising.diffusion.times import BatchSlot, TimeSampler
 from noising.randomness import generator, normal, seed_global_generators
 from noising.training.losses import QuartileLosses
 from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, StepLog
+from noising.training.throughput import Throughput
 from noising.training.validation import BoundEvaluation
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class DiffusionModule(LightningModule):
         self.skipped_steps = self._skipped_in_a_row = 0
         self.nonfinite_guard = NonFiniteGuard()
         self.restored_step = 0
+        self.throughput = Throughput()
+        self._images = 0  # of a step, over all ranks
         self.losses = QuartileLosses()  # since they were last logged
         # their state after the last optimizer step, for a checkpoint that is written within one
         self._settled, self._settled_times = self.losses.sums.clone(), times.state_dict()
@@ -140,6 +143,7 @@ class DiffusionModule(LightningModule):
             size=len(x),
             total=len(x) * world * accumulate,
         )
+        self._images = draw.total
         t, weight = self.times.sample(draw, self.denoiser.schedule)
         noise = normal(x.shape, self.seed, "noise", step, micro, rank, device=x.device)
         seed_global_generators(self.seed, "dropout", step, micro, rank)
@@ -153,6 +157,13 @@ class DiffusionModule(LightningModule):
         self.nonfinite_guard.note(StepLog(step, t, batch["index"], loss.detach()))
         self.losses.update(t, loss.detach())
         return (weight.to(loss, non_blocking=True) * loss).mean()
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Take the step, and count its images before any callback reads the throughput or pauses its clock."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.throughput.count(self._images)
 
     def class_label(self, batch: dict[str, Tensor]) -> Tensor | None:
         """The classes of a batch, (B,) int64, or None for an unconditional network."""
@@ -185,7 +196,7 @@ class DiffusionModule(LightningModule):
         return [_EndOfStep()]
 
     def end_step(self, batch_idx: int) -> None:
-        """Log the mean losses since the last log, and the learning rate, every log_every_n_steps."""
+        """Log the mean losses since the last log, learning rate and throughput, every log_every_n_steps."""
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
@@ -194,7 +205,9 @@ class DiffusionModule(LightningModule):
             self.losses.reset()
             if self.skip_nonfinite_steps:
                 numbers["train/skipped_steps"] = float(self.skipped_steps)
-            self.write({**numbers, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
+            numbers["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+            rate = self.throughput.images_per_second  # after the wait for the losses
+            self.write(numbers if math.isnan(rate) else {**numbers, "train/images_per_second": rate})
         self._settled, self._settled_times = self.losses.sums.clone(), self.times.state_dict()
 
     def write(self, numbers: dict[str, float]) -> None:

@@ -92,11 +92,12 @@ class ResultsCallback(Callback):
                 logger.results.resume_from(self._start)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the throughput that the progress bar measured, and the number of steps that were left out."""
+        """Write the throughput, and the number of steps that were left out."""
         assert isinstance(pl_module, DiffusionModule)
         if trainer.is_global_zero and pl_module.skip_nonfinite_steps:
             self.run.write({"train/skipped_steps": pl_module.skipped_steps})
-        rate = getattr(trainer.progress_bar_callback, "images_per_second", math.nan)
+        pl_module.throughput.stop()
+        rate = pl_module.throughput.images_per_second
         if trainer.is_global_zero and not math.isnan(rate):
             self.run.write({"train/images_per_second": rate})
 
