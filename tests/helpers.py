@@ -131,6 +131,20 @@ def same(one: Any, other: Any, place: str = "") -> None:
         assert one == other, place
 
 
+def _rank(rank: int, work: Callable[[int], Any], folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    torch.save(work(rank), folder / f"rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def on_two_ranks(work: Callable[[int], Any], folder: Path) -> list[Any]:
+    """The results of a module's function of the rank, called in two processes of one group."""
+    torch.multiprocessing.spawn(_rank, (work, folder), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
 def public_names(module: ModuleType) -> set[str]:
     """The classes and functions that a module defines for others."""
     return {

@@ -82,7 +82,7 @@ def test_it_goes_on_to_the_numbers_it_would_have_had(old: Run, noising: Command)
     assert "goes on from step 15" in log
     assert "other options" not in log
     now, before = rows(old.metrics), rows(BEFORE / "whole.csv")
-    assert old.metrics.read_bytes().splitlines()[:4] == (BEFORE / "whole.csv").read_bytes().splitlines()[:4]
+    assert [{name: row[name] for name in before[0]} for row in now[:3]] == before[:3]  # others are new today
     assert [row["step"] for row in now] == ["5", "10", "15", "20"]
     for name, value in before[-1].items():
         assert float(now[-1][name]) == pytest.approx(float(value), abs=1e-6), name

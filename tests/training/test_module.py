@@ -67,19 +67,6 @@ def test_times_of_a_step_do_not_depend_on_how_it_is_shared_out(digits: ImageData
     assert torch.equal(torch.cat(parts), whole)
 
 
-def test_loss_by_quartile(digits: ImageData) -> None:
-    module = Experiment(composed(), digits).module
-    trainer = SimpleNamespace(global_step=0)
-    module.trainer = trainer  # type: ignore[assignment]
-    module.all_gather = lambda sums: sums  # type: ignore[method-assign, assignment, return-value]
-    t = torch.tensor([0.25, 0.250001, 0.5, 0.75, 0.9, 1.0], dtype=torch.float64)
-    module._note(t, torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0, 32.0]))
-    losses = {name: value.item() for name, value in module.mean_losses().items()}
-    quartiles = {f"train/loss_q{i}": value for i, value in zip((1, 2, 3, 4), (1.0, 3.0, 8.0, 24.0), strict=True)}
-    assert losses == {"train/loss": 63 / 6, **quartiles}
-    assert not module._sums.any()  # a mean since the last log
-
-
 def test_importance_weights_reach_the_loss(digits: ImageData) -> None:
     class Weighted(type(Experiment(composed(), digits).module.times)):  # type: ignore[misc]
         def sample(self, draw: Any, schedule: Any) -> tuple[Tensor, Tensor]:

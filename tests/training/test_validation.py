@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -11,6 +13,7 @@ from noising.diffusion.likelihood.estimators import Stratified
 from noising.diffusion.schedules import Cosine
 from noising.training.validation import BoundEvaluation
 from tests.diffusion.helpers import Crooked, denoiser_of, images
+from tests.helpers import on_two_ranks, same
 
 
 def evaluated(*parts: list[int], split: str = "val") -> BoundEvaluation:
@@ -22,14 +25,33 @@ def evaluated(*parts: list[int], split: str = "val") -> BoundEvaluation:
     return evaluation
 
 
+def numbers(evaluation: BoundEvaluation) -> dict[str, float]:
+    return evaluation.compute(torch.device("cpu")).numbers()
+
+
 def test_images_carry_their_noise_with_them() -> None:
     whole, split = evaluated([0, 1, 2, 3, 4, 5]), evaluated([5, 2], [0], [1, 3, 4])
-    assert split.meter.compute() == pytest.approx(whole.meter.compute(), rel=1e-6)
-    assert evaluated([0, 1, 2, 3, 4, 5]).meter.compute() == whole.meter.compute()
+    assert numbers(split) == pytest.approx(numbers(whole), rel=1e-6)
+    assert numbers(evaluated([0, 1, 2, 3, 4, 5])) == numbers(whole)
+
+
+def shared_out(rank: int) -> list[dict[str, float]]:
+    """Three images a rank, then all on the first."""
+    return [numbers(evaluated(*parts)) for parts in ([[[0, 2, 4]], [[1, 3, 5]]][rank], [[[3, 1, 5]], []][rank])]
+
+
+def test_two_ranks_are_one(tmp_path: Path) -> None:
+    """To the last bit what the sums of both give; a rank without images adds nothing."""
+    first, second = on_two_ranks(shared_out, tmp_path)
+    same(first, second)
+    both = evaluated([0, 2, 4])
+    both._meter.merge_state(evaluated([1, 3, 5])._meter)
+    same(first, [numbers(both), numbers(evaluated([3, 1, 5]))])
+    assert first[0] == pytest.approx(numbers(evaluated([0, 1, 2, 3, 4, 5])), rel=1e-6)
 
 
 def test_splits_have_noise_of_their_own() -> None:
-    assert evaluated([0, 1], split="test").meter.compute()["steps"] != evaluated([0, 1]).meter.compute()["steps"]
+    assert numbers(evaluated([0, 1], split="test"))["steps"] != numbers(evaluated([0, 1]))["steps"]
 
 
 class Convolved(Crooked):
@@ -47,7 +69,7 @@ def test_autocast_does_not_reach_the_bound() -> None:
         evaluation, x = BoundEvaluation(Adaptive(0.1), DiscretizedGaussian(17), 50, "val"), images(3).float()
         evaluation.begin(denoiser, 3, lambda index: (x[index], None))
         evaluation.update(x, torch.arange(3))
-        return evaluation.meter.compute()
+        return numbers(evaluation)
 
     whole = bound()
     with torch.autocast("cpu", torch.bfloat16):
@@ -57,8 +79,9 @@ def test_autocast_does_not_reach_the_bound() -> None:
 
 def test_it_begins_anew() -> None:
     evaluation, x = evaluated([0, 1, 2]), images(6).float()
+    numbers(evaluation)
     assert evaluation.card()["images"] == 3
     evaluation.begin(denoiser_of(Crooked(), Cosine(50)), 6, lambda index: (x[index], None))
     evaluation.update(x[:2], torch.tensor([0, 1]))
+    assert numbers(evaluation) == numbers(evaluated([0, 1]))
     assert evaluation.card()["images"] == 2
-    assert evaluation.meter.compute() == evaluated([0, 1]).meter.compute()

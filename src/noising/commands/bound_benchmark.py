@@ -102,9 +102,9 @@ def _repeated(
     """Monte Carlo standard error and network evaluations of one estimate, averaged over repeats."""
     variance, evaluations = 0.0, 0.0
     for seed in range(repeats):
-        meter = evaluate_bound(terms, estimator, images._replace(seed=seed), batch_size, evaluations_bar)
-        variance += meter.compute()["bound_mc_se"] ** 2 / repeats
-        evaluations += meter.plan.evaluations / repeats
+        bound = evaluate_bound(terms, estimator, images._replace(seed=seed), batch_size, evaluations_bar)
+        variance += bound.numbers()["bound_mc_se"] ** 2 / repeats
+        evaluations += bound.plan.evaluations / repeats
     return math.sqrt(variance), evaluations
 
 

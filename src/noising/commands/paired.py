@@ -46,16 +46,16 @@ def measure_difference(cfg: DictConfig, run: Run) -> None:
         results.declare(_declared(unit))
         with in_evaluation(first.denoiser), in_evaluation(second.denoiser), config_errors("bound"):
             images = first.image_set(cfg.split, device)
-            meter = evaluate_bound(pair, estimator, images, cfg.batch_size, evaluations_bar)
-        numbers = meter.compute()
+            bound = evaluate_bound(pair, estimator, images, cfg.batch_size, evaluations_bar)
+        numbers = bound.numbers()
         card = {
             "first": first.source,
             "second": second.source,
             "estimator": OmegaConf.to_container(cfg.bound),
             "split": cfg.split,
-            "images": meter.images,
+            "images": bound.images,
             "timesteps": pair.timesteps,
-            "evaluations_of_each": meter.plan.evaluations,
+            "evaluations_of_each": bound.plan.evaluations,
             "unit": unit,
             "precision": "float32",
         }
@@ -63,7 +63,7 @@ def measure_difference(cfg: DictConfig, run: Run) -> None:
         named = {f"{cfg.split}/{name}": value for name, value in shown.items()}
         results.write_all(named, max(first.step, second.step), {f"{cfg.split}/difference": card})
     ours, theirs = (os.path.relpath(path) for path in cfg.runs)
-    print(f"bound of {ours} less that of {theirs}, {meter.images} {cfg.split} images, bits/dim")
+    print(f"bound of {ours} less that of {theirs}, {bound.images} {cfg.split} images, bits/dim")
     errors = (number(numbers[f"bound{error}"]) for error in ERRORS)
     ends = ("bound", "bound_population")
     intervals = (f"{numbers[f'{name}_low']:+.4f} to {numbers[f'{name}_high']:+.4f}" for name in ends)
@@ -72,7 +72,7 @@ def measure_difference(cfg: DictConfig, run: Run) -> None:
     better = ours if numbers["bound"] < 0 else theirs
     sure = numbers["bound_low"] > 0 or numbers["bound_high"] < 0
     words = f"{better} is the better one on these images" if sure else "neither is better by more than the interval"
-    print(f"{words}; {meter.plan.evaluations:,} network evaluations of each")
+    print(f"{words}; {bound.plan.evaluations:,} network evaluations of each")
     print_files(run.summary_file)
 
 

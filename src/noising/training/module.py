@@ -21,15 +21,15 @@ from noising.diffusion.times import BatchSlot, TimeSampler
 from noising.randomness import generator, normal, seed_global_generators
 from noising.runs.declarations import Declaration
 from noising.runs.results import Results
+from noising.training.losses import LOSSES, QuartileLosses
 from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, StepLog
+from noising.training.throughput import Throughput
 from noising.training.validation import BoundEvaluation
 
 log = logging.getLogger(__name__)
 
-QUARTILES = 4
 TRAINING = {
-    "loss": Declaration("training loss", better="lower"),
-    **{f"loss_q{i + 1}": Declaration(f"training loss, quarter {i + 1} of t", shown=False) for i in range(QUARTILES)},
+    **LOSSES,
     "lr": Declaration("learning rate", shown=False),
     "images_per_second": Declaration("training throughput", "images/s"),
     "skipped_steps": Declaration("steps left out, since their gradients were not finite", shown=False),
@@ -76,11 +76,11 @@ class DiffusionModule(LightningModule):
         self.restored_step = 0
         self.results: Results | None = None
         """Where numbers go; None in a Trainer without a run's folder: to Lightning's loggers."""
-        # Loss sums and counts by quartile of t since they were last logged. On the device, so that no step waits for a
-        # number; not a buffer, since DDP would overwrite each rank's with rank 0's.
-        self._sums = torch.zeros(2, QUARTILES)
+        self.throughput = Throughput()
+        self._images = 0  # of a step, over all ranks
+        self.losses = QuartileLosses()  # since they were last logged
         # their state after the last optimizer step, for a checkpoint that is written within one
-        self._settled, self._settled_times = self._sums, times.state_dict()
+        self._settled, self._settled_times = self.losses.sums.clone(), times.state_dict()
 
     @property
     def trained_steps(self) -> int:
@@ -92,7 +92,7 @@ class DiffusionModule(LightningModule):
         checkpoint["skipped_steps"] = self.skipped_steps
         checkpoint["times"] = self._settled_times
         gathered: Tensor = self.all_gather(self._settled)  # type: ignore[assignment]
-        checkpoint["loss_sums"] = gathered.reshape(-1, 2, QUARTILES).sum(0).cpu()
+        checkpoint["loss_sums"] = gathered.reshape(-1, *self._settled.shape).sum(0).cpu()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.restored_step = int(checkpoint["global_step"])
@@ -154,6 +154,7 @@ class DiffusionModule(LightningModule):
             size=len(x),
             total=len(x) * world * accumulate,
         )
+        self._images = draw.total
         t, weight = self.times.sample(draw, self.denoiser.schedule)
         noise = normal(x.shape, self.seed, "noise", step, micro, rank, device=x.device)
         seed_global_generators(self.seed, "dropout", step, micro, rank)
@@ -165,8 +166,15 @@ class DiffusionModule(LightningModule):
             # a step may be left out for images whose loss is not finite
             self.times.observe(*(observed[:, observed[1].isfinite()] if self.skip_nonfinite_steps else observed))
         self.nonfinite_guard.note(StepLog(step, t, batch["index"], loss.detach()))
-        self._note(t, loss.detach())
+        self.losses.update(t, loss.detach())
         return (weight.to(loss, non_blocking=True) * loss).mean()
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Take the step, and count its images before any callback reads the throughput or pauses its clock."""
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.throughput.count(self._images)
 
     def class_label(self, batch: dict[str, Tensor]) -> Tensor | None:
         """The classes of a batch, (B,) int64, or None for an unconditional network."""
@@ -179,12 +187,6 @@ class DiffusionModule(LightningModule):
         drawn = generator(self.seed, "label", step, micro, self.global_rank).random(len(label)) < self.label_dropout
         return label.masked_fill(torch.from_numpy(drawn).to(label.device, non_blocking=True), self.classes)
 
-    def _note(self, t: Tensor, loss: Tensor) -> None:
-        quartile = ((t * QUARTILES).ceil().long() - 1).clamp(0, QUARTILES - 1).to(loss.device, non_blocking=True)
-        # losses that are not finite belong to a step that is left out, or end the training before the sums are read
-        self._sums[0].index_add_(0, quartile, loss.float().nan_to_num(0, 0, 0))
-        self._sums[1].index_add_(0, quartile, loss.isfinite().float())
-
     def on_train_start(self) -> None:
         """Take the optimizer's options from the config: a checkpoint restores those that it was written with."""
         chosen: dict[str, Any] = getattr(self.optimizer, "keywords", {})  # the optimizer is a partial
@@ -196,24 +198,28 @@ class DiffusionModule(LightningModule):
                 group["initial_lr"] = chosen["lr"]
                 group["lr"] = chosen["lr"] * self.lr_schedule(scheduler.last_epoch)
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
-        # a resumed run's sums over all ranks go on with the first
-        summed = self._settled if self.global_rank == 0 else torch.zeros(2, QUARTILES)
-        self._sums = summed.to(self.device, copy=True)
+        self.losses.reset()
+        if self.global_rank == 0:  # a resumed run's sums over all ranks go on with the first
+            self.losses.sums.copy_(self._settled)
+        self._settled = self.losses.sums.clone()
 
     def configure_callbacks(self) -> list[Callback]:
         return [_EndOfStep()]
 
     def end_step(self, batch_idx: int) -> None:
-        """Log the mean losses since the last log, and the learning rate, every log_every_n_steps."""
+        """Log the mean losses since the last log, learning rate and throughput, every log_every_n_steps."""
         if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
             return
         if self.global_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self.nonfinite_guard.check(self, self.denoiser.schedule)
-            numbers = {name: float(value) for name, value in self.mean_losses().items()}
+            numbers = self.losses.compute()
+            self.losses.reset()
             if self.skip_nonfinite_steps:
                 numbers["train/skipped_steps"] = float(self.skipped_steps)
-            self.write({**numbers, "train/lr": self.trainer.optimizers[0].param_groups[0]["lr"]})
-        self._settled, self._settled_times = self._sums.clone(), self.times.state_dict()
+            numbers["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+            rate = self.throughput.images_per_second  # after the wait for the losses
+            self.write(numbers if math.isnan(rate) else {**numbers, "train/images_per_second": rate})
+        self._settled, self._settled_times = self.losses.sums.clone(), self.times.state_dict()
 
     def write(self, numbers: dict[str, float]) -> None:
         """Write numbers under the number of steps taken; `self.log` would be one behind."""
@@ -222,14 +228,6 @@ class DiffusionModule(LightningModule):
                 logger.log_metrics(numbers, step=self.trained_steps)
         elif self.trainer.is_global_zero:
             self.results.write_all(numbers, self.trained_steps)
-
-    def mean_losses(self) -> dict[str, Tensor]:
-        """train/loss and train/loss_q1..q4 (by quartile of t, clean first) over all ranks since the last call."""
-        gathered: Tensor = self.all_gather(self._sums)  # type: ignore[assignment]
-        total, count = gathered.reshape(-1, 2, QUARTILES).sum(0)
-        self._sums.zero_()
-        by_quartile = {f"train/loss_q{i + 1}": total[i] / count[i] for i in range(QUARTILES)}
-        return {"train/loss": total.sum() / count.sum(), **by_quartile}
 
     @property
     def _evaluation(self) -> BoundEvaluation:
@@ -254,10 +252,8 @@ class DiffusionModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the bound from sums over ranks, not means of means: every image counts the same on any rank."""
-        split, meter = self._evaluation.split, self._evaluation.meter
-        sums = meter.sums.to(self.device, torch.float32 if self.device.type == "mps" else torch.float64)
-        meter.merge(self.trainer.strategy.reduce(sums, reduce_op="sum").cpu())
-        numbers = {f"{split}/{name}": value for name, value in meter.compute().items()}
+        split, estimate = self._evaluation.split, self._evaluation.compute(self.device)
+        numbers = {f"{split}/{name}": value for name, value in estimate.numbers().items()}
         if not self.trainer.testing:  # a test's numbers are written with their card
             self.write({name: value for name, value in numbers.items() if not math.isnan(value)})
         # for callbacks that follow a number, the same on every rank

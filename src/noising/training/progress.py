@@ -16,6 +16,8 @@ from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TimeRemainingColumn
 
+from noising.training.throughput import Throughput
+
 REFRESH_SECONDS = 0.25
 LINES = 10  # plain lines a task, where there is no terminal
 
@@ -32,15 +34,7 @@ class StepProgress(ProgressBar):
         self._training: TaskID | None = None
         self._evaluation = ExitStack()
         self._loss: torch.Tensor | None = None
-        self._images = 0  # seen while the clock of the throughput ran
-        self._seconds = 0.0
-        self._running_since: float | None = None
-
-    @property
-    def images_per_second(self) -> float:
-        """Images per second over all ranks, without validation, sampling and the first step; nan before the second."""
-        seconds = self._seconds + (0.0 if self._running_since is None else self._clock() - self._running_since)
-        return self._images / seconds if self._images and seconds > 0 else math.nan
+        self._throughput = Throughput()  # the module's, as soon as there is one
 
     def enable(self) -> None:
         self._enabled = True
@@ -50,24 +44,13 @@ class StepProgress(ProgressBar):
 
     @contextmanager
     def task(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Show something else, such as sampling, while the clock of the training stands still. Gives `advance(n)`."""
-        was_running = self._pause()
-        task = self._open(description, total)
-        try:
-            yield lambda n: self._draw(task, self._due(), advance=n)
-        finally:
-            self._close(task)
-            if was_running:
-                self._running_since = self._clock()
-
-    def _pause(self) -> bool:
-        if self._running_since is None:
-            return False
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()  # the steps still queued belong to the training
-        self._seconds += self._clock() - self._running_since
-        self._running_since = None
-        return True
+        """Show something else, such as sampling, while the clock of the throughput stands still. Gives `advance(n)`."""
+        with self._throughput.paused():
+            task = self._open(description, total)
+            try:
+                yield lambda n: self._draw(task, self._due(), advance=n)
+            finally:
+                self._close(task)
 
     # --- the display: tasks inside each other share it, and the last one stays on the screen
 
@@ -113,30 +96,28 @@ class StepProgress(ProgressBar):
 
     def _draw_training(self) -> None:
         text = "" if self._loss is None else f"loss {float(self._loss):.4f}"  # the only wait for the device
-        if not math.isnan(rate := self.images_per_second):
+        if not math.isnan(rate := self._throughput.images_per_second):
             text += f"  {rate:.{0 if rate >= 10 else 2}f} images/s"
         assert self._training is not None
         self._draw(self._training, completed=self.trainer.global_step, text=text)
 
     def _close_training(self) -> None:
-        self._pause()
         if self._training is not None:
             self._close(self._training, completed=self.trainer.global_step)
             self._training = None
 
     # --- Lightning's hooks
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self._throughput = pl_module.throughput  # type: ignore[assignment]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._first_step = trainer.global_step + 1
         self._training = self._open("training", trainer.max_steps, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._running_since is not None:
-            self._images += len(batch["image"]) * trainer.world_size
-        elif trainer.global_step >= self._first_step:  # the first step compiles, allocates, starts workers
-            self._running_since = self._clock()
         self._loss = outputs["loss"].detach() * trainer.accumulate_grad_batches  # Lightning has divided it
         if self._due():
             self._draw_training()

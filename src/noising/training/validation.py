@@ -15,7 +15,7 @@ from torch import Tensor
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.likelihood.estimators import BoundEstimator, BoundPlan, ImageSet, evaluate_draws
-from noising.diffusion.likelihood.meter import BoundMeter
+from noising.diffusion.likelihood.meter import BoundEstimate, BoundMeter
 from noising.diffusion.likelihood.terms import ModelTerms
 from noising.diffusion.transitions import Chain
 from noising.errors import config_errors
@@ -49,7 +49,12 @@ def _outside_autocast() -> ExitStack:
 
 
 class BoundEvaluation:
-    """An estimator of the bound, the decoder of its chain of T steps, and the sums over the images so far."""
+    """An estimator of the bound, the decoder of its chain of T steps, and the sums over the images so far.
+
+    estimate: the bound of the images of all ranks, from `compute` on.
+    """
+
+    estimate: BoundEstimate
 
     def __init__(self, estimator: BoundEstimator, decoder: Decoder, timesteps: int, split: str) -> None:
         """split: the name of the set of images, which is part of the key of the draws."""
@@ -73,7 +78,7 @@ class BoundEvaluation:
         self._images = ImageSet(count, fetch, self.split, _SEED)
         with _outside_autocast(), config_errors("bound"):
             self.plan: BoundPlan = self.estimator.plan(self.terms, self._images, share)
-        self.meter = BoundMeter(self.plan, self.timesteps)
+        self._meter = BoundMeter(self.plan, self.timesteps)
         self._at_once = 1
 
     @torch.no_grad()
@@ -82,7 +87,17 @@ class BoundEvaluation:
         self._at_once = max(self._at_once, len(x))  # a small last batch still evaluates many draws at once
         given = self.terms, self.plan, self._images, index.cpu(), x, class_label
         with _outside_autocast():
-            self.meter.update(evaluate_draws(*given, self._at_once))
+            self._meter.update(evaluate_draws(*given, self._at_once))
+
+    def compute(self, device: torch.device) -> BoundEstimate:
+        """Estimate the bound from the sums of all ranks, all of which must call it; device: the process group's.
+
+        Raises ValueError if no rank has seen an image.
+        """
+        if device.type != "mps":  # which has no float64, and no other process
+            self._meter.to(device)  # NCCL reaches no sums on the host
+        self.estimate = self._meter.compute()
+        return self.estimate
 
     def card(self) -> dict[str, Any]:
         """Everything that the numbers depend on besides the weights."""
@@ -93,11 +108,11 @@ class BoundEvaluation:
             "timesteps": self.timesteps,
             "grid": "t = i/T",
             "evaluations": self.plan.evaluations,
-            "evaluations_of_the_full_sum": self.timesteps * self.meter.images,
+            "evaluations_of_the_full_sum": self.timesteps * self.estimate.images,
             "replicates": self.plan.replicates,
             "decoder": type(self.decoder).__name__,
             "split": self.split,
-            "images": self.meter.images,
+            "images": self.estimate.images,
             "precision": "float32",
             "noise_seed": _SEED,
         }

@@ -87,7 +87,7 @@ def estimate(terms: Cached, estimator: Adaptive, seed: int) -> tuple[dict[str, f
     plan = estimator.plan(terms, chosen)
     meter = BoundMeter(plan, terms.timesteps)
     meter.update(evaluate_draws(terms, plan, chosen, index, chosen.fetch(index)[0], at_once=100_000))
-    return meter.compute(), plan
+    return meter.compute().numbers(), plan
 
 
 @pytest.mark.parametrize(("name", "relative"), [("trained_terms", 0.01), ("oracle_terms", 0.02)])

@@ -72,7 +72,7 @@ def test_exact_is_the_sum_of_all_terms() -> None:
     streams.uniform((1, 30))
     noise = lambda: streams.normal(x.shape[1:]).to(x)  # noqa: E731
     bound = variational_bound(terms.denoiser, terms.chain, x, DECODER, noise, clip=1.0)
-    numbers, bits = meter.compute(), bound.bits_per_dim
+    numbers, bits = meter.compute().numbers(), bound.bits_per_dim
     assert numbers["bound"] == pytest.approx(bits.total.mean().item(), rel=1e-12)
     assert numbers["prior"] == pytest.approx(bits.prior.mean().item(), rel=1e-12)
     assert numbers["decoder"] == pytest.approx(bits.decoder.mean().item(), rel=1e-12)
@@ -85,7 +85,7 @@ def test_stratified_is_unbiased_and_knows_its_error() -> None:
     terms, x = terms_of(60), images(8)
 
     def repeat(estimator: BoundEstimator, count: int, *names: str) -> tuple[torch.Tensor, ...]:
-        found = [meter_of(terms, estimator, x, seed=seed).compute() for seed in range(count)]
+        found = [meter_of(terms, estimator, x, seed=seed).compute().numbers() for seed in range(count)]
         return tuple(torch.tensor([numbers[name] for numbers in found], dtype=torch.float64) for name in names)
 
     estimated, stated, low, high, over_images = repeat(
@@ -105,13 +105,13 @@ def test_stratified_is_unbiased_and_knows_its_error() -> None:
 @pytest.mark.parametrize("estimator", [Stratified(8), Adaptive(0.05)], ids=["stratified", "adaptive"])
 def test_batches_and_ranks_add_up(estimator: BoundEstimator) -> None:
     terms, x = terms_of(40), images(6)
-    whole = meter_of(terms, estimator, x)
+    whole = meter_of(terms, estimator, x).compute()
     split = meter_of(terms, estimator, x, [3, 1], [0, 2, 4, 5])
-    ranks = [meter_of(terms, estimator, x, [0, 2, 4]), meter_of(terms, estimator, x, [1, 3, 5])]
-    ranks[0].merge(ranks[0].sums + ranks[1].sums)
-    for other in (split, ranks[0]):
+    ranks = meter_of(terms, estimator, x, [0, 2, 4])
+    ranks.merge_state(meter_of(terms, estimator, x, [1, 3, 5]))
+    for other in (split.compute(), ranks.compute()):
         assert other.images == 6
-        assert other.compute() == pytest.approx(whole.compute(), rel=1e-11)
+        assert other.numbers() == pytest.approx(whole.numbers(), rel=1e-11)
         for one, same in zip(other.curve(), whole.curve(), strict=True):
             torch.testing.assert_close(one, same, rtol=1e-9, atol=1e-12)
 
@@ -119,16 +119,17 @@ def test_batches_and_ranks_add_up(estimator: BoundEstimator) -> None:
 def test_curve_is_the_mean_of_each_bin() -> None:
     """Exactly, for the exact estimator: bits and denoising errors, step by step, joined where draws are few."""
     terms, x = terms_of(30), images(80)
-    meter = meter_of(terms, Exact(), x)
-    curve = meter.curve()
+    bound = meter_of(terms, Exact(), x).compute()
+    curve = bound.curve()
     assert curve.edges.tolist() == list(range(1, 32))
-    numbers = meter.compute()
+    numbers = bound.numbers()
     assert curve.bits[0].item() == pytest.approx(numbers["decoder"], rel=1e-12)
     assert curve.bits[1:].sum().item() == pytest.approx(numbers["steps"], rel=1e-12)
-    few = meter_of(terms, Exact(), x[:20]).curve()
+    some = meter_of(terms, Exact(), x[:20]).compute()
+    few = some.curve()
     assert few.edges.tolist() == [1, 2, *range(6, 30, 4), 31]  # 64 draws of 20 images take four steps
     assert (few.bits * few.edges.diff()).sum().item() == pytest.approx(
-        meter_of(terms, Exact(), x[:20]).compute()["bound"] - numbers_prior(terms, x[:20]), rel=1e-9
+        some.numbers()["bound"] - numbers_prior(terms, x[:20]), rel=1e-9
     )
     # the error of the denoiser itself, at one step
     chosen = ImageSet(80, lambda index: (x[index], None), "bound")
@@ -171,17 +172,17 @@ def test_difference_is_the_difference() -> None:
     """Pairing shares images, steps and noise: of a model and itself nothing is left, not even an error."""
     first, x = terms_of(40), images(6)
     second = terms_of(40, clip=None)
-    paired = meter_of(Difference(first, second), Stratified(8), x).compute()  # type: ignore[arg-type]
-    apart = [meter_of(terms, Stratified(8), x).compute()["bound"] for terms in (first, second)]
+    paired = meter_of(Difference(first, second), Stratified(8), x).compute().numbers()  # type: ignore[arg-type]
+    apart = [meter_of(terms, Stratified(8), x).compute().numbers()["bound"] for terms in (first, second)]
     assert paired["bound"] == pytest.approx(apart[0] - apart[1], rel=1e-9)
-    same = meter_of(Difference(first, first), Adaptive(0.01), x).compute()  # type: ignore[arg-type]
+    same = meter_of(Difference(first, first), Adaptive(0.01), x).compute().numbers()  # type: ignore[arg-type]
     assert (same["bound"], same["bound_mc_se"]) == (0, 0)
     with pytest.raises(ValueError, match="40 and of 30 steps"):
         Difference(first, terms_of(30))
 
 
 def test_what_cannot_be_told_is_not_a_number() -> None:
-    numbers = meter_of(terms_of(40), Stratified(8), images(1)).compute()
+    numbers = meter_of(terms_of(40), Stratified(8), images(1)).compute().numbers()
     assert math.isnan(numbers["bound_image_se"])
     assert numbers["bound_population_high"] == numbers["bound_high"]
     with pytest.raises(ValueError, match="seen no image"):

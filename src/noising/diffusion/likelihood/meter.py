@@ -22,6 +22,7 @@ from noising.diffusion.likelihood.estimators import (
     evaluate_draws,
     log_strata,
 )
+from noising.diffusion.likelihood.sums import SumsOverRanks
 from noising.diffusion.likelihood.terms import BoundTerms
 
 BINS = 120  # upper limit of the bins of steps in a curve
@@ -43,59 +44,43 @@ class BoundCurve(NamedTuple):
     error: Tensor
 
 
-class BoundMeter:
-    """Accumulates the draws of images as sums, which may be added over ranks, and computes the bound from them."""
+class BoundEstimate:
+    """The sums of all images, over batches and ranks, with the bound that they give.
 
-    def __init__(self, plan: BoundPlan, timesteps: int) -> None:
+    edges: (K + 1,) int64, bin k holds the steps edges[k] .. edges[k + 1] − 1. Float64 sums, on the host, in bits/dim:
+    image_moments: (8,) over images, of 1, prior, floor, bound (the mean of R replicates), bound², and the variances of
+    the means of the steps, the decoder and both; replicate_sums: (R, 2) over images, of the steps and the decoder;
+    bin_sums: (4, K) over the draws in each bin, of 1, bits, bits² and ‖x − x̂‖²/D.
+    """
+
+    def __init__(
+        self,
+        plan: BoundPlan,
+        timesteps: int,
+        edges: Tensor,
+        image_moments: Tensor,
+        replicate_sums: Tensor,
+        bin_sums: Tensor,
+    ) -> None:
+        """Raises ValueError if there is no image."""
         self.plan = plan
         self.timesteps = timesteps
-        self._edges = log_strata(timesteps, BINS)
-        self._images = torch.zeros(8, dtype=torch.float64)
-        self._replicates = torch.zeros(plan.replicates, 2, dtype=torch.float64)
-        self._bins = torch.zeros(4, len(self._edges) - 1, dtype=torch.float64)
-
-    def update(self, draws: BoundDraws) -> None:
-        """Add the draws of some images."""
-        nats = draws.dims * math.log(2)
-        row, replicate, step, weight = draws.places
-        bits = draws.nats / nats * weight
-        prior, floor = draws.prior / nats, draws.floor / nats
-        table = torch.zeros(len(prior), self.plan.replicates, 2, dtype=torch.float64)  # steps, decoder
-        table.index_put_((row, replicate, (step == 1).long()), bits, accumulate=True)
-        self._replicates += table.sum(0)
-        which = torch.searchsorted(self._edges, step, right=True) - 1
-        for sums, values in zip(self._bins, (torch.ones_like(bits), bits, bits**2, draws.error), strict=True):
-            sums.index_add_(0, which, values)
-        means = prior + table.sum(2).mean(1)
-        moments = [torch.ones_like(prior), prior, floor, means, means**2]
-        moments += [_variance_of_mean(values) for values in (table[..., 0], table[..., 1], table.sum(2))]
-        self._images += torch.stack([moment.sum() for moment in moments])
-
-    @property
-    def sums(self) -> Tensor:
-        """The whole state as one vector, to be summed over ranks."""
-        return torch.cat([self._images, self._replicates.flatten(), self._bins.flatten()])
-
-    def merge(self, sums: Tensor) -> None:
-        """Set the state to sums over all ranks."""
-        parts = torch.split(sums, [self._images.numel(), self._replicates.numel(), self._bins.numel()])
-        own = (self._images, self._replicates, self._bins)
-        self._images, self._replicates, self._bins = (a.reshape_as(b) for a, b in zip(parts, own, strict=True))
+        self._edges, self._images, self._replicates, self._bins = edges, image_moments, replicate_sums, bin_sums
+        if not self.images:
+            raise ValueError("the bound has seen no image")
 
     @property
     def images(self) -> int:
-        """Number of images so far."""
+        """Number of images."""
         return int(self._images[0])
 
-    def compute(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, float]:
         """The bound and its terms prior, steps and decoder, in bits/dim; decoder_floor is the least possible decoder.
 
         *_mc_se are Monte Carlo standard errors, bound_image_se the standard error over images. bound_low and bound_high
         are the 95% interval for these images, bound_population_low and _high for the population. Undefined errors, as
-        of a single image, are nan. Raises ValueError before the first image.
+        of a single image, are nan.
         """
-        if not self.images:
-            raise ValueError("the bound has seen no image")
         n, prior, floor = self._images[:3].tolist()
         steps, decoder = (self._replicates.mean(0) / n).tolist()
         bound = prior / n + steps + decoder
@@ -162,6 +147,49 @@ class BoundMeter:
         return BoundCurve(torch.tensor(edges), total / weight / widths, spread.sqrt() / weight / widths, error / count)
 
 
+class BoundMeter(SumsOverRanks):
+    """Accumulates the draws of images on the host as sums, and computes the bound of the images of all ranks."""
+
+    image_moments: Tensor
+    replicate_sums: Tensor
+    bin_sums: Tensor
+
+    def __init__(self, plan: BoundPlan, timesteps: int) -> None:
+        super().__init__()
+        self.plan = plan
+        self.timesteps = timesteps
+        self._edges = log_strata(timesteps, BINS)
+        self.add_sums("image_moments", 8)
+        self.add_sums("replicate_sums", plan.replicates, 2)
+        self.add_sums("bin_sums", 4, len(self._edges) - 1)
+
+    def update(self, draws: BoundDraws) -> None:
+        """Add the draws of some images."""
+        nats = draws.dims * math.log(2)
+        row, replicate, step, weight = draws.places
+        bits = draws.nats / nats * weight
+        prior, floor = draws.prior / nats, draws.floor / nats
+        table = torch.zeros(len(prior), self.plan.replicates, 2, dtype=torch.float64)  # steps, decoder
+        table.index_put_((row, replicate, (step == 1).long()), bits, accumulate=True)
+        self.replicate_sums += table.sum(0)
+        which = torch.searchsorted(self._edges, step, right=True) - 1
+        for sums, values in zip(self.bin_sums, (torch.ones_like(bits), bits, bits**2, draws.error), strict=True):
+            sums.index_add_(0, which, values)
+        means = prior + table.sum(2).mean(1)
+        moments = [torch.ones_like(prior), prior, floor, means, means**2]
+        moments += [_variance_of_mean(values) for values in (table[..., 0], table[..., 1], table.sum(2))]
+        self.image_moments += torch.stack([moment.sum() for moment in moments])
+
+    def compute(self) -> BoundEstimate:
+        """Sum over ranks: all must call it, each with its states where its process group can reach them.
+
+        Raises ValueError if no rank has seen an image.
+        """
+        states = (self.image_moments, self.replicate_sums, self.bin_sums)
+        sums = (state.to("cpu", copy=True) for state in states)  # later updates add in place
+        return BoundEstimate(self.plan, self.timesteps, self._edges, *sums)
+
+
 @torch.no_grad()
 def evaluate_bound(
     terms: BoundTerms,
@@ -169,7 +197,7 @@ def evaluate_bound(
     images: ImageSet,
     batch_size: int = 64,
     progress: Progress | None = None,
-) -> BoundMeter:
+) -> BoundEstimate:
     """Estimate the bound of a whole set of images on one device, at most batch_size evaluations at once."""
     plan = estimator.plan(terms, images)
     meter = BoundMeter(plan, terms.timesteps)
@@ -177,7 +205,7 @@ def evaluate_bound(
         for index in torch.split(torch.arange(images.size), 8 * batch_size):  # few of many images may have a draw
             x, label = images.fetch(index)
             meter.update(evaluate_draws(terms, plan, images, index, x, label, batch_size, advance))
-    return meter
+    return meter.compute()
 
 
 class _Error(NamedTuple):

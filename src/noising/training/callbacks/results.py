@@ -116,7 +116,8 @@ class ResultsCallback(Callback):
             self.results.run.update({"ended": reason})
         if trainer.is_global_zero and pl_module.skip_nonfinite_steps:
             self.results.write("train/skipped_steps", pl_module.skipped_steps, trainer.global_step)
-        rate = getattr(trainer.progress_bar_callback, "images_per_second", math.nan)
+        pl_module.throughput.stop()
+        rate = pl_module.throughput.images_per_second
         if trainer.is_global_zero and not math.isnan(rate):
             self.results.write("train/images_per_second", rate, trainer.global_step)
 
@@ -128,7 +129,7 @@ class ResultsCallback(Callback):
         assert isinstance(pl_module, DiffusionModule)
         evaluation, data = pl_module.test, self.data
         split = evaluation.split
-        numbers = {f"{split}/{name}": value for name, value in evaluation.meter.compute().items()}
+        numbers = {f"{split}/{name}": value for name, value in evaluation.estimate.numbers().items()}
         if not math.isfinite(numbers[f"{split}/bound"]):
             raise DivergenceError(
                 f"the bound of the {split} images is not finite: the weights of step {pl_module.trained_steps} give "
@@ -151,7 +152,7 @@ class ResultsCallback(Callback):
             **(self.source or {}),
         }
         self.results.write_all(numbers, pl_module.trained_steps, {f"{split}/bound": card})
-        curve = evaluation.meter.curve()
+        curve = evaluation.estimate.curve()
         bins = likelihood.step_bins(curve, evaluation.chain, split, numbers[f"{split}/prior"])
         likelihood.write_bins(self.results.run.bound_by_step, bins)
         self._draw_bound(pl_module.trained_steps)

@@ -66,11 +66,13 @@ class SampleGrid(Callback):
         step, unfinished = trainer.global_step, (batch_idx + 1) % trainer.accumulate_grad_batches
         if not self.every_n_steps or step % self.every_n_steps or unfinished:
             return
-        with self.ema.swapped(pl_module):
-            grid = sample_grid(self._draw(trainer, pl_module), self.classes, self.count)
-        if trainer.is_global_zero:
-            save_png(self.results.run.samples_at(step), grid)
-            self.results.write_image("samples", grid, step, self._caption(step))
+        assert isinstance(pl_module, DiffusionModule)
+        with pl_module.throughput.paused():
+            with self.ema.swapped(pl_module):
+                grid = sample_grid(self._draw(trainer, pl_module), self.classes, self.count)
+            if trainer.is_global_zero:
+                save_png(self.results.run.samples_at(step), grid)
+                self.results.write_image("samples", grid, step, self._caption(step))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the final grid and the reverse process; during the test the averaged weights are in place."""
