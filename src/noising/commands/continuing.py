@@ -30,7 +30,7 @@ def changed_since(run: Run, cfg: DictConfig) -> list[str]:
     # but another optimizer would take the one's averages for its own
     own = [f"optimizer.{name}" for name in map(str, cfg.optimizer) if name != "_target_"]
     require_same_options(run, without_secrets(cfg), may_differ=(*RESUMABLE_OPTIONS, *own))
-    return changed_options(run.config, without_secrets(cfg), may_differ=("resume",))
+    return changed_options(run.config, without_secrets(cfg), may_differ=("resume", "logger"))
 
 
 def checkpoint_to_continue(run: Run, max_steps: int) -> Path | None:
