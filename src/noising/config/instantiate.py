@@ -35,7 +35,8 @@ def make(node: Any, path: str, kind: type[T], /, **facts: Any) -> T:
     `path` is the node's place in the config, for messages; `kind` the class of the result. A nested node is built too,
     with the same facts. An option that the node sets wins over a fact. With `_partial_: true` the result is a
     functools.partial. Raises ConfigError for all that is wrong with an option, for a ValueError or TypeError of the
-    constructor, where its numbers are too large to compute with or to hold, and for another kind.
+    constructor, where its numbers are too large to compute with or to hold, where a file, a download or a package that
+    it needs is not there, and for another kind.
     """
     plain = _plain(node, path)
     _visit(plain, path)  # a misspelt option is told before anything costly (a data set, a network) is built
@@ -111,6 +112,8 @@ def _call(
         if isinstance(error, RuntimeError) and not _is_size(error):
             raise
         raise ConfigError(f"{path}: {one_line(error)}") from error
+    except (OSError, ImportError) as error:  # a file, a download or a package that is not there
+        raise ConfigError(f"{path}: {_name(target)} raised {type(error).__name__}: {one_line(error)}") from error
 
 
 def _is_size(error: RuntimeError) -> bool:

@@ -17,7 +17,7 @@ from noising.diffusion.schedules import Cosine
 from noising.runs.folder import Run
 from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
 from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, StepLog
-from tests.helpers import SMALL, Command, read_table
+from tests.helpers import SMALL, Command, read_table, wandb_records
 
 STEP, PLACE = 12, 3
 
@@ -94,7 +94,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("poisoned")
 def test_a_run_that_diverges_ends_with_its_step_and_keeps_what_was_good(noising: Command, tmp_path: Path) -> None:
-    outcome = noising("train", *SMALL, "hydra.run.dir=run")
+    outcome = noising("train", *SMALL, "logger=wandb", "hydra.run.dir=run")
     assert outcome.code == 1
     (line,) = (line for line in outcome.err.splitlines() if line.startswith("error: "))
     assert "diverged at step 12: the loss of training image" in line
@@ -104,6 +104,8 @@ def test_a_run_that_diverges_ends_with_its_step_and_keeps_what_was_good(noising:
     assert "skip_nonfinite_steps=true" in line
     run = Run(tmp_path / "run")
     assert run.status == "failed"
+    (end,) = (record.exit.exit_code for record in wandb_records(run.path) if record.HasField("exit"))
+    assert end == 1  # marked as failed there too
     kept = load_checkpoint(run.last_checkpoint)
     assert kept["global_step"] == 10
     assert all(weight.isfinite().all() for weight in kept["state_dict"].values())
