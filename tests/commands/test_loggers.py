@@ -11,6 +11,7 @@ from tests.helpers import (
     SMALL,
     read_table,
     run_command,
+    run_script,
     tensorboard_scalars,
     wandb_history,
     wandb_records,
@@ -38,18 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", ["train", *COMMANDS])
-def test_every_number_reaches_every_reader(command: str, folder: Path) -> None:
-    if command != "train":
-        name, *words = COMMANDS[command]
-        outcome = run_command(name, folder, *words, EVERYWHERE, f"hydra.run.dir={command}")
-        assert outcome.code == 0, outcome.err
-    run = Run(folder / command)
+def require_everywhere(run: Run) -> None:
+    """The last value of each number, in every reader; TensorBoard's are float32."""
     numbers = {name: value for name, value in run.summary.items() if "/" in name and value is not None}
     assert {type(value) for value in numbers.values()} <= {int, float}
-    assert len(numbers) >= {"train": 40, "sample": 1}.get(command, 3)
-    history, scalars = wandb_history(run.path), tensorboard_scalars(run.path)
-    of_wandb = {name: value for row in history for name, value in row.items()}
+    of_wandb = {name: value for row in wandb_history(run.path) for name, value in row.items()}
+    scalars = tensorboard_scalars(run.path)
     of_table: dict[str, str] = {}
     for row in read_table(run.metrics):
         of_table |= {name: cell for name, cell in row.items() if cell}
@@ -57,10 +52,32 @@ def test_every_number_reaches_every_reader(command: str, folder: Path) -> None:
         assert float(of_table[name]) == value, name
         assert of_wandb[name] == value, name
         assert scalars[name][-1][1] == pytest.approx(value, rel=1e-6), name
-    assert wandb_run(run.path).job_type == ("evaluate" if command == "quality" else command)
     assert run.summary["cards"].keys() <= numbers.keys()
+
+
+@pytest.mark.parametrize("command", ["train", *COMMANDS])
+def test_every_number_reaches_every_reader(command: str, folder: Path) -> None:
     if command != "train":
-        assert {step for name in numbers for step, _ in scalars[name]} == {20}  # of the weights
+        name, *words = COMMANDS[command]
+        outcome = run_command(name, folder, *words, EVERYWHERE, f"hydra.run.dir={command}")
+        assert outcome.code == 0, outcome.err
+    run = Run(folder / command)
+    numbers = [name for name in run.summary if "/" in name]
+    assert len(numbers) >= {"train": 40, "sample": 1}.get(command, 3)
+    require_everywhere(run)
+    assert wandb_run(run.path).job_type == ("evaluate" if command == "quality" else command)
+    if command != "train":
+        scalars = tensorboard_scalars(run.path)
+        assert {step for name in numbers for step, _ in scalars.get(name, [])} == {20}  # of the weights
+
+
+@pytest.mark.slow  # two processes
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_spawn"])
+def test_so_it_does_from_two_processes(strategy: str, tmp_path: Path) -> None:
+    options = [*SMALL[:-1], "metrics.n=70", "metrics.repeats=2", "trainer.devices=2", f"trainer.strategy={strategy}"]
+    outcome = run_script("train.py", tmp_path, *options, EVERYWHERE, "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    require_everywhere(Run(tmp_path / "run"))
 
 
 def test_a_training_shows_itself_in_wandb(folder: Path) -> None:

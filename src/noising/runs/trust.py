@@ -12,7 +12,7 @@ from noising.config.leaves import leaves
 from noising.config.secrets import is_reference
 from noising.errors import ConfigError
 
-TRUSTED = ("torch.optim", "torchmetrics.image", "lightning.pytorch.callbacks")
+TRUSTED = ("torch.optim", "torchmetrics.image", "lightning.pytorch.callbacks", "lightning.pytorch.loggers")
 """Modules of which every public class may be named, besides the classes in conf/, if no option is the path of a file:
 torchmetrics unpickles weights from there.
 """

@@ -169,12 +169,18 @@ class WandB(WandbLogger):
         self._given_id = arguments.pop("id")
         self._kinds: dict[str, str] = {}  # of what was recorded, by key
         self._best: set[str] = set()  # numbers of which the summary holds the best
+        # of the run that another process has begun: Lightning's __getstate__ begins it before ddp_spawn's workers
+        self._attach_id: str | None = None
         super().__init__(save_dir=run.path, config=masked(dict(config)), **arguments)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        if self._experiment is None:
+        if self._experiment is None and self._attach_id is not None:
+            import wandb
+
+            self._experiment = wandb._attach(self._attach_id)
+        elif self._experiment is None:
             self._experiment = self._begin(_wandb_mode())
             self._experiment.define_metric("trainer/global_step")
             self._experiment.define_metric("*", step_metric="trainer/global_step", step_sync=True)
