@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -108,6 +109,21 @@ def test_what_is_best_and_what_is_not_ranked() -> None:
     assert verdict("test/fd", [a, more], ["A", "D"], ["sampler", "samples"], DECLARED) == "D"
     assert verdict("test/fd", [a, {}], ["A", "E"], [], DECLARED) == ""  # not measured of one
     assert verdict("test/seconds", [{"test/seconds": 1.0}] * 2, ["A", "B"], [], DECLARED) == ""
+
+
+def test_runs_of_earlier_versions_are_ranked(noising: Command, tmp_path: Path) -> None:
+    """Their summaries declare nothing, and hold no numbers of the course of training."""
+    for name, bound in (("one", 2.5), ("other", 2.9)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text("seed: 0\n")
+        numbers = {"test/bound": bound, "test/bound_mc_se": 0.01, "test/precision": bound / 10}
+        (tmp_path / name / "summary.json").write_text(json.dumps({"status": "finished", "cards": {}, **numbers}))
+    outcome = noising("compare", "one", "other", "hydra.run.dir=table")
+    assert outcome.code == 0, outcome.err
+    best = {
+        cells[1].strip(): cells[-2].strip() for line in outcome.out.splitlines() if len(cells := line.split("│")) > 3
+    }
+    assert (best["test/bound"], best["test/precision"]) == ("one", "other")
 
 
 def test_a_card_says_how_and_not_of_which_model() -> None:

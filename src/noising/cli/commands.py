@@ -34,6 +34,7 @@ COMMANDS = {
         "set runs side by side, or measure the difference of two",
         "comparisons",
         positional="runs=[{}]",
+        reads=("bound",),
     ),
     "benchmark": Command(
         "noising.commands.benchmark:benchmark",

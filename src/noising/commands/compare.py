@@ -27,9 +27,7 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
         measure_difference(cfg, Run(run_dir))
         return
     rows = [_row(path) for path in cfg.runs]
-    declared: dict[str, Declaration] = {}
-    for path in cfg.runs:
-        declared |= from_summary(Run(path).summary)
+    declared = _declared(cfg.runs)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     _require_entries(cfg.vary, columns)
     table, results = run_dir / "comparison.csv", open_results(Run(run_dir), cfg, "compare")
@@ -70,6 +68,22 @@ def _row(path: str) -> Row:
     numbers = {key: value for key, value in summary.items() if "/" in key and not isinstance(value, dict)}
     cards = flat({key: measurement(card) for key, card in summary.get("cards", {}).items()}, "card ")
     return {"run": path, **options, "status": run.status, **numbers, **cards}
+
+
+def _declared(runs: Iterable[str]) -> dict[str, Declaration]:
+    """The declarations of the runs' numbers; for runs of earlier versions, which stored none, those of today."""
+    summaries = [Run(path).summary for path in runs]
+    found: dict[str, Declaration] = {}
+    if any("declared" not in summary for summary in summaries):
+        from noising.metrics.quality import ClassifierDistance, DINOv2Distance, InceptionDistance
+        from noising.training.validation import bound_declarations  # here: they bring Lightning
+
+        found |= bound_declarations("bits/dim")
+        for metric in (ClassifierDistance(), InceptionDistance(), DINOv2Distance()):
+            found |= metric.declared
+    for summary in summaries:
+        found |= from_summary(summary)
+    return found
 
 
 def _number_of(card_column: str) -> str:

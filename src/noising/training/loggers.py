@@ -179,7 +179,7 @@ class WandB(WandbLogger):
         if self._experiment is None and self._attach_id is not None:
             import wandb
 
-            self._experiment = wandb._attach(self._attach_id)
+            self._experiment = wandb._attach(self._attach_id)  # type: ignore[attr-defined]
         elif self._experiment is None:
             self._experiment = self._begin(_wandb_mode())
             self._experiment.define_metric("trainer/global_step")
