@@ -9,11 +9,11 @@ from typing import Any
 from omegaconf import DictConfig
 
 from noising.commands.loggers import open_results
-from noising.commands.tables import cell, print_files, print_table
+from noising.commands.tables import cell, declarations, print_files, print_table
 from noising.config.instantiate import nearest
 from noising.config.secrets import without_secrets
 from noising.errors import ConfigError, config_errors
-from noising.runs.declarations import ERRORS, Declaration, Declarations, declaration, from_summary, measurements
+from noising.runs.declarations import ERRORS, Declarations, declaration, measurements
 from noising.runs.folder import Run
 from noising.runs.rows import Row, flat, write_csv
 from noising.runs.status import run_status
@@ -27,7 +27,7 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
         measure_difference(cfg, Run(run_dir))
         return
     rows = [_row(path) for path in cfg.runs]
-    declared = _declared(cfg.runs)
+    declared = declarations([Run(path).summary for path in cfg.runs])
     columns = list(dict.fromkeys(name for row in rows for name in row))
     _require_entries(cfg.vary, columns)
     table, results = run_dir / "comparison.csv", open_results(Run(run_dir), cfg, "compare")
@@ -68,22 +68,6 @@ def _row(path: str) -> Row:
     numbers = {key: value for key, value in summary.items() if "/" in key and not isinstance(value, dict)}
     cards = flat({key: measurement(card) for key, card in summary.get("cards", {}).items()}, "card ")
     return {"run": path, **options, "status": run.status, **numbers, **cards}
-
-
-def _declared(runs: Iterable[str]) -> dict[str, Declaration]:
-    """The declarations of the runs' numbers; for runs of earlier versions, which stored none, those of today."""
-    summaries = [Run(path).summary for path in runs]
-    found: dict[str, Declaration] = {}
-    if any("declared" not in summary for summary in summaries):
-        from noising.metrics.quality import ClassifierDistance, DINOv2Distance, InceptionDistance
-        from noising.training.validation import bound_declarations  # here: they bring Lightning
-
-        found |= bound_declarations("bits/dim")
-        for metric in (ClassifierDistance(), InceptionDistance(), DINOv2Distance()):
-            found |= metric.declared
-    for summary in summaries:
-        found |= from_summary(summary)
-    return found
 
 
 def _number_of(card_column: str) -> str:

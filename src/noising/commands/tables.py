@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from noising.runs.declarations import ERRORS, Declarations, declaration, from_summary, measurements
+from noising.runs.declarations import ERRORS, Declaration, Declarations, declaration, from_summary, measurements
 from noising.runs.folder import Run
 from noising.runs.rows import Row
 
@@ -68,11 +68,26 @@ def evaluations_bar(total: int) -> Iterator[Callable[[float], None]]:
         yield lambda more: progress.advance(task, more)
 
 
+def declarations(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Declaration]:
+    """The declarations of some runs' numbers; for a run of an earlier version, which stored none, those of today."""
+    found: dict[str, Declaration] = {}
+    if any("declared" not in summary for summary in summaries):
+        from noising.metrics.quality import ClassifierDistance, DINOv2Distance, InceptionDistance
+        from noising.training.validation import bound_declarations  # here: they bring Lightning
+
+        found |= bound_declarations("bits/dim")
+        for metric in (ClassifierDistance(), InceptionDistance(), DINOv2Distance()):
+            found |= metric.declared
+    for summary in summaries:
+        found |= from_summary(summary)
+    return found
+
+
 def print_summary(run: Run) -> None:
     """Print a run's numbers with their errors, and where its files lie."""
     summary = run.summary
     cards = summary.get("cards", {})
-    declared = from_summary(summary)
+    declared = declarations([summary])
     for split in sorted(name.removesuffix("/bound") for name in cards if name.endswith("/bound")):
         _print_bound(summary, split, declared)
     if of_samples := {name: card for name, card in cards.items() if "samples" in card}:

@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from noising.metrics.statistics import FeatureStatistics, frechet_distance, read
 from noising.runs.declarations import Declaration
 
 MAX_DEFAULT_SAMPLES = 2000  # upper limit of the samples of a repeat where n is None
-LIBRARIES = ("torch", "torchmetrics", "torch-fidelity", "numpy")  # the numbers may depend on their versions
+LIBRARIES = ("torch", "torch-fidelity", "numpy")  # the numbers of features may depend on their versions
 
 
 def sample_quality(metric: object, data: ImageData) -> "SampleQuality":
@@ -204,7 +204,7 @@ class FeatureQuality(SampleQuality):
             "features": reference["extractor"],
             "extractor_sha256": self.references.digest,
             "reference": {name: value for name, value in reference.items() if not name.startswith("extractor")},
-            **_measured_as(self.data),
+            **_measured_as(self.data, LIBRARIES),
         }
 
     @cached_property
@@ -329,7 +329,7 @@ class ImageQuality(SampleQuality):
             "repeats": self.repeats,
             "metric": {"class": f"{type(metric).__module__}.{type(metric).__qualname__}", **plain},
             **({"reference": real} if self._real else {}),
-            **_measured_as(self.data),
+            **_measured_as(self.data, ("torch", "torchmetrics")),
         }
 
     def _measure(self, class_labels: Tensor | None) -> dict[str, float]:
@@ -361,10 +361,10 @@ def _default_count(data: ImageData, split: str) -> int:
     return min(*(len(getattr(data, name).pixels) for name in (split, "test")), MAX_DEFAULT_SAMPLES)
 
 
-def _measured_as(data: ImageData) -> dict[str, Any]:
+def _measured_as(data: ImageData, libraries: Iterable[str]) -> dict[str, Any]:
     return {
         "rounding": f"grey levels 0..{data.levels - 1}, then 8 bits",
-        "libraries": {name: version(name) for name in LIBRARIES},
+        "libraries": {name: version(name) for name in libraries},
     }
 
 

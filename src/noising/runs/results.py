@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import numpy as np
 
@@ -29,6 +29,16 @@ RESERVED = ("step", "status", "cards", "declared", "ended")
 """Names that the files use themselves."""
 
 
+class NumberLogger(Protocol):
+    """A logger, such as Lightning's. It may have `declare`, `record_image`, `record_table`, `record_chart` and `close`
+    too, as those of noising.training.loggers have.
+    """
+
+    def log_metrics(self, numbers: dict[str, float], step: int, /) -> None: ...
+
+    def finalize(self, status: str, /) -> None: ...
+
+
 class Results:
     """The numbers of a run, by name and optimizer step, and its pictures for the loggers.
 
@@ -36,9 +46,7 @@ class Results:
     others wrote.
     """
 
-    def __init__(self, run: Run, loggers: Sequence[Any] = ()) -> None:
-        """loggers: objects with Lightning's `log_metrics(numbers, step)`, and if they can `declare`, `record_image`,
-        `record_table`, `record_chart` and `close`, as noising.training.loggers has them."""
+    def __init__(self, run: Run, loggers: Sequence[NumberLogger] = ()) -> None:
         self.run, self.loggers = run, loggers
         self.record, self.table = run.metrics_record, run.metrics
         self._mended = False  # whether the record ends in a whole line
@@ -64,7 +72,7 @@ class Results:
         if new := [name for name in measurements(plain) if name not in self._known]:
             declared = from_summary(self.run.summary)
             for name in new:
-                self._tell("declare", name, declaration(name, declared))
+                self._call_loggers("declare", name, declaration(name, declared))
             self._known |= {*new}
         for logger in self.loggers:
             logger.log_metrics(plain, step)
@@ -72,7 +80,7 @@ class Results:
             self.run.update(plain, cards=cards)
             every = self.run.summary["cards"]
             entries = [(name, *entry) for name, card in every.items() for entry in flat(masked(card)).items()]
-            self._tell("record_table", "cards", ("number", "entry", "value"), entries, step)
+            self._call_loggers("record_table", "cards", ("number", "entry", "value"), entries, step)
 
     def write_image(self, key: str, image: Path | np.ndarray, step: int, caption: str = "") -> None:
         """Give a picture to the loggers: a file, or an array (H, W[, 3]) of uint8."""
@@ -81,19 +89,19 @@ class Results:
 
             with Image.open(image) if isinstance(image, Path) else Image.fromarray(image) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
-            self._tell("record_image", key, pixels, step, caption)
+            self._call_loggers("record_image", key, pixels, step, caption)
 
     def write_table(self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], step: int) -> None:
         """Give a table to the loggers."""
-        self._tell("record_table", key, columns, list(rows), step)
+        self._call_loggers("record_table", key, columns, list(rows), step)
 
     def write_chart(
         self, key: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str, step: int
     ) -> None:
         """Give a chart to the loggers. columns: names of x and y, and of the words that tell the lines apart."""
-        self._tell("record_chart", key, columns, list(rows), title, step)
+        self._call_loggers("record_chart", key, columns, list(rows), title, step)
 
-    def _tell(self, method: str, *facts: Any) -> None:
+    def _call_loggers(self, method: str, *facts: Any) -> None:
         for logger in self.loggers:
             if (take := getattr(logger, method, None)) is not None:
                 take(*facts)
@@ -158,7 +166,7 @@ class Results:
         """
         for logger in self.loggers:
             logger.finalize("failed" if failed else "success")
-        self._tell("close", failed)
+        self._call_loggers("close", failed)
 
     def _lines(self) -> list[Row]:
         if not self.record.exists():

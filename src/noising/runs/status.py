@@ -60,13 +60,15 @@ def run_status(results: Results, config: Any, writes: bool = True) -> Iterator[R
             status = "interrupted"
             raise SystemExit(stop.code if isinstance(stop, Preempted) else INTERRUPTED) from None
         finally:
-            results.close_loggers(status != "finished")
-            if writes:
-                results.finish(status)
-                if status != "finished":
-                    can_resume = status == "interrupted" and "resume" in (config or {})
-                    hint = f"; go on with {run.resuming}" if can_resume else ""
-                    print(f"{status}: {os.path.relpath(run.path)}{hint}", file=sys.stderr, flush=True)
+            try:
+                results.close_loggers(status != "finished")
+            finally:
+                if writes:
+                    results.finish(status)
+                    if status != "finished":
+                        can_resume = status == "interrupted" and "resume" in (config or {})
+                        hint = f"; go on with {run.resuming}" if can_resume else ""
+                        print(f"{status}: {os.path.relpath(run.path)}{hint}", file=sys.stderr, flush=True)
 
 
 def _log_to_file(error: Exception) -> None:
