@@ -131,6 +131,7 @@ class SampleQuality(ABC):
         if _ranks() > 1:
             self._samples.to(self._device)  # the backend of a GPU gathers nothing from the host
         self._pixels, self._all_features, lost = (part.cpu() for part in self._samples.compute())
+        self._samples.reset()
         self.lost = int(lost)
         return {} if self.lost else self._measure(class_labels)
 
