@@ -259,6 +259,11 @@ def test_names_tell_runs_and_sweeps_apart_within_128_characters(
             assert sweep_group(run) == f"sweeps/2026-01-31/{sweep}"
             names.add(run_name(run, "train"))
     assert names == {f"seed={seed} (2026-01-31/1{hour}-00-00)" for seed in range(2) for hour in (2, 3)}
+    shared = "model.width=" + 100 * "8"
+    job = recorded(tmp_path / "sweeps" / "2026-01-31" / "14-00-00" / "0", shared, "seed=1", "tags=[x]")
+    task = yaml.safe_dump({"hydra": {"overrides": {"task": [shared, "seed=1,2", "tags=[x]"]}}})
+    (job.path.parent / "multirun.yaml").write_text(task)
+    assert run_name(job, "train").startswith(f"seed=1 {shared[:40]}")  # what differs is not cut off
     long = run_name(recorded(Path("runs/2026-02-01/12-00-00"), "data.root=" + 200 * "x"), "train")
     assert long == "data.root=" + 95 * "x" + "… (2026-02-01/12-00-00)"
     assert len(long) == 128

@@ -293,12 +293,18 @@ def wandb_arguments(given: Mapping[str, Any], own: Mapping[str, Any], environmen
 
 
 def run_name(run: Run, command: str) -> str:
-    """The run's name at W&B: its overrides, or the command without any, and date and time as its folder has them."""
-    of_sweep = sweep_group(run) is not None
-    folder = Path(os.path.abspath(run.path.parent if of_sweep else run.path))
+    """The run's name at W&B: its overrides, those that are swept first, or the command without any, and date and time
+    as its folder has them.
+    """
+    sweep = None if sweep_group(run) is None else run.path.parent
+    folder = Path(os.path.abspath(sweep or run.path))
     begun = f" ({'/'.join(folder.parts[-2:])[-64:]})"
     record = run.path / ".hydra" / "overrides.yaml"
     overrides = yaml.safe_load(record.read_text(encoding="utf-8")) if record.exists() else []
+    if sweep is not None:  # what is swept comes first, since long names are cut
+        common = yaml.safe_load((sweep / "multirun.yaml").read_text(encoding="utf-8")) or {}
+        common = common.get("hydra", {}).get("overrides", {}).get("task", [])
+        overrides.sort(key=lambda word: word in common)
     words = " ".join(word for word in overrides if not _ADDRESS.match(word)) or command
     room = LONGEST_NAME - len(begun)
     return (words if len(words) <= room else words[: room - 1] + "…") + begun
