@@ -1,5 +1,6 @@
 """`likelihood`: -log p of the test images under a trained model's probability flow, with standard errors."""
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,8 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
         named = {f"test/flow_nll{suffix}": value for suffix, value in numbers.items()}
         results.write_all(named, trained.step, {"test/flow_nll": card})
     low, high = map(number, result.interval)
-    values = [*map(number, (result.mean, result.mc_se, result.image_se)), f"{low} to {high}"]
+    over_images = "not resolved" if math.isnan(result.image_se) else number(result.image_se)
+    values = [number(result.mean), number(result.mc_se), over_images, f"{low} to {high}"]
     columns = ("bits/dim", "value", "± Monte Carlo", "± images", "95% interval")
     print_table(f"{data.name} test set, {count} images", columns, [["flow's -log p(x)", *values]])
     print(

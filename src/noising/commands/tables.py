@@ -113,7 +113,8 @@ _YARDSTICKS = ("histogram_baseline", "uniform_baseline")
 def _print_bound(summary: Mapping[str, Any], split: str, declared: Declarations) -> None:
     card = summary["cards"][f"{split}/bound"]
     found = {name.removeprefix(f"{split}/"): value for name, value in summary.items() if name.startswith(f"{split}/")}
-    lost = bool(found.get("bound_mc_se")) and found.get("bound_image_se") == 0
+    # 0 as earlier versions wrote it
+    lost = bool(found.get("bound_mc_se")) and not found.get("bound_image_se", True) and card.get("images", 0) > 1
     shown = found | {"bound_image_se": None} if lost else found
     rows = _TERMS | dict.fromkeys(_YARDSTICKS, "")
     print_table(

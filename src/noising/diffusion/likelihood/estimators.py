@@ -73,6 +73,8 @@ class BoundPlan(ABC):
     by_image: bool  # whether each image has draws of its own in every replicate, independent of the other images'
     even: bool  # whether all images have equally many draws in every replicate, so that images can be compared by them
     image_spread: ImageSpread | None = None
+    strata: Tensor | None = None
+    """Edges (K + 1,) of strata with one random step each an image and replicate; None if steps are evenly spaced."""
 
     @abstractmethod
     def places(self, index: Tensor, streams: Streams) -> DrawIndex:
@@ -114,6 +116,8 @@ def evaluate_draws(
     places = plan.places(index, streams)
     parts = [torch.zeros(2, 0, dtype=torch.float64, device=x.device)]
     for rows, steps in zip(torch.split(places.row, at_once), torch.split(places.step, at_once), strict=True):
+        if not len(rows):
+            continue  # few draws over many images: these got none
         noise = streams.normal(x.shape[1:], rows.tolist()).to(x)
         here = rows.to(x.device, non_blocking=True)
         classes = None if class_label is None else class_label[here]
@@ -131,7 +135,7 @@ class StrataPlan(BoundPlan):
 
     def __init__(self, edges: Tensor, replicates: int, images: int) -> None:
         """edges: (K + 1,), stratum k holds the steps edges[k] .. edges[k + 1] − 1."""
-        self.edges = edges
+        self.edges = self.strata = edges
         self.replicates = replicates
         self.evaluations = images * replicates * (len(edges) - 1)
 

@@ -76,7 +76,7 @@ def _level(denoiser: Denoiser, angle: float) -> NoiseLevel:
 class ReplicatedMean(NamedTuple):
     """A mean over N images and their replicates, with two independent standard errors.
 
-    mc_se: Monte Carlo, from the variance within images; image_se: over images, Monte Carlo variance subtracted, ≥ 0.
+    mc_se: Monte Carlo, from the variance within images; image_se: over images, Monte Carlo variance subtracted.
     """
 
     mean: float
@@ -87,14 +87,19 @@ class ReplicatedMean(NamedTuple):
     @property
     def interval(self) -> tuple[float, float]:
         """95% interval of the population mean, from both errors by Student's t with N − 1 degrees of freedom."""
-        half = float(stdtrit(self.images - 1, 0.975)) * math.hypot(self.mc_se, self.image_se)
+        known = [error for error in (self.mc_se, self.image_se) if not math.isnan(error)]
+        half = float(stdtrit(self.images - 1, 0.975)) * math.hypot(*known)
         return self.mean - half, self.mean + half
 
 
 def replicated_mean(values: Tensor) -> ReplicatedMean:
-    """The mean of values (N, R) float64, N images in R replicates; undefined standard errors are nan."""
+    """The mean of values (N, R) float64, N images in R replicates.
+
+    Undefined standard errors are nan, that over images also where its variance is lost in the Monte Carlo variance.
+    """
     images, replicates = values.shape
     draws = float(values.var(1).mean()) / replicates if replicates > 1 else math.nan
-    between = float(values.mean(1).var()) - draws if images > 1 else math.nan
-    image_se = math.nan if math.isnan(between) else math.sqrt(max(between, 0.0) / images)
+    raw = float(values.mean(1).var()) if images > 1 else math.nan
+    resolved = raw > draws or raw == 0
+    image_se = math.sqrt((raw - draws) / images if raw else 0.0) if resolved else math.nan
     return ReplicatedMean(float(values.mean()), math.sqrt(draws / images), image_se, images)

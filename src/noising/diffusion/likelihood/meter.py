@@ -48,8 +48,8 @@ class BoundEstimate:
     """The sums of all images, over batches and ranks, with the bound that they give.
 
     edges: (K + 1,) int64, bin k holds the steps edges[k] .. edges[k + 1] − 1. Float64 sums, on the host, in bits/dim:
-    image_moments: (8,) over images, of 1, prior, floor, bound (the mean of R replicates), bound², and the variances of
-    the means of the steps, the decoder and both; replicate_sums: (R, 2) over images, of the steps and the decoder;
+    image_moments: (11,) over images, of 1, prior, floor, bound (the mean of R replicates), bound², the variances of the
+    means of the steps, the decoder and both, and these variances squared; replicate_sums: (R, 2) over images, of the steps and the decoder;
     bin_sums: (4, K) over the draws in each bin, of 1, bits, bits² and ‖x − x̂‖²/D.
     """
 
@@ -78,8 +78,8 @@ class BoundEstimate:
         """The bound and its terms prior, steps and decoder, in bits/dim; decoder_floor is the least possible decoder.
 
         *_mc_se are Monte Carlo standard errors, bound_image_se the standard error over images. bound_low and bound_high
-        are the 95% interval for these images, bound_population_low and _high for the population. Undefined errors, as
-        of a single image, are nan.
+        are the 95% interval for these images, bound_population_low and _high for the population. Undefined errors are
+        nan, as of a single image, and where the spread of the images is lost in the Monte Carlo error.
         """
         n, prior, floor = self._images[:3].tolist()
         steps, decoder = (self._replicates.mean(0) / n).tolist()
@@ -109,14 +109,14 @@ class BoundEstimate:
             return [_Error(math.nan, 1)] * 3
         n = self._images[0]
         if self.plan.by_image:
-            freedom = int(n) * (replicates - 1)
-            return [_Error(math.sqrt(float(variance)) / float(n), freedom) for variance in self._images[5:8]]
+            sums = zip(self._images[5:8].tolist(), self._images[8:11].tolist(), strict=True)
+            return [_error_of_sum(float(n), variance, squares, replicates - 1) for variance, squares in sums]
         means = torch.cat([self._replicates, self._replicates.sum(1, keepdim=True)], 1) / n
         return [_Error(math.sqrt(float(variance) / replicates), replicates - 1) for variance in means.var(0)]
 
     def _over_images(self) -> "_Error":
         """Standard error over images; from the draws or the pilot, whichever is more certain."""
-        n, _, _, total, square, _, _, within = self._images.tolist()
+        n, _, _, total, square, _, _, within = self._images[:8].tolist()
         spreads = [] if self.plan.image_spread is None else [self.plan.image_spread]
         if self.plan.even and n > 1:
             raw = max(square / n - (total / n) ** 2, 0.0) * n / (n - 1)
@@ -125,6 +125,8 @@ class BoundEstimate:
         if not spreads or n == 1:
             return _Error(math.nan, 1)
         spread = min(spreads, key=lambda spread: spread.raw**2 / spread.freedom)  # that is half the variance of raw
+        if spread.variance == 0 < spread.raw:
+            return _Error(math.nan, 1)  # lost in the Monte Carlo error, and not known to be 0
         return _Error(math.sqrt(spread.variance / n), spread.freedom)
 
     def curve(self) -> BoundCurve:
@@ -143,7 +145,9 @@ class BoundEstimate:
                 edges, bins = [*edges, self.timesteps + 1], [*bins, pending]
         count, total, square, error = torch.stack(bins, 1)
         widths = torch.tensor(edges).diff()
-        spread = (square - total**2 / count.clamp(min=1)).clamp(min=0) * count / (count - 1).clamp(min=1)
+        # draws that might have fallen into a bin: their number there is itself random, unless the plan fixes it
+        tried = count if self.plan.strata is None else weight * _touched(torch.tensor(edges), self.plan.strata)
+        spread = (square - total**2 / tried.clamp(min=1)).clamp(min=0) * tried / (tried - 1).clamp(min=1)
         return BoundCurve(torch.tensor(edges), total / weight / widths, spread.sqrt() / weight / widths, error / count)
 
 
@@ -159,7 +163,7 @@ class BoundMeter(SumsOverRanks):
         self.plan = plan
         self.timesteps = timesteps
         self._edges = log_strata(timesteps, BINS)
-        self.add_sums("image_moments", 8)
+        self.add_sums("image_moments", 11)
         self.add_sums("replicate_sums", plan.replicates, 2)
         self.add_sums("bin_sums", 4, len(self._edges) - 1)
 
@@ -177,7 +181,8 @@ class BoundMeter(SumsOverRanks):
             sums.index_add_(0, which, values)
         means = prior + table.sum(2).mean(1)
         moments = [torch.ones_like(prior), prior, floor, means, means**2]
-        moments += [_variance_of_mean(values) for values in (table[..., 0], table[..., 1], table.sum(2))]
+        variances = [_variance_of_mean(values) for values in (table[..., 0], table[..., 1], table.sum(2))]
+        moments += [*variances, *(variance**2 for variance in variances)]
         self.image_moments += torch.stack([moment.sum() for moment in moments])
 
     def compute(self) -> BoundEstimate:
@@ -212,7 +217,7 @@ class _Error(NamedTuple):
     """A standard error with its degrees of freedom."""
 
     stderr: float
-    freedom: int
+    freedom: float
 
     @property
     def half_width(self) -> float:
@@ -226,7 +231,22 @@ class _Error(NamedTuple):
             return _Error(math.nan, 1)
         variance = sum(error.stderr**2 for error in known)
         parts = sum(error.stderr**4 / error.freedom for error in known)
-        return _Error(math.sqrt(variance), int(variance**2 / parts) if parts else known[0].freedom)
+        return _Error(math.sqrt(variance), variance**2 / parts if parts else known[0].freedom)
+
+
+def _error_of_sum(n: float, variance: float, squares: float, freedom: int) -> _Error:
+    """The error of a mean over n images, each with a variance of its own; freedom by Satterthwaite.
+
+    variance, squares: sums over the images of the variance of each and of its square; freedom: of one image's.
+    """
+    return _Error(math.sqrt(variance) / n, freedom * (variance**2 / squares if squares else n))
+
+
+def _touched(edges: Tensor, strata: Tensor) -> Tensor:
+    """Count the strata, each of the steps strata[k] .. strata[k + 1] − 1, that share steps with each bin of `edges`."""
+    first = torch.searchsorted(strata, edges[:-1], right=True)
+    last = torch.searchsorted(strata, edges[1:] - 1, right=True)
+    return last - first + 1
 
 
 def _variance_of_mean(replicates: Tensor) -> Tensor:
