@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from noising.config.instantiate import make
 from noising.config.options import MAX_DEVICES
@@ -27,14 +27,15 @@ from noising.errors import ConfigError, config_errors
 from noising.metrics.measurement import SampleQuality, sample_quality
 from noising.metrics.quality import ClassifierDistance
 from noising.runs.results import Results
+from noising.training.callbacks.quality import COST
 from noising.training.callbacks.variance_fit import VarianceFit
 from noising.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
 from noising.training.ema import EMA
 from noising.training.loggers import CSVMetrics
-from noising.training.module import DiffusionModule
+from noising.training.module import TRAINING, DiffusionModule
 from noising.training.progress import StepProgress
 from noising.training.safety.preemption import Preemption
-from noising.training.validation import BoundEvaluation
+from noising.training.validation import BoundEvaluation, bound_declarations
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +144,7 @@ class Experiment:
                 self.data.name,
             )
             return None
-        return sample_quality(metric, self.data)
+        return build_quality(self.config.metrics, metric, self.data)
 
     def callbacks(self, results: Results) -> list[Callback]:
         """The average, the progress bar, the checkpoints, and what the `callbacks` group names."""
@@ -203,6 +204,12 @@ class Experiment:
                 f"trainer.accumulate_grad_batches={accumulate}: change it or them"
             )
         return trainer
+
+
+def build_quality(node: DictConfig, metric: object, data: ImageData) -> SampleQuality:
+    """The measuring of samples by a metric that was made of the node; ConfigError for one that cannot."""
+    options: Any = OmegaConf.to_container(node, resolve=True)
+    return sample_quality(metric, data, options, {**TRAINING, **bound_declarations(""), **COST, "flow_nll": None})
 
 
 def evaluation_trainer(cfg: DictConfig, results: Results, callbacks: list[Callback]) -> Trainer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.helpers import (
     read_table,
     run_command,
     run_script,
+    tensorboard_events,
     tensorboard_scalars,
     wandb_history,
     wandb_records,
@@ -80,6 +82,22 @@ def test_so_it_does_from_two_processes(strategy: str, tmp_path: Path) -> None:
     require_everywhere(Run(tmp_path / "run"))
 
 
+def test_runs_side_by_side_are_a_table(folder: Path) -> None:
+    outcome = run_command("compare", folder, "train", "train", EVERYWHERE, "tags=[x]", "hydra.run.dir=side")
+    assert outcome.code == 0, outcome.err
+    (file,) = (folder / "side").glob("wandb/offline-run-*/files/media/table/comparison*.json")
+    table = json.loads(file.read_text())
+    assert table["columns"] == ["number", "train", "train", "best"]
+    assert "test/bound" in [row[0] for row in table["data"]]
+    assert [*wandb_run(folder / "side").tags] == ["x"]
+    assert "logger" not in outcome.out  # where numbers go is no difference of runs
+
+
+def test_a_misspelt_option_is_blamed_and_not_the_logger(folder: Path) -> None:
+    outcome = run_command("train", folder, "logger=wandb", "trainer.max_step=3")
+    assert outcome.err == "error: trainer.max_step: no such option; did you mean trainer.max_steps?\n"
+
+
 def test_a_training_shows_itself_in_wandb(folder: Path) -> None:
     run, history = Run(folder / "train"), wandb_history(folder / "train")
     summary = wandb_summary(run.path)
@@ -87,7 +105,7 @@ def test_a_training_shows_itself_in_wandb(folder: Path) -> None:
     # the course of a number by optimizer step, and its best in the summary
     course = {row["trainer/global_step"]: row["val/bound"] for row in history if "val/bound" in row}
     assert sorted(course) == [10, 20]
-    assert summary["val/bound"] == {"min": min(course.values())}
+    assert summary["val/bound"] == {"min": min(course.values()), "last": course[20]}
     assert summary["test/bound"] == run.summary["test/bound"]
     assert {row["trainer/global_step"] for row in history if "train/images_per_second" in row} >= {5, 10, 15, 20}
     # pictures with captions, chart and cards, each under a key of its own
@@ -95,6 +113,10 @@ def test_a_training_shows_itself_in_wandb(folder: Path) -> None:
     assert captions == [f"Ancestral, 4 steps, EMA weights of step {step}" for step in (10, 20)]
     for key in ("samples_final", "neighbours", "figures/bound_by_step", "figures/learning_curves"):
         assert summary[key]["_type"] == "image-file", key
-    assert summary["bound_by_step_table"]["_type"] == summary["cards"]["_type"] == "table-file"
+    assert summary["bound_by_step_bins"]["_type"] == summary["cards"]["_type"] == "table-file"
+    (file,) = run.path.glob("wandb/offline-run-*/files/" + summary["bound_by_step_table"]["path"])
+    assert json.loads(file.read_text())["columns"] == ["step of the chain", "bits/dim per step", "split"]  # the chart's
+    # and TensorBoard has its table of runs: options, and the numbers of the end
+    assert "_hparams_/session_start_info" in tensorboard_events(run.path).summary_metadata
     (exit_code,) = (record.exit.exit_code for record in wandb_records(run.path) if record.HasField("exit"))
     assert exit_code == 0

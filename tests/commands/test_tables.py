@@ -21,5 +21,5 @@ def test_a_spread_that_was_not_seen_is_no_error_of_zero(
     run.update(numbers, cards={"test/bound": card})
     print_summary(run)
     said = capsys.readouterr().out
-    assert ("is lost in the Monte Carlo error" in said) == (spread == 0)
+    assert ("cannot be told from the Monte Carlo error" in said) == (spread == 0)
     assert ("0.0200" in said, "0.0000" in said) == (spread > 0, False)

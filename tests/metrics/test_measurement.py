@@ -108,7 +108,7 @@ def test_any_metric_of_images_measures_samples(digits: ImageData) -> None:
     real = digits.to_8bit(digits.test.pixels)
     assert found["brightness_baseline"] == pytest.approx(float(real.double().mean()), rel=1e-12)
     assert quality.neighbours() is None
-    assert quality.card["metric"] == {"class": "tests.metrics.helpers.Brightness"}
+    assert quality.card["metric"] == "tests.metrics.helpers.Brightness"
     fewer = quality.for_validation(20)
     assert (fewer.count, quality.for_validation(None)) == (20, quality)
 
@@ -127,8 +127,44 @@ def test_a_metric_of_real_images_too_is_given_them(digits: ImageData) -> None:
     declared = quality.declared["kernel_inception_distance"]
     assert (declared.better, declared.shown, d) == ("lower", True, 64)
     assert quality.declared["kernel_inception_distance_std"].shown is False
-    assert quality.card["metric"]["subset_size"] == 360
     assert quality.card["reference"] == {"data": "digits", "split": "train", "images": 360}
+
+
+def test_its_card_holds_its_options(digits: ImageData) -> None:
+    options = {"_target_": "mine.Brightness", "power": 2, "feature": {"_target_": "mine.Net", "scale": 10}}
+    for metric, given in ((Brightness(), options), (ImageMetric(Brightness()), {"metric": options, "n": None})):
+        assert sample_quality(metric, digits, given).card["options"] == options
+
+
+class Taken(Brightness):
+    declared: ClassVar = {"bound": Declaration("mine")}
+
+
+class Fd(Brightness):
+    """Its name is that of another metric's number."""
+
+
+class Odd(ClassifierDistance):
+    distance = "my distance/x"
+
+
+class Method(ClassifierDistance):
+    def distance(self) -> str:  # type: ignore[override]
+        return "fd"
+
+
+@pytest.mark.parametrize(
+    ("metric", "blamed"),
+    [
+        (Taken, "metrics: bound is the name of another number"),
+        (Fd, "metrics: fd is the name of another number"),
+        (Odd, "metrics: 'my distance/x' is no name of a number"),
+        (Method, "Method.distance must be a name, a string in the class"),
+    ],
+)
+def test_a_name_is_one_number_s(metric: type, blamed: str, digits: ImageData) -> None:
+    with pytest.raises(ValueError, match=blamed):
+        sample_quality(metric(), digits, {}, {"bound", "loss"})
 
 
 def test_its_draws_are_its_own(digits: ImageData) -> None:

@@ -101,7 +101,8 @@ def test_history_has_every_finite_number_by_optimizer_step_and_the_summary_the_b
         [40, 2.75, 2.0, 4.0],
     ]
     summary = wandb_summary(job)
-    assert (summary["val/bound"], summary["val/is"], summary["val/seconds"]) == ({"min": 2.5}, {"max": 5.0}, 4.0)
+    assert (summary["val/bound"], summary["val/is"]) == ({"min": 2.5, "last": 2.75}, {"max": 5.0, "last": 2.0})
+    assert summary["val/seconds"] == 4.0
     metrics = {record.metric.name or record.metric.glob_name: record.metric for record in wandb_records(job)}
     assert {metrics[name].step_metric for name in ("*", "val/bound", "val/is")} == {"trainer/global_step"}
     assert summary["test/bound"] == 2.25  # of the end: there is no better one
@@ -268,6 +269,24 @@ def test_names_tell_runs_and_sweeps_apart_within_128_characters(
     assert long == "data.root=" + 95 * "x" + "… (2026-02-01/12-00-00)"
     assert len(long) == 128
     assert len(run_name(recorded(Path(100 * "a", 100 * "b"), 200 * "x"), "train")) == 128
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "blamed"),
+    [
+        ({}, {"project": "my/project"}, "the project at W&B must have at most 128 characters, none of"),
+        ({"WANDB_PROJECT": "a#b"}, {}, "the project at W&B"),
+        ({"WANDB_RUN_ID": "a/b"}, {}, "the id at W&B must have at most 64"),
+        ({"WANDB_MODE": "bogus"}, {}, "WANDB_MODE must be one of online, offline, disabled, dryrun, run, got bogus"),
+    ],
+)
+def test_what_wandb_would_refuse_is_refused_before_training(
+    variables: dict[str, str], options: dict[str, str], blamed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=blamed):
+        WandB(Run(tmp_path), {}, project=options.get("project"))
 
 
 @pytest.mark.parametrize("tag", ["", 65 * "x"])

@@ -172,11 +172,12 @@ class Composer:
 
     def _require_groups(self, parsed: Sequence[Override]) -> None:
         """After composition failed: find the override of a group that only other commands have."""
-        choices = [str(group) for group in self._compose([]).hydra.runtime.choices]
+        # a group of several choices (logger: [csv]) is not among Hydra's runtime choices
+        choices = {*map(str, self._compose([]).hydra.runtime.choices), *self._declared}
         for override in parsed:
             group = override.get_key_element().lstrip("+~")
             if self.options(override.key_or_group) and group not in choices and not override.is_add():
-                own = ", ".join(sorted(name for name in choices if not name.startswith("hydra/")))
+                own = ", ".join(sorted(name for name in choices if self.options(name) and "hydra/" not in name))
                 raise ConfigError(f"{group}: this command takes no such group (it takes: {own or 'none'})")
 
     def _require_keys(self, parsed: Sequence[Override]) -> None:

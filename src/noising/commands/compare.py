@@ -30,14 +30,9 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
     declared = declarations([Run(path).summary for path in cfg.runs])
     columns = list(dict.fromkeys(name for row in rows for name in row))
     _require_entries(cfg.vary, columns)
-    table, results = run_dir / "comparison.csv", open_results(Run(run_dir), cfg, "compare")
-    with run_status(results, without_secrets(cfg)):
-        cells = [[row.get(name, "") for name in columns] for row in rows]
-        write_csv(table, columns, cells)
-        results.write_table("comparison", columns, cells, 0)
     paths = [os.path.relpath(path) for path in cfg.runs]
     differ = [name for name in columns if len({str(row.get(name)) for row in rows}) > 1]
-    options = [name for name in differ if name.startswith("option ")]
+    options = [name for name in differ if name.startswith("option ") and not name.startswith(_ADDRESSES)]
     cards = [name for name in differ if name.startswith("card ") and all(_number_of(name) in row for row in rows)]
     numbers = [name for name in columns if "/" in name and not name.startswith(("option ", "card "))]
     shown = [name for name in measurements(numbers) if _is_final(name) or declaration(name, declared).shown]
@@ -50,6 +45,10 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
         ]
         for name in [*options, "status", *shown]
     ]
+    table, results = run_dir / "comparison.csv", open_results(Run(run_dir), cfg, "compare")
+    with run_status(results, without_secrets(cfg)):
+        write_csv(table, columns, ([row.get(name, "") for name in columns] for row in rows))
+        results.write_table("comparison", ("number", *paths, "best"), lines, 0)
     print_table(title, ("", *paths, "best"), lines, words=(0, len(paths) + 1))
     if cards:
         title = "measured differently: what the cards do not agree on"
@@ -115,6 +114,10 @@ def _differing(name: str, rows: Sequence[Row], vary: Sequence[str]) -> list[str]
     ]
 
 
+_ADDRESSES = ("option logger", "option tags")
+"""Columns of options that say where numbers go, not how the run was made."""
+
+
 def _is_final(name: str) -> bool:
     """Whether a number is of the end of a run, not of the course of its training."""
     return not name.startswith(("train/", "val/"))
@@ -122,9 +125,9 @@ def _is_final(name: str) -> bool:
 
 def verdict(name: str, rows: Sequence[Row], names: Sequence[str], vary: Sequence[str], declared: Declarations) -> str:
     """Name of the best run, or the reason why none is; "" for a number that is neither better nor worse."""
-    values = [row.get(name) for row in rows]
+    values = [row.get(name) for row in rows] if _is_final(name) else []
     sign = {"lower": 1, "higher": -1}.get(declaration(name, declared).better or "", 0)
-    if not sign or not all(isinstance(value, int | float) for value in values):
+    if not sign or not values or not all(isinstance(value, int | float) for value in values):
         return ""
     if found := _differing(name, rows, vary):
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""

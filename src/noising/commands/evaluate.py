@@ -13,32 +13,25 @@ from noising.commands.tables import print_files, print_quality, print_summary
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.errors import ConfigError
-from noising.experiment import Experiment, evaluation_trainer
-from noising.metrics.measurement import sample_quality
+from noising.experiment import Experiment, build_quality, evaluation_trainer
 from noising.plots.grids import sample_grid, save_png
 from noising.plots.samples import neighbour_rows
-from noising.runs.declarations import Declaration, measurements
+from noising.runs.declarations import measurements
 from noising.runs.folder import Run
 from noising.runs.resume import require_same_options
 from noising.runs.status import run_status
 from noising.trained import load
+from noising.training.callbacks.quality import COST
 from noising.training.callbacks.results import ResultsCallback
 from noising.training.ema import EMA
 from noising.training.progress import StepProgress
-
-COST = {
-    "evaluations_per_image": Declaration("network evaluations an image"),
-    "seconds_per_image": Declaration("cost", "s an image"),
-    "seconds_of_metrics": Declaration("time to measure samples", "s", shown=False),
-}
-"""Declarations of the cost of samples."""
 
 
 def evaluate(cfg: DictConfig, run_dir: Path) -> None:
     """Evaluate the averaged weights of a checkpoint: their bound, or their samples where the config has a sampler."""
     run = Run(run_dir)
     if cfg.resume:
-        require_same_options(run, without_secrets(cfg), may_differ=("device", "devices", "trainer", "logger"))
+        require_same_options(run, without_secrets(cfg), may_differ=("device", "devices", "trainer", "logger", "tags"))
     if cfg.resume and run.status == "finished":
         print(f"{os.path.relpath(run.path)} is finished")
     elif cfg.get("sampler") is None:
@@ -75,7 +68,7 @@ def evaluate_samples(cfg: DictConfig, run: Run) -> None:
         raise ConfigError("with sampler=NAME samples are measured, by metrics=fd, fid or fd_dinov2: choose one")
     metric = make(cfg.metrics, "metrics", object)
     trained = load(cfg.checkpoint)
-    quality = sample_quality(metric, trained.data)
+    quality = build_quality(cfg.metrics, metric, trained.data)
     results = open_results(run, cfg, "evaluate")
     job = SampleJob(OmegaConf.create({**cfg, "n": quality.total}), trained)
     shards = SampleShards(run.path / "shards", job)

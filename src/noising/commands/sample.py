@@ -23,7 +23,7 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
     """Draw cfg.n images: image i depends on (seed, i) alone, whatever the batch size and the devices."""
     run, config = Run(run_dir), without_secrets(cfg)
     if cfg.resume:
-        require_same_options(run, config, may_differ=("device", "devices", "logger"))
+        require_same_options(run, config, may_differ=("device", "devices", "logger", "tags"))
         if run.status == "finished":
             print(f"{os.path.relpath(run.path)} is finished: there is nothing left to draw")
             return

@@ -4,7 +4,7 @@ import inspect
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
@@ -18,7 +18,7 @@ from torchmetrics.utilities import dim_zero_cat
 from noising.data.image_data import ImageData
 from noising.errors import ConfigError, config_errors, one_line
 from noising.metrics.extractors import three_channels
-from noising.metrics.quality import ImageMetric, QualityMetric
+from noising.metrics.quality import ClassifierDistance, DINOv2Distance, ImageMetric, InceptionDistance, QualityMetric
 from noising.metrics.reference_features import Reference, ReferenceFeatures
 from noising.metrics.scores import kernel_distance, nearest, precision_recall, radii, same_as_nearest
 from noising.metrics.statistics import FeatureStatistics, frechet_distance, read_statistics
@@ -28,19 +28,38 @@ MAX_DEFAULT_SAMPLES = 2000  # upper limit of the samples of a repeat where n is 
 LIBRARIES = ("torch", "torch-fidelity", "numpy")  # the numbers of features may depend on their versions
 
 
-def sample_quality(metric: object, data: ImageData) -> "SampleQuality":
+def sample_quality(
+    metric: object, data: ImageData, options: Mapping[str, Any] | None = None, taken: Collection[str] = ()
+) -> "SampleQuality":
     """The measuring of samples by a metric of `quality`, or by a bare torchmetrics.Metric.
 
-    Raises ConfigError for anything else, and for what cannot be measured.
+    options: the metric's as they were given, for the card; taken: names that other numbers have.
+
+    Raises ConfigError for anything else, for a number whose name is taken, and for what cannot be measured.
     """
+    quality: SampleQuality
     if isinstance(metric, Metric):
         with config_errors("metrics"):
             metric = ImageMetric(metric)
     if isinstance(metric, ImageMetric):
-        return ImageQuality(metric, data)
-    if isinstance(metric, QualityMetric):
-        return FeatureQuality(metric, data)
-    raise ConfigError(f"metrics: expected a QualityMetric or a torchmetrics.Metric, got {type(metric).__qualname__}")
+        quality, taken = ImageQuality(metric, data, options), {*taken, *FEATURE_NAMES}
+    elif isinstance(metric, QualityMetric):
+        quality = FeatureQuality(metric, data)
+    else:
+        name = type(metric).__qualname__
+        raise ConfigError(f"metrics: expected a QualityMetric or a torchmetrics.Metric, got {name}")
+    for name in quality.declared:
+        if name in taken:
+            raise ConfigError(f"metrics: {name} is the name of another number: declare another, or rename the class")
+        if not re.fullmatch(r"[\w.-]+", name):
+            raise ConfigError(f"metrics: {name!r} is no name of a number: letters, digits and _ . - make one")
+    return quality
+
+
+FEATURE_NAMES = {
+    name for metric in (ClassifierDistance, InceptionDistance, DINOv2Distance) for name in metric().declared
+}
+"""Names of the numbers that are measured by features."""
 
 
 class DrawnSamples(Metric):
@@ -295,12 +314,12 @@ class ImageQuality(SampleQuality):
     BATCH = 100  # images of an update
     SEED = 0  # of the metric's own draws, such as subsets
 
-    def __init__(self, metric: ImageMetric, data: ImageData) -> None:
+    def __init__(self, metric: ImageMetric, data: ImageData, options: Mapping[str, Any] | None = None) -> None:
         """Try the metric on real test images, whose numbers are the baseline.
 
         Raises ConfigError for what the metric raises on them, and if what it computes is no number.
         """
-        self.metric = metric
+        self.metric, self.options = metric, options or {}
         super().__init__(data, metric.n or _default_count(data, metric.split))
         self._real = "real" in inspect.signature(metric.metric.update).parameters
         self.begin("cpu")
@@ -317,18 +336,17 @@ class ImageQuality(SampleQuality):
         self.baseline = numbers if len(real) >= self.count else {}
 
     def for_validation(self, n: int | None) -> "ImageQuality":
-        return self if n in (None, self.count) else ImageQuality(replace(self.metric, n=n), self.data)
+        return self if n in (None, self.count) else ImageQuality(replace(self.metric, n=n), self.data, self.options)
 
     @property
     def card(self) -> dict[str, Any]:
         metric = self.metric.metric
-        options = {name: getattr(metric, name, None) for name in inspect.signature(type(metric)).parameters}
-        plain = {name: value for name, value in options.items() if isinstance(value, bool | int | float | str)}
         real = {"data": self.data.name, "split": self.metric.split, "images": self.count}
         return {
             "samples": self.count,
             "repeats": self.repeats,
-            "metric": {"class": f"{type(metric).__module__}.{type(metric).__qualname__}", **plain},
+            "metric": f"{type(metric).__module__}.{type(metric).__qualname__}",
+            "options": self.options.get("metric", self.options),
             **({"reference": real} if self._real else {}),
             **_measured_as(self.data, ("torch", "torchmetrics")),
         }

@@ -66,6 +66,9 @@ class QualityMetric(ABC):
 
     def __post_init__(self) -> None:
         _check(self.split, n=self.n, repeats=self.repeats, neighbours=self.neighbours)
+        for name in ("distance", "kernel_distance", "title"):
+            if not isinstance(getattr(self, name, None), str):
+                raise ValueError(f"{type(self).__name__}.{name} must be a name, a string in the class")
         real = self.real
         if real is not None and real != "all" and (isinstance(real, str | bool) or real < 2):
             raise ValueError(f"real must be null (as many as n), all, or a number of images, got {real}")

@@ -64,7 +64,7 @@ def reconstruction_error(file: Path, steps: Sequence[int], rmse: Tensor, grey_le
     axes.set_ylabel("RMSE of the reconstruction  [8-bit grey levels]")
     axes.set_xticks(steps, [str(count) for count in steps])
     axes.minorticks_off()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3)

@@ -25,6 +25,7 @@ from noising.config.secrets import masked
 from noising.runs.declarations import Declaration
 from noising.runs.folder import Run, replacing
 from noising.runs.results import Results
+from noising.runs.rows import flat
 
 VARIABLES = {
     "project": "WANDB_PROJECT",
@@ -37,6 +38,8 @@ VARIABLES = {
     "id": "WANDB_RUN_ID",
 }
 """W&B's variables of the environment, by the argument of wandb.init that each stands for."""
+MODES = ("", "online", "offline", "disabled", "dryrun", "run")
+"""Values of WANDB_MODE."""
 LONGEST_NAME = 128
 """The most characters that W&B takes for the name of a run, a group or an artifact."""
 
@@ -78,6 +81,7 @@ class TensorBoard(TensorBoardLogger):
     def __init__(self, run: Run, config: Mapping[str, Any] | None = None) -> None:
         super().__init__(save_dir=run.path, name="tensorboard", version="")
         self._config = masked(dict(config or {}))
+        self._results: list[str] = []
 
     @property
     @rank_zero_experiment
@@ -90,7 +94,21 @@ class TensorBoard(TensorBoardLogger):
         return writer
 
     def declare(self, name: str, declaration: Declaration) -> None:
-        """Do nothing: event files have no place for the better direction of a number."""
+        """Note a number of the end of the run, for the table of runs."""
+        if not name.startswith(("train/", "val/")):
+            self._results.append(name)
+
+    @rank_zero_only
+    def close(self, failed: bool = False) -> None:
+        """Add the run to TensorBoard's table of runs (HPARAMS): its options, and the numbers of its end."""
+        from torch.utils.tensorboard.summary import hparams
+
+        if self._experiment is not None and self._results:
+            simple = {k: v for k, v in flat(self._config).items() if isinstance(v, bool | int | float | str)}
+            writer = self.experiment._get_file_writer()  # Lightning closes it after every fit and test
+            for summary in hparams(simple, dict.fromkeys(self._results, 0.0)):  # type: ignore[no-untyped-call]
+                writer.add_summary(summary)
+            self.experiment.close()
 
     @rank_zero_only
     def record_image(self, key: str, image: np.ndarray, step: int, caption: str = "") -> None:
@@ -155,7 +173,8 @@ class WandB(WandbLogger):
         "noising", the name by `run_name`, the group by `sweep_group`. The tags are those of the config and `tags`. In a
         run that `wandb agent` starts, wandb itself puts the agent's project, entity and id before any given here.
 
-        Raises ValueError for a tag that W&B would not take, and for one id of all jobs of a sweep.
+        Raises ValueError for a tag, a project, an id or a mode that W&B would not take, and for one id of all jobs of a
+        sweep.
         """
         all_tags = [*dict.fromkeys([*config.get("tags", ()), *tags])]
         if wrong := [tag for tag in all_tags if not 1 <= len(tag) <= 64]:
@@ -166,6 +185,13 @@ class WandB(WandbLogger):
             raise ValueError("WANDB_RUN_ID is set, and would make all jobs of the sweep one run at W&B: unset it")
         own = {"project": "noising", "group": sweep_group(run), "name": run_name(run, command), "job_type": command}
         arguments = wandb_arguments(given, own, os.environ)
+        for argument, most in (("project", LONGEST_NAME), ("id", 64)):
+            if (value := arguments[argument]) and (len(value) > most or set(value) & set("/\\#?%:")):
+                raise ValueError(
+                    f"the {argument} at W&B must have at most {most} characters, none of / \\ # ? % :, got {value!r}"
+                )
+        if (mode := os.environ.get("WANDB_MODE", "").lower()) not in MODES:
+            raise ValueError(f"WANDB_MODE must be one of {', '.join(filter(None, MODES))}, got {mode}")
         self._given_id = arguments.pop("id")
         self._kinds: dict[str, str] = {}  # of what was recorded, by key
         self._best: set[str] = set()  # numbers of which the summary holds the best
@@ -216,10 +242,10 @@ class WandB(WandbLogger):
 
     @rank_zero_only
     def declare(self, name: str, declaration: Declaration) -> None:
-        """Make the summary hold the best value of a number in the course of training, as {"min": ...} or max."""
+        """Make the summary hold the best and the last value of a number in the course of training."""
         if declaration.better is not None and name.startswith(("train/", "val/")):
             self._best.add(name)
-            best = {"lower": "min", "higher": "max"}[declaration.better]
+            best = {"lower": "min,last", "higher": "max,last"}[declaration.better]
             self.experiment.define_metric(name, step_metric="trainer/global_step", summary=best)
 
     @rank_zero_only
@@ -315,15 +341,22 @@ _ADDRESS = re.compile(r"[+~]*(resume|tags|logger)\b")
 
 
 def sweep_group(run: Run) -> str | None:
-    """The group of a sweep's job at W&B: the sweep's folder from the working directory. None for a single run."""
+    """The group of a sweep's job at W&B: the sweep's folder, from the working directory if it lies there.
+
+    None for a single run.
+    """
     sweep = run.path.parent
-    return os.path.relpath(sweep)[-LONGEST_NAME:] if (sweep / "multirun.yaml").exists() else None
+    if not (sweep / "multirun.yaml").exists():
+        return None
+    path = os.path.relpath(sweep)
+    return ("/".join(Path(os.path.abspath(sweep)).parts[-2:]) if path.startswith("..") else path)[-LONGEST_NAME:]
 
 
 def _wandb_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> Any:
     import wandb
 
-    return wandb.Table(columns=[*columns], data=[[*row] for row in rows], allow_mixed_types=True)
+    data = [[None if isinstance(cell, float) and not math.isfinite(cell) else cell for cell in row] for row in rows]
+    return wandb.Table(columns=[*columns], data=data, allow_mixed_types=True)  # whose JSON has no infinity
 
 
 def _stable_id(file: Path, given: str | None) -> str:

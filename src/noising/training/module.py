@@ -217,8 +217,10 @@ class DiffusionModule(LightningModule):
             if self.skip_nonfinite_steps:
                 numbers["train/skipped_steps"] = float(self.skipped_steps)
             numbers["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-            rate = self.throughput.images_per_second  # after the wait for the losses
-            self.write(numbers if math.isnan(rate) else {**numbers, "train/images_per_second": rate})
+            if not math.isnan(rate := self.throughput.images_per_second):  # after the wait for the losses
+                numbers["train/images_per_second"] = rate
+            self.write(numbers)
+            self.follow(numbers)
         self._settled, self._settled_times = self.losses.sums.clone(), self.times.state_dict()
 
     def write(self, numbers: dict[str, float]) -> None:
@@ -228,6 +230,11 @@ class DiffusionModule(LightningModule):
                 logger.log_metrics(numbers, step=self.trained_steps)
         elif self.trainer.is_global_zero:
             self.results.write_all(numbers, self.trained_steps)
+
+    def follow(self, numbers: dict[str, float]) -> None:
+        """Let callbacks that follow a number, such as EarlyStopping, find it: the same on every rank."""
+        for name, value in numbers.items():
+            self.log(name, value, logger=False)
 
     @property
     def _evaluation(self) -> BoundEvaluation:

@@ -56,6 +56,16 @@ def test_checks_are_logged_with_their_cost_and_the_best_is_kept(runs: dict[str, 
     assert run.neighbours_image.exists()
 
 
+def test_callbacks_can_follow_what_a_check_has_measured(noising: Command, tmp_path: Path) -> None:
+    stop = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/fd, stopping_threshold: 1e9}"
+    follow = "{_target_: lightning.pytorch.callbacks.ModelCheckpoint, monitor: train/loss, dirpath: best}"
+    options = (*MEASURED, *CHECKED, "trainer.val_check_interval=5", f"+callbacks.stop={stop}", "hydra.run.dir=run")
+    outcome = noising("train", *options, f"+callbacks.follow={follow[:-1]}, every_n_train_steps: 5}}")
+    assert outcome.code == 0, outcome.err
+    assert "EarlyStopping: Stopping threshold reached: val/fd" in Run(tmp_path / "run").summary["ended"]
+    assert list((tmp_path / "best").glob("*.ckpt"))
+
+
 def test_epochs_are_counted_in_steps(runs: dict[str, Run]) -> None:
     """1,309 images in batches of 128: half an epoch is five steps."""
     config = OmegaConf.merge(

@@ -24,7 +24,11 @@ MAX_EPOCHS = 10**9
 COST = {
     "quality_seconds": Declaration("time to draw and measure samples", "s", shown=False),
     "quality_share": Declaration("part of the run's time to draw and measure samples", shown=False),
+    "evaluations_per_image": Declaration("network evaluations an image"),
+    "seconds_per_image": Declaration("cost", "s an image"),
+    "seconds_of_metrics": Declaration("time to measure samples", "s", shown=False),
 }
+"""Declarations of the cost of samples."""
 
 
 class QualityCheck(Callback):
@@ -100,7 +104,9 @@ class QualityCheck(Callback):
         if trainer.is_global_zero:
             self.results.write_all({f"val/{name}": value for name, value in changing.items()}, trainer.global_step)
         name = next(iter(self.checked.declared))
-        value = float(trainer.strategy.broadcast(numbers.get(name, math.nan)))  # the first rank's
+        numbers = trainer.strategy.broadcast(numbers)  # the first rank's
+        pl_module.follow({f"val/{measured}": numbers[measured] for measured in measurements(numbers)})
+        value = numbers.get(name, math.nan)
         found = -value if self.leading.better == "higher" else value
         if found < self.best:
             self.best = found

@@ -174,7 +174,7 @@ class ResultsCallback(Callback):
         points = [((row.first_step + row.last_step) / 2, row.bits_per_dim_per_step, row.split) for row in bins]
         columns = ("step of the chain", "bits/dim per step", "split")
         self.results.write_chart("bound_by_step", columns, points, f"L_t, {title}", step)
-        self.results.write_table("bound_by_step_table", likelihood.StepBin._fields, [list(row) for row in bins], step)
+        self.results.write_table("bound_by_step_bins", likelihood.StepBin._fields, [list(row) for row in bins], step)
 
     def _plot_curves(self, numbers: dict[str, float], step: int) -> None:
         rows, run = self.results.rows(), self.results.run
