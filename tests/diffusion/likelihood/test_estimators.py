@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,9 +13,12 @@ from hypothesis import strategies as st
 from noising.diffusion.likelihood.adaptive import Adaptive
 from noising.diffusion.likelihood.decoders import DiscretizedGaussian
 from noising.diffusion.likelihood.estimators import (
+    BoundDraws,
     BoundEstimator,
+    BoundPlan,
     Exact,
     ImageSet,
+    StrataPlan,
     Stratified,
     evaluate_draws,
     log_strata,
@@ -24,7 +28,7 @@ from noising.diffusion.likelihood.terms import Difference, ModelTerms, variation
 from noising.diffusion.parameterizations import CleanImage
 from noising.diffusion.schedules import Cosine, LinearBeta
 from noising.diffusion.transitions import Chain
-from noising.randomness import Streams
+from noising.randomness import Streams, generator
 from tests.diffusion.helpers import Crooked, denoiser_of, final_classes, images
 
 DECODER = DiscretizedGaussian(17)
@@ -99,7 +103,8 @@ def test_stratified_is_unbiased_and_knows_its_error() -> None:
     assert 0.65 < ratio < 1.5
     assert ((low <= exact.mean()) & (exact.mean() <= high)).double().mean().item() == pytest.approx(0.95, abs=0.035)
     # the images' own error, apart from the draws'
-    assert (over_images**2).mean().sqrt().item() == pytest.approx((spread**2).mean().sqrt().item(), rel=0.25)
+    lost_as_0 = over_images.nan_to_num(0)
+    assert (lost_as_0**2).mean().sqrt().item() == pytest.approx((spread**2).mean().sqrt().item(), rel=0.25)
 
 
 @pytest.mark.parametrize("estimator", [Stratified(8), Adaptive(0.05)], ids=["stratified", "adaptive"])
@@ -111,7 +116,7 @@ def test_batches_and_ranks_add_up(estimator: BoundEstimator) -> None:
     ranks.merge_state(meter_of(terms, estimator, x, [1, 3, 5]))
     for other in (split.compute(), ranks.compute()):
         assert other.images == 6
-        assert other.numbers() == pytest.approx(whole.numbers(), rel=1e-11)
+        assert other.numbers() == pytest.approx(whole.numbers(), rel=1e-11, nan_ok=True)
         for one, same in zip(other.curve(), whole.curve(), strict=True):
             torch.testing.assert_close(one, same, rtol=1e-9, atol=1e-12)
 
@@ -179,6 +184,72 @@ def test_difference_is_the_difference() -> None:
     assert (same["bound"], same["bound_mc_se"]) == (0, 0)
     with pytest.raises(ValueError, match="40 and of 30 steps"):
         Difference(first, terms_of(30))
+
+
+def drawn(plan: BoundPlan, streams: Streams, nats: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> BoundDraws:
+    """The draws of a plan for all images of some streams, of one dimension; nats: (rows, steps) -> terms."""
+    count = len(streams.uniform((1,)))
+    places = plan.places(torch.arange(count), streams)
+    zeros = torch.zeros(count, dtype=torch.float64)
+    found = nats(places.row, places.step)
+    return BoundDraws(zeros, zeros, places, found, torch.zeros_like(found), 1)
+
+
+def test_error_of_the_curve_is_that_of_a_bin_whose_number_of_draws_is_random() -> None:
+    """L_t = 10/t (1 + .5 ε) in strata of many steps, cut into finer bins: 100 repetitions, and what each states."""
+    timesteps, count = 1000, 1000
+    plan = Stratified(32).plan(terms_of(timesteps), ImageSet(count, lambda index: (index, None), ""))
+    bits, stated = [], []
+    for seed in range(100):
+        noise = torch.from_numpy(generator(seed, "noise").standard_normal(count * 32))
+        meter = BoundMeter(plan, timesteps)
+        meter.update(drawn(plan, Streams(seed, "", range(count)), lambda row, t: 10 / t * (1 + 0.5 * noise)))  # noqa: B023
+        curve = meter.compute().curve()
+        bits.append(curve.bits)
+        stated.append(curve.stderr)
+    spread = torch.stack(bits).std(0)
+    ratio = torch.stack(stated).square().mean(0).sqrt() / spread
+    assert len(ratio) > 20
+    assert ratio[0].item() == pytest.approx(1, abs=0.15)  # a stratum of one step: every draw hits it
+    assert ratio.median().item() == pytest.approx(1, abs=0.1)
+    assert ratio.min().item() > 0.8
+    assert ratio.max().item() < 1.6  # a bin that ends amid a stratum is given the larger error
+
+
+@pytest.mark.parametrize(("count", "scale"), [(8, 2.0), (3, 1.0)])
+def test_interval_covers_where_images_are_not_equally_noisy(count: int, scale: float) -> None:
+    """Image i's terms have the standard deviation e^(scale · N(0, 1)), another in every of 2,000 repetitions."""
+    plan = StrataPlan(torch.tensor([1, 2]), 2, count)
+    covered = []
+    for seed in range(2000):
+        random = generator(seed, "terms")
+        deviation = torch.from_numpy(random.standard_normal(count) * scale).exp()
+        noise = torch.from_numpy(random.standard_normal(2 * count))
+        meter = BoundMeter(plan, 1)
+        meter.update(drawn(plan, Streams(seed, "", range(count)), lambda row, t: 5 + deviation[row] * noise))  # noqa: B023
+        numbers = meter.compute().numbers()
+        covered.append(numbers["bound_low"] <= 5 / math.log(2) <= numbers["bound_high"])
+    assert sum(covered) / len(covered) == pytest.approx(0.95, abs=0.02)
+
+
+def test_images_without_a_draw_are_images_all_the_same() -> None:
+    """A few draws over many images, in batches of one: most get none."""
+    terms, x = terms_of(40), images(30)
+    whole = meter_of(terms, Adaptive(3.0, pilot_images=4), x).compute()
+    single = meter_of(terms, Adaptive(3.0, pilot_images=4), x, *([i] for i in range(30))).compute()
+    assert whole.plan.evaluations - whole.plan.pilot_evaluations < 8 * 200
+    assert single.numbers() == pytest.approx(whole.numbers(), rel=1e-11, nan_ok=True)
+
+
+def test_a_spread_of_images_lost_in_the_noise_is_not_zero() -> None:
+    plan = StrataPlan(torch.tensor([1, 2]), 2, 4)
+    loud = torch.tensor([1.0, -1.1, 2.0, -2.0, 1.5, -1.4, 3.0, -3.1], dtype=torch.float64)
+    for noise, error in ((loud, math.nan), (torch.zeros(8, dtype=torch.float64), 0.0)):
+        meter = BoundMeter(plan, 1)
+        meter.update(drawn(plan, Streams(0, "", range(4)), lambda row, t: 5 + noise))  # noqa: B023
+        numbers = meter.compute().numbers()
+        assert numbers["bound_image_se"] == pytest.approx(error, nan_ok=True)
+        assert numbers["bound_population_low"] == pytest.approx(numbers["bound_low"])
 
 
 def test_what_cannot_be_told_is_not_a_number() -> None:

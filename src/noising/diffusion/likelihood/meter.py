@@ -49,8 +49,8 @@ class BoundEstimate:
 
     edges: (K + 1,) int64, bin k holds the steps edges[k] .. edges[k + 1] − 1. Float64 sums, on the host, in bits/dim:
     image_moments: (11,) over images, of 1, prior, floor, bound (the mean of R replicates), bound², the variances of the
-    means of the steps, the decoder and both, and these variances squared; replicate_sums: (R, 2) over images, of the steps and the decoder;
-    bin_sums: (4, K) over the draws in each bin, of 1, bits, bits² and ‖x − x̂‖²/D.
+    means of the steps, the decoder and both, and these variances squared; replicate_sums: (R, 2) over images, of the
+    steps and the decoder; bin_sums: (4, K) over the draws in each bin, of 1, bits, bits² and ‖x − x̂‖²/D.
     """
 
     def __init__(
