@@ -128,7 +128,7 @@ def same(one: Any, other: Any, place: str = "") -> None:
         for number, (a, b) in enumerate(zip(one, other, strict=True)):
             same(a, b, f"{place}[{number}]")
     else:
-        assert one == other, place
+        assert one == other or (one != one and other != other), place  # nan is the same as nan
 
 
 def _rank(rank: int, work: Callable[[int], Any], folder: Path) -> None:
