@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -149,12 +150,15 @@ def test_last_step_adds_no_noise(schedule: Schedule) -> None:
         sampler(denoiser, in_turn(noises))
 
 
+by_root = partial(quadratic, timesteps=1000)
+
+
 def test_path_ends_in_the_image_and_keeps_its_type(preserving: Schedule) -> None:
     denoiser = denoiser_of(Crooked(), preserving)
     for dtype in (torch.float32, torch.float64):
         noises = normals(9, 2, 1, 3, 3).to(dtype)
-        points = list(DDIM(8, quadratic).path(denoiser, in_turn(noises)))
-        image = DDIM(8, quadratic)(denoiser, in_turn(noises))
+        points = list(DDIM(8, by_root).path(denoiser, in_turn(noises)))
+        image = DDIM(8, by_root)(denoiser, in_turn(noises))
         assert len(points) == 8
         assert image.dtype == dtype
         assert torch.equal(points[-1].x_t, image)
@@ -163,7 +167,11 @@ def test_path_ends_in_the_image_and_keeps_its_type(preserving: Schedule) -> None
 
 def test_grids_end_at_one() -> None:
     assert uniform(4, Cosine(10)).tolist() == [0.25, 0.5, 0.75, 1.0]
-    assert quadratic(4, Cosine(10)).tolist() == [0.0625, 0.25, 0.5625, 1.0]
+    assert quadratic(4, Cosine(16), timesteps=16).tolist() == pytest.approx([1 / 16, 1 / 4, 9 / 16, 1.0])
+    for steps in (1, 50, 1000):  # never nearer to clean than the chain's first step, whose label is 0
+        times = quadratic(steps, Cosine(1000), timesteps=1000)
+        assert times[-1] == 1
+        assert steps == 1 or times[0] == pytest.approx(1 / 1000, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ by_log_snr = partial(uniform_log_snr, timesteps=1000)
 by_sigma = partial(karras, timesteps=1000)
 GRIDS = {
     "uniform": uniform,
-    "quadratic": quadratic,
+    "quadratic": partial(quadratic, timesteps=1000),
     "trailing": partial(trailing, timesteps=1000),
     "leading": partial(leading, timesteps=1000),
     "respaced": partial(respaced, timesteps=1000),

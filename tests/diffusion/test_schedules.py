@@ -229,6 +229,10 @@ def test_zero_terminal_snr_is_lins_algorithm() -> None:
     ours = ZeroTerminalSNR(LinearBeta(1000))(torch.arange(1, 1001, dtype=torch.float64) / 1000).alpha.flatten().numpy()
     difference = np.abs(ours - expected).max()
     assert 1e-7 < difference < 5e-7
+    root = np.sqrt(np.cumprod(1 - np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2))  # the first step is farther from 0
+    expected = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    ours = ZeroTerminalSNR(ScaledLinearBeta(1000))(torch.arange(1, 1001).double() / 1000).alpha.flatten().numpy()
+    assert np.abs(ours - expected).max() == pytest.approx(3.1e-5, rel=0.05)
 
 
 def test_resolution_shift_is_two_logarithms_of_the_ratio() -> None:

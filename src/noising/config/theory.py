@@ -1,5 +1,6 @@
 """From a config to the theory: the recipe and the sampler, without data, network or Trainer."""
 
+import logging
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig
@@ -15,6 +16,8 @@ from noising.diffusion.schedules import Schedule
 from noising.diffusion.times import TimeSampler
 from noising.diffusion.variances import ReverseVariance
 from noising.errors import ConfigError, config_errors
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -43,6 +46,10 @@ def build_recipe(config: DictConfig, resolution: int, levels: int) -> Recipe:
     return recipe
 
 
+LATE_ENOUGH = 0.85
+"""The least first time of a sampler that is used in the field: `leading` of ten steps begins at 0.9."""
+
+
 def build_sampler(config: DictConfig, timesteps: int, schedule: Schedule | None = None) -> Sampler:
     """The sampler, with the grid it steps on.
 
@@ -52,5 +59,8 @@ def build_sampler(config: DictConfig, timesteps: int, schedule: Schedule | None 
     sampler = make(config.sampler, "sampler", Sampler, grid=grid)
     if schedule is not None:
         with config_errors("grid"):
-            sampler.chain(schedule)
+            chain = sampler.chain(schedule)
+        begins = float(chain.steps.later.t[-1])
+        if begins < LATE_ENOUGH:
+            log.warning("drawing begins at t = %.3g, though x_T is drawn for t = 1: another grid begins there", begins)
     return sampler

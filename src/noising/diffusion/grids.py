@@ -20,9 +20,14 @@ def uniform(steps: int, schedule: Schedule) -> Tensor:
     return torch.arange(1, steps + 1, dtype=torch.float64) / steps
 
 
-def quadratic(steps: int, schedule: Schedule) -> Tensor:
-    """t_i = (i/S)²: denser near clean. Song et al., "Denoising Diffusion Implicit Models" (2020), appendix D.2."""
-    return uniform(steps, schedule) ** 2
+def quadratic(steps: int, schedule: Schedule, timesteps: int) -> Tensor:
+    """Uniform in √t from the chain's first step to its last: denser near clean, and never nearer than was trained.
+
+    Song et al., "Denoising Diffusion Implicit Models" (2020), appendix D.2. https://arxiv.org/abs/2010.02502
+    """
+    roots = torch.linspace(timesteps**-0.5, 1, steps, dtype=torch.float64)
+    roots[-1] = 1.0  # of a single step too
+    return roots**2
 
 
 def trailing(steps: int, schedule: Schedule, timesteps: int) -> Tensor:
