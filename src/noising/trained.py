@@ -124,7 +124,7 @@ def load(run: str | Path) -> TrainedRun:
         if key not in checkpoint:
             raise ConfigError(f"checkpoint={run}: {path} holds no {key}: it was not written by noising")
     config = with_current_names(checkpoint["config"])
-    require_trusted(config, f"checkpoint={run}")
+    require_trusted(config, f"checkpoint={run}", run)
     check_options("train", config)
     return TrainedRun(path, OmegaConf.create(config), int(checkpoint["global_step"]), checkpoint)
 

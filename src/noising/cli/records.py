@@ -1,0 +1,67 @@
+"""The gate for the options that a run's folder has recorded, before any of them is composed."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from noising.config.leaves import leaves
+from noising.config.secrets import is_reference
+from noising.errors import ConfigError
+from noising.runs.trust import Source, allowed_names, require_trusted_targets
+
+_CODE = ("dinov2_repo",)
+"""Options that are a folder of code, which is run."""
+
+
+def require_trusted_overrides(words: Sequence[str], source: str, place: Path) -> None:
+    """Raise ConfigError if overrides that a run's record holds are more than a stranger may ask for.
+
+    That is: a `_target_` that `require_trusted` refuses, an option of Hydra's own, a choice outside of the folders of
+    configs, an interpolation, a folder of code. Nothing is composed or imported before. What the user writes on the
+    command line again does not come from the record.
+
+    source, place: as in `require_trusted`.
+    """
+    hydra, found = GlobalHydra.instance(), list[tuple[str, Any]]()
+    parser = OverridesParser.create(hydra.config_loader() if hydra.is_initialized() else None)  # type: ignore[no-untyped-call]
+    for word in words:
+        found += _set_by(word, parser, source)
+    references = {}
+    for path, value in found:
+        name = path.rpartition(".")[2]
+        again = f"if it is yours, write it again beside resume: '{path}=...'"
+        for text in (path, value):
+            if isinstance(text, str) and "${" in text:
+                if not is_reference(name, text):
+                    raise ConfigError(f"{source}: its record holds an interpolation ({text[:40]!r}): {again}")
+                references[path] = text.removeprefix("${oc.env:").removesuffix("}")
+        if name in _CODE and value is not None:
+            raise ConfigError(f"{source}: its record names code that is run ({path}): {again}")
+    require_trusted_targets(found, Source(source, "its record", place))
+    for path, variable in references.items():
+        if variable not in allowed_names():
+            raise ConfigError(
+                f"{source}: its record gives {path} the variable {variable} of your environment: if you trust it, add "
+                f"allow={variable}"
+            )
+
+
+def _set_by(word: str, parser: OverridesParser, source: str) -> Iterator[tuple[str, Any]]:
+    """Dotted path and value of all that an override sets, every value of a sweep too."""
+    try:
+        parsed = parser.parse_override(word)
+    except HydraException as error:
+        raise ConfigError(f"{source}: its record holds what is no override: {word[:40]!r}") from error
+    key = parsed.get_key_element().lstrip("+~")
+    if not re.fullmatch(r"[\w./@:-]+", key) or {"hydra", "allow"} & {*re.split(r"[./@:]", key)}:
+        raise ConfigError(f"{source}: its record sets {key[:40]!r}, which no record of noising's does")
+    if parsed.is_choice_sweep():
+        for text in parsed.sweep_string_iterator():
+            yield from _set_by(f"{key}={text}", parser, source)
+    elif not parsed.is_sweep_override() and not parsed.is_delete():
+        yield from leaves(parsed.value(), key)
