@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 import noising as package
 from noising.errors import ConfigError
@@ -384,20 +385,54 @@ def test_a_key_is_in_no_file_of_a_run(noising: Command, tmp_path: Path, monkeypa
     options += ["times=uniform", "times._target_=asking_of_test.Asking", "+times.api_key=${oc.env:KEY_OF_TEST}"]
     outcome = noising("train", *SMALL, *options)
     assert outcome.code == 0, outcome.err
-    assert noising("sample", "checkpoint=run", "n=1", "hydra.run.dir=drawn").code == 0
+    withheld = noising("sample", "checkpoint=run", "n=1")
+    assert withheld.code == 2
+    assert withheld.err == (
+        "error: times: the run's file asks for the variable KEY_OF_TEST of your environment: if you trust it, "
+        "add allow=KEY_OF_TEST\n"
+    )
+    assert noising("sample", "checkpoint=run", "n=1", "allow=KEY_OF_TEST", "hydra.run.dir=drawn").code == 0
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert any("wandb" in str(path) for path in files)
     assert [path for path in files if any(key.encode() in path.read_bytes() for key in (wandb, own))] == []
     monkeypatch.delenv("KEY_OF_TEST")
-    missing = noising("sample", "checkpoint=run", "n=1")
+    missing = noising("sample", "checkpoint=run", "n=1", "allow=KEY_OF_TEST")
     assert missing.code == 2
     assert missing.err.startswith("error: times: ")
     assert "Environment variable 'KEY_OF_TEST' not found" in missing.err
 
 
+@pytest.mark.parametrize("path", ["token", "auth.user", "tokens", "aws_access_key_id"])
+def test_a_strangers_reference_is_not_resolved(
+    path: str, trained: Path, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where it is built, nor where a part that nobody builds holds it; and its value is printed nowhere."""
+    monkeypatch.setenv("SECRET_OF_TEST", "5ec4e7")
+    config = load_checkpoint(Run(trained).last_checkpoint)["config"]
+    name, _, last = path.partition(".")
+    value: Any = {last: "${oc.env:SECRET_OF_TEST}"} if last else "${oc.env:SECRET_OF_TEST}"
+    value = ["${oc.env:SECRET_OF_TEST}"] if name == "tokens" else value
+    data = {**config["data"], name: value}
+    outcome = noising("sample", f"checkpoint={changed(trained, tmp_path / 'b.ckpt', config={**config, 'data': data})}")
+    assert outcome.code == 2
+    assert outcome.err.startswith(
+        "error: data: the run's file asks for the variable SECRET_OF_TEST of your environment"
+    )
+    assert "5ec4e7" not in outcome.err + outcome.out
+    config["logger"]["theirs"] = {name: value}
+    run = package.load(changed(trained, tmp_path / "logged.ckpt", config=config))
+    assert run.denoiser.schedule is not None
+    with pytest.raises(Exception, match="allow=SECRET_OF_TEST"):
+        OmegaConf.to_container(run.config, resolve=True)
+
+
 @pytest.mark.parametrize(
     "option",
     [
+        "+logger.mine.passphrase=5ec4e7",
+        "+logger.mine={tokens:[5ec4e7]}",
+        "+logger.mine.secrets.hub=5ec4e7",
+        "tags=['https://host/x?token=5ec4e7']",
         "times=uniform times._target_=asking_of_test.Asking +times.api_key=5ec4e7",
         "tags=['https://me:5ec4e7@host']",
         "+hydra.job.env_set.MY_API_KEY=5ec4e7",

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from noising.config.leaves import leaves
-from noising.config.secrets import is_reference
+from noising.config.secrets import is_reference, variable
 from noising.errors import ConfigError
 from noising.runs.trust import Source, allowed_names, require_trusted_targets
 
@@ -33,21 +33,20 @@ def require_trusted_overrides(words: Sequence[str], source: str, place: Path) ->
         found += _set_by(word, parser, source)
     references = {}
     for path, value in found:
-        name = path.rpartition(".")[2]
         again = f"if it is yours, write it again beside resume: '{path}=...'"
         for text in (path, value):
             if isinstance(text, str) and "${" in text:
-                if not is_reference(name, text):
+                if not is_reference(path, text):
                     raise ConfigError(f"{source}: its record holds an interpolation ({text[:40]!r}): {again}")
-                references[path] = text.removeprefix("${oc.env:").removesuffix("}")
-        if name in _CODE and value is not None:
+                references[path] = variable(text)
+        if path.rpartition(".")[2] in _CODE and value is not None:
             raise ConfigError(f"{source}: its record names code that is run ({path}): {again}")
     require_trusted_targets(found, Source(source, "its record", place))
-    for path, variable in references.items():
-        if variable not in allowed_names():
+    for path, name in references.items():
+        if name not in allowed_names():
             raise ConfigError(
-                f"{source}: its record gives {path} the variable {variable} of your environment: if you trust it, add "
-                f"allow={variable}"
+                f"{source}: its record gives {path} the variable {name} of your environment: if you trust it, add "
+                f"allow={name}"
             )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from noising.config.secrets import masked
 from noising.errors import ConfigError
 from noising.runs.folder import Run
 from noising.runs.rows import flat
@@ -22,7 +23,7 @@ def quoted(text: str) -> str:
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Sequence[str]) -> list[str]:
     """Differences between two configs, as "option=now, not before"; may_differ: options or groups passed over."""
-    old, new = flat(before), flat(now)
+    old, new = flat(masked(before)), flat(masked(now))
     return [
         f"{option}={new.get(option)}, not {old.get(option)}"
         for option in {**old, **new}

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from omegaconf import OmegaConf
+
 from noising.config import choices
 from noising.config.instantiate import locate
 from noising.config.leaves import leaves
-from noising.config.secrets import is_reference
+from noising.config.secrets import is_reference, variable
 from noising.errors import ConfigError
 
 TRUSTED = ("torch.optim", "torchmetrics.image", "lightning.pytorch.callbacks", "lightning.pytorch.loggers")
@@ -79,12 +81,31 @@ def require_trusted(config: Any, source: str, place: str | Path | None = None) -
         raise ConfigError(f"{source}: its config is not a mapping: it was not written by noising")
     found = [*leaves(config)]
     for path, value in found:
-        name = path.rpartition(".")[2]
         # a run stores its config resolved; ${oc.create:...} would make nodes after this check
         for text in (path, value):
-            if isinstance(text, str) and "${" in text and not is_reference(name, text):
+            if isinstance(text, str) and "${" in text and not is_reference(path, text):
                 raise ConfigError(f"{source}: its config holds an interpolation ({text[:40]!r}): a run stores none")
     require_trusted_targets(found, Source(source, "its config", None if place is None else Path(place)))
+
+
+def with_variables_withheld(config: Any, path: str = "") -> Any:
+    """The config with references to variables of the environment that are not allowed made errors where one is read."""
+    if isinstance(config, Mapping):
+        return {key: with_variables_withheld(value, f"{path}.{key}") for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [with_variables_withheld(value, path) for value in config]
+    if isinstance(config, str) and is_reference(path, config) and variable(config) not in allowed_names():
+        return f"${{withheld:{variable(config)}}}"
+    return config
+
+
+def _withhold(name: str) -> None:
+    raise ConfigError(
+        f"the run's file asks for the variable {name} of your environment: if you trust it, add allow={name}"
+    )
+
+
+OmegaConf.register_new_resolver("withheld", _withhold, replace=True)
 
 
 def require_trusted_targets(found: Sequence[tuple[str, Any]], source: Source) -> None:
