@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -19,7 +20,7 @@ from noising.errors import ConfigError
 from noising.runs.folder import Run
 from noising.runs.trust import require_trusted
 from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
-from tests.helpers import SMALL, Command, same
+from tests.helpers import SMALL, Command, Outcome, same
 
 
 class Malicious:
@@ -202,6 +203,40 @@ def test_a_damaged_record_is_one_line(trained: Path, noising: Command, tmp_path:
         outcome = noising("train", "resume=run")
         assert outcome.code == 2
         assert outcome.err.startswith("error: resume=run: its record")
+
+
+def test_what_a_run_says_is_text(trained: Path, noising: Command, tmp_path: Path) -> None:
+    """Strings of its config, its summary and its records, and its folder's name: in tables, lines and errors."""
+    shutil.copytree(trained, tmp_path / "[" / "b]")
+    shutil.copytree(trained, tmp_path / "\x1b[2Jb")
+    for folder in (tmp_path / "[" / "b]", tmp_path / "\x1b[2Jb"):
+        run = Run(folder)
+        config = run.config | {"seed": f"\x1b]0;owned\a{folder.name}", "tags": ["[red]y[/b]"], "[/i]": folder.name}
+        run.config_file.write_text(yaml.safe_dump(config))
+        summary = run.summary | {
+            "status": "[blink]\x1b[5m",
+            "test/[/u]\n": f"\x9b{folder.name}",
+            "ended": "\x1b[8mhidden",
+        }
+        summary["cards"]["test/bound"]["estimator"] = f"\x1b[2J[/b]{folder.name}"
+        run.summary_file.write_text(json.dumps(summary))
+    outcome = noising("compare", "[/b]", "\x1b[2Jb", "hydra.run.dir='\x1b[3mcompared'")
+    assert outcome.code == 0, outcome.err
+    for words in ("]0;owned", "[/i]", "[blink]", "[/b]"):
+        assert words in outcome.out
+    assert "comparison.csv" in outcome.out
+    (tmp_path / "\x1b[2Jb" / "summary.json").write_text(json.dumps(summary | {"status": "finished"}))
+    shutil.copy(Run(trained).config_file, tmp_path / "\x1b[2Jb")
+    finished = noising("train", "resume='\x1b[2Jb'")
+    assert "[2J[/b]" in finished.out
+    assert "training ended [8mhidden" in finished.out
+    for name in ("\x1b[2J\nnowhere", "\x1b[2Jb"):
+        (tmp_path / "\x1b[2Jb" / "config.yaml").write_text("[")
+        refused = noising("compare", "[/b]", name)
+        assert refused.code == 2
+        assert refused.err.count("\n") == 1
+        finished = Outcome(0, finished.out + refused.out, finished.err + refused.err)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", outcome.out + outcome.err + finished.out + finished.err)
 
 
 def test_a_config_that_is_yaml_in_a_string_is_refused(trained: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from noising.cli.commands import COMMANDS
 from noising.cli.records import require_trusted_overrides
-from noising.errors import ConfigError, UsageError
+from noising.errors import ConfigError, UsageError, printable
 from noising.runs.resume import find_resumable, find_sweep, read_overrides
 
 _MAX_NAME_BYTES = 200  # file systems take 255, and the job's number goes before
@@ -84,7 +84,7 @@ def newest(config: DictConfig, overrides: Sequence[str], multirun: bool) -> Path
     found = find_sweep(where, options, _number_of_jobs(options)) if multirun else find_resumable(where, options)
     if found is None:
         kind = "sweep" if multirun else "run"
-        print(f"resume: no unfinished {kind} of this command under {where}/; starting a new one")
+        print(f"resume: no unfinished {kind} of this command under {printable(where)}/; starting a new one")
     return found
 
 

@@ -26,7 +26,7 @@ from noising.cli.overrides import Composer, composer, each_choice_once
 from noising.cli.sweeps import prepare_jobs, presets, refuse_ddp_sweep
 from noising.config.choices import conf_dir
 from noising.config.instantiate import nearest
-from noising.errors import ConfigError, UsageError
+from noising.errors import ConfigError, UsageError, printable
 from noising.runs.resume import quoted
 from noising.runs.status import INTERRUPTED
 from noising.runs.trust import allowing
@@ -223,5 +223,5 @@ class Output:
 
 
 def _stop(message: str) -> NoReturn:
-    say(f"error: {' '.join(message.split())}")
+    say(f"error: {' '.join(printable(message).split())}")
     raise SystemExit(2)

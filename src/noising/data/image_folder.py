@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from noising.data.image_data import ImageData, Images, Splits
+from noising.errors import printable
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ class ImageFolder(ImageData):
                         f"data.skip_unreadable=true leaves no image of the class {self.root / name}: mend or remove it"
                     )
             more = [f"and {self.skipped - _LOGGED} more"] if self.skipped > _LOGGED else []
-            reasons = "\n  ".join([*self._refused[:_LOGGED], *more])
+            reasons = "\n  ".join(map(printable, [*self._refused[:_LOGGED], *more]))
             log.warning("%d of %d images are left out:\n  %s", self.skipped, len(paths), reasons)
         return Splits(train, val, test, classes=len(classes))
 
