@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 RESUMABLE_OPTIONS = (
     *("trainer", "lr_schedule", "skip_nonfinite_steps", "checkpoint_every_n_steps", "keep_checkpoints"),
-    *("callbacks", "logger", "tags", "metrics", "bound", "validation_bound", "sampler", "grid", "data.root"),
+    *("callbacks", "logger", "tags", "metrics", "bound", "validation_bound", "sampler", "grid"),
+    *("data.root", "data.max_megapixels"),  # what is trained on is compared image by image
 )
 """Options that may differ when a run is continued, besides those of its optimizer; others would make another run."""
 
