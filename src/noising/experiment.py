@@ -45,15 +45,17 @@ class Experiment:
     Raises ConfigError, in one line that begins with the option, for what cannot be built or cannot work together.
     """
 
-    def __init__(self, config: DictConfig, data: ImageData | None = None) -> None:
-        """data: the data set, if it was read before."""
-        self.config = config
+    def __init__(self, config: DictConfig, data: ImageData | None = None, downloads: bool = True) -> None:
+        """data: the data set, if it was read before; downloads: whether files of it that are missing are fetched."""
+        self.config, self._downloads = config, downloads
         if data is not None:
             self.data = self._unread_data = data
 
     @cached_property
     def _unread_data(self) -> ImageData:
-        return make(self.config.data, "data", ImageData)
+        data = make(self.config.data, "data", ImageData)
+        data.downloads = self._downloads
+        return data
 
     @cached_property
     def data(self) -> ImageData:

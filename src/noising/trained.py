@@ -39,7 +39,7 @@ class TrainedRun:
 
     @cached_property
     def _experiment(self) -> Experiment:
-        return Experiment(self.config)
+        return Experiment(self.config, downloads=False)  # the file may say to where: it makes no folder
 
     @property
     def data(self) -> ImageData:

@@ -16,6 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 
 import noising as package
+from noising.config.choices import conf_dir
 from noising.errors import ConfigError
 from noising.runs.folder import Run
 from noising.runs.trust import require_trusted
@@ -155,6 +156,55 @@ def test_a_record_of_options_passes_the_gate(
         assert re.match(rf"error: {command[-1]}: its record .*{reason}", outcome.err), outcome.err
         assert outcome.err.count("\n") == 1
     assert files_of(tmp_path) == before
+
+
+def test_a_folder_to_resume_holds_its_own_files(
+    trained: Path, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pipe would be waited for, and train.log that is a link would be written wherever it leads."""
+    run, outside = tmp_path / "run", tmp_path / "bashrc"
+    outside.write_text("ls")
+    shutil.copytree(trained, run)
+    shutil.move(run / "checkpoints", tmp_path / "disk")
+    (run / "checkpoints").symlink_to(tmp_path / "disk")
+    (run / "latest").symlink_to(run / "samples")
+    assert noising("train", "resume=run").code == 0
+    for name in ("train.log", "metrics.jsonl", ".hydra/hydra.yaml", "figures"):
+        before = run / f"{name}.before"
+        shutil.move(run / name, before)
+        (run / name).symlink_to(outside if name != "figures" else tmp_path / "disk")
+        outcome = noising("train", "resume=run", "trainer.max_steps=30")
+        assert (outcome.code, "is a link out of the run's folder" in outcome.err) == (2, True), outcome.err
+        (run / name).unlink()
+        os.mkfifo(run / name)
+        outcome = noising("train", "resume=run", "trainer.max_steps=30")
+        assert (outcome.code, "is no regular file" in outcome.err) == (2, True), outcome.err
+        (run / name).unlink()
+        shutil.move(before, run / name)
+    assert outside.read_text() == "ls"
+    (run / "summary.json").unlink()
+    os.mkfifo(run / "summary.json")
+    for words in (["compare", "run", str(trained)], ["evaluate", "checkpoint=run/summary.json"]):
+        assert noising(*words).code == 2
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10"])
+def test_a_checkpoint_makes_no_folder_and_downloads_nothing(
+    name: str, trained: Path, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torchvision.datasets  # type: ignore[import-untyped]
+
+    fetched: list[Any] = []
+    for module in (torchvision.datasets.mnist, torchvision.datasets.cifar):
+        monkeypatch.setattr(module, "download_and_extract_archive", lambda *given, **_: fetched.append(given))
+    config = load_checkpoint(Run(trained).last_checkpoint)["config"]
+    node = yaml.safe_load((conf_dir() / "data" / f"{name}.yaml").read_text())
+    config["data"] = {**node, "root": str(tmp_path / "theirs" / "root")}
+    outcome = noising("sample", f"checkpoint={changed(trained, tmp_path / 'bad.ckpt', config=config)}", "n=1")
+    assert outcome.code == 2
+    assert re.match(rf"error: data.root={tmp_path}/theirs/root: \w+ cannot be read: put .* there", outcome.err)
+    assert fetched == []
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_a_choice_is_no_path(trained: Path, noising: Command, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from noising.cli.commands import COMMANDS
-from noising.cli.records import require_trusted_overrides
+from noising.cli.records import require_own_files, require_trusted_overrides
 from noising.errors import ConfigError, UsageError, printable
 from noising.runs.resume import find_resumable, find_sweep, read_overrides
 
@@ -63,6 +63,7 @@ def resumed(overrides: Sequence[str], multirun: bool) -> Resumed:
     options = [override for override in others if not _of_hydra(override)]
     if wish.lower() not in _YES:
         folder = Path(wish)
+        require_own_files(folder, f"resume={folder}")
         recorded = _recorded(folder, multirun)
         if multirun and options:
             _require_same_sweep(folder, recorded, options)

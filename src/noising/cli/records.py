@@ -1,5 +1,6 @@
 """The gate for the options that a run's folder has recorded, before any of them is composed."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,6 +49,23 @@ def require_trusted_overrides(words: Sequence[str], source: str, place: Path) ->
                 f"{source}: its record gives {path} the variable {name} of your environment: if you trust it, add "
                 f"allow={name}"
             )
+
+
+def require_own_files(folder: Path, source: str) -> None:
+    """Raise ConfigError if a run's folder holds pipes or devices, or links that lead out of it.
+
+    A pipe would be waited for, and a log or a table that is a link would be written wherever it leads. The folders of
+    checkpoints and samples may lie elsewhere, on a larger disk.
+    """
+    inside = folder.resolve()
+    for parent, folders, files in os.walk(folder):
+        for path in (Path(parent, name) for name in (*folders, *files)):
+            if path.is_symlink():
+                elsewhere = path.is_dir() and path.name in ("checkpoints", "samples")
+                if not elsewhere and not path.resolve().is_relative_to(inside):
+                    raise ConfigError(f"{source}: {path} is a link out of the run's folder: put there what it links to")
+            elif not path.is_dir() and not path.is_file():
+                raise ConfigError(f"{source}: {path} is no regular file: remove it")
 
 
 def _set_by(word: str, parser: OverridesParser, source: str) -> Iterator[tuple[str, Any]]:

@@ -69,6 +69,8 @@ def _newest_first(root: Path, name: str) -> list[Path]:
 
 def read_overrides(file: Path, *keys: str) -> list[str] | None:
     """The list of strings at `keys` of a YAML file, as they stand there, without resolving one; None if it has none."""
+    if not file.is_file():  # a pipe would be waited for
+        return None
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         for key in keys:
