@@ -34,6 +34,7 @@ from noising.training.loggers import CSVMetrics
 from noising.training.module import DiffusionModule
 from noising.training.progress import StepProgress
 from noising.training.safety.preemption import Preemption
+from noising.training.safety.rendezvous import meet_in_private
 from noising.training.validation import BoundEvaluation
 
 log = logging.getLogger(__name__)
@@ -255,7 +256,7 @@ def _trainer(node: dict[str, Any], results: Results, callbacks: list[Callback], 
         warnings.filterwarnings("ignore", words)
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
     try:
-        return make(
+        trainer = make(
             node,
             "trainer",
             Trainer,
@@ -268,3 +269,5 @@ def _trainer(node: dict[str, Any], results: Results, callbacks: list[Callback], 
         )
     except (MisconfigurationException, RuntimeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    meet_in_private(trainer)
+    return trainer
