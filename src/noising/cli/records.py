@@ -15,8 +15,8 @@ from noising.config.secrets import is_reference, variable
 from noising.errors import ConfigError
 from noising.runs.trust import Source, allowed_names, require_trusted_targets
 
-_CODE = ("dinov2_repo",)
-"""Options that are a folder of code, which is run."""
+_CODE = ("dinov2_repo", "feature_extractor_weights_path")
+"""Options that are a folder of code, or a file that is unpickled: either is run."""
 
 
 def require_trusted_overrides(words: Sequence[str], source: str, place: Path) -> None:

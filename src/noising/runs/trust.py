@@ -35,8 +35,8 @@ KINDS = frozenset(
 VARIABLE = "NOISING_ALLOW"
 """The environment's list of names that a run's files may name, separated by commas: modules, and variables."""
 
-_NEVER = ("__main__", "conftest", "scripts", "setup", "tests", "train")
-"""Names of programs: to import one would run it."""
+_PROGRAMS = frozenset(("conftest", "scripts", "setup", "tests"))
+"""Modules, of packages too, that are programs, besides `train`: to import one would run it."""
 
 
 class Source(NamedTuple):
@@ -117,17 +117,17 @@ def require_trusted_targets(found: Sequence[tuple[str, Any]], source: Source) ->
             why = _refusal(str(value), source, public=() if node in reads_files else TRUSTED)
             if why:
                 raise ConfigError(f"{source.name}: {source.what} names {value}, which {why}")
-            reads_files.discard(node)
 
 
 def _refusal(target: str, source: Source, public: Sequence[str]) -> str:
     """Why a target may not be named, after "which"; "" if it may. public: the modules of TRUSTED that count."""
-    first = target.partition(".")[0]
+    first, *_ = parts = target.split(".")
     if target in choices.targets() and (first == "noising" or public):
         return ""
-    if first in sys.stdlib_module_names or first in _NEVER:
-        kind = "of Python itself" if first in sys.stdlib_module_names else "a program's"
-        return f"is {kind}: no run stores it"
+    if first in sys.stdlib_module_names:
+        return "is of Python itself: no run stores it"
+    if first == "train" or _PROGRAMS.intersection(parts) or any(part.startswith("__") for part in parts):
+        return "is a program's, or internal: no run stores it"
     if first == "noising":
         return "is no choice of noising's: no run of this version stores it"
     if _is_own(first, source.place):
