@@ -169,6 +169,8 @@ def test_a_folder_to_resume_holds_its_own_files(
     shutil.move(run / "checkpoints", tmp_path / "disk")
     (run / "checkpoints").symlink_to(tmp_path / "disk")
     (run / "latest").symlink_to(run / "samples")
+    (run / "wandb" / "logs").mkdir(parents=True)
+    (run / "wandb" / "logs" / "debug-core.log").symlink_to(outside)  # as W&B does
     assert noising("train", "resume=run").code == 0
     for name in ("train.log", "metrics.jsonl", ".hydra/hydra.yaml", "figures"):
         before = run / f"{name}.before"

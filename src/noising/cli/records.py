@@ -17,6 +17,8 @@ from noising.runs.trust import Source, allowed_names, require_trusted_targets
 
 _CODE = ("dinov2_repo", "feature_extractor_weights_path")
 """Options that are a folder of code, or a file that is unpickled: either is run."""
+_FOLDERS = (".hydra", "checkpoints", "figures", "samples", "shards", "tensorboard")
+"""What a run keeps in folders of its own."""
 
 
 def require_trusted_overrides(words: Sequence[str], source: str, place: Path) -> None:
@@ -52,13 +54,14 @@ def require_trusted_overrides(words: Sequence[str], source: str, place: Path) ->
 
 
 def require_own_files(folder: Path, source: str) -> None:
-    """Raise ConfigError if a run's folder holds pipes or devices, or links that lead out of it.
+    """Raise ConfigError if a run's or a sweep's folder holds pipes or devices, or links that lead out of it.
 
     A pipe would be waited for, and a log or a table that is a link would be written wherever it leads. The folders of
-    checkpoints and samples may lie elsewhere, on a larger disk.
+    checkpoints and samples may lie elsewhere, on a larger disk; what others write (W&B) is passed over.
     """
     inside = folder.resolve()
     for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if name in _FOLDERS or Path(parent, name, ".hydra").exists()]
         for path in (Path(parent, name) for name in (*folders, *files)):
             if path.is_symlink():
                 elsewhere = path.is_dir() and path.name in ("checkpoints", "samples")
