@@ -1,13 +1,38 @@
 """The errors whose message is for the user: one line, without a traceback."""
 
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_REORDERING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_LINE_ENDS = frozenset("\t\n\v\f\r\x1c\x1d\x1e\x85\u2028\u2029")
+
+
+def printable(text: object) -> str:
+    """Text that is not ours as part of one line: line ends are spaces, what a terminal would obey is left out.
+
+    These are control characters and marks that turn the order of letters; bytes of a file's name that are not UTF-8
+    become question marks.
+    """
+    shown = []
+    for letter in str(text):
+        kind = unicodedata.category(letter)
+        if letter in _LINE_ENDS:
+            shown.append(" ")
+        elif kind == "Cs":
+            shown.append("?")
+        elif kind != "Cc" and letter not in _REORDERING:
+            shown.append(letter)
+    return "".join(shown)
 
 
 class UsageError(ValueError):
     """A request of the user's that cannot be met; its message is one line, shown without a traceback."""
 
     exit_code = 2
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(printable(message))
 
 
 class ConfigError(UsageError):

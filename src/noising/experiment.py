@@ -35,6 +35,7 @@ from noising.training.loggers import CSVMetrics
 from noising.training.module import TRAINING, DiffusionModule
 from noising.training.progress import StepProgress
 from noising.training.safety.preemption import Preemption
+from noising.training.safety.rendezvous import meet_in_private
 from noising.training.validation import BoundEvaluation, bound_declarations
 
 log = logging.getLogger(__name__)
@@ -46,15 +47,17 @@ class Experiment:
     Raises ConfigError, in one line that begins with the option, for what cannot be built or cannot work together.
     """
 
-    def __init__(self, config: DictConfig, data: ImageData | None = None) -> None:
-        """data: the data set, if it was read before."""
-        self.config = config
+    def __init__(self, config: DictConfig, data: ImageData | None = None, downloads: bool = True) -> None:
+        """data: the data set, if it was read before; downloads: whether files of it that are missing are fetched."""
+        self.config, self._downloads = config, downloads
         if data is not None:
             self.data = self._unread_data = data
 
     @cached_property
     def _unread_data(self) -> ImageData:
-        return make(self.config.data, "data", ImageData)
+        data = make(self.config.data, "data", ImageData)
+        data.downloads = self._downloads
+        return data
 
     @cached_property
     def data(self) -> ImageData:
@@ -260,7 +263,7 @@ def _trainer(node: dict[str, Any], results: Results, callbacks: list[Callback], 
         warnings.filterwarnings("ignore", words)
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec", FutureWarning)
     try:
-        return make(
+        trainer = make(
             node,
             "trainer",
             Trainer,
@@ -273,3 +276,5 @@ def _trainer(node: dict[str, Any], results: Results, callbacks: list[Callback], 
         )
     except (MisconfigurationException, RuntimeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    meet_in_private(trainer)
+    return trainer

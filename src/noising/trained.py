@@ -21,7 +21,7 @@ from noising.diffusion.transitions import Chain
 from noising.errors import ConfigError, config_errors
 from noising.experiment import Experiment
 from noising.runs.folder import Run
-from noising.runs.trust import require_trusted
+from noising.runs.trust import require_trusted, with_variables_withheld
 from noising.training.checkpoints import load_checkpoint
 
 
@@ -32,14 +32,14 @@ class TrainedRun:
     path: Path
     """The checkpoint file."""
     config: DictConfig
-    """Resolved, as the run was started with."""
+    """Resolved, as the run was started with, but for variables of the environment that the file asks for."""
     step: int
     """Optimizer steps taken."""
     checkpoint: dict[str, Any]
 
     @cached_property
     def _experiment(self) -> Experiment:
-        return Experiment(self.config)
+        return Experiment(self.config, downloads=False)  # the file may say to where: it makes no folder
 
     @property
     def data(self) -> ImageData:
@@ -124,9 +124,11 @@ def load(run: str | Path) -> TrainedRun:
         if key not in checkpoint:
             raise ConfigError(f"checkpoint={run}: {path} holds no {key}: it was not written by noising")
     config = with_current_names(checkpoint["config"])
-    require_trusted(config, f"checkpoint={run}")
+    require_trusted(config, f"checkpoint={run}", run)
     check_options("train", config)
-    return TrainedRun(path, OmegaConf.create(config), int(checkpoint["global_step"]), checkpoint)
+    return TrainedRun(
+        path, OmegaConf.create(with_variables_withheld(config)), int(checkpoint["global_step"]), checkpoint
+    )
 
 
 def trained_denoiser(checkpoint: str) -> Denoiser:

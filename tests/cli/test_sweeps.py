@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
-from noising.cli.sweeps import refuse_ddp_sweep
+from noising.cli.sweeps import print_table, refuse_ddp_sweep
 from noising.errors import UsageError
 from tests.helpers import read_table
 
@@ -41,6 +42,20 @@ def test_sweep_goes_on_after_a_failure_and_leaves_a_table(run: Run, tmp_path: Pa
     ]
     assert table[3]["folder"] == "3_model.width=6"
     assert "test/bound" in out
+
+
+def test_a_table_shows_what_jobs_say_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No markup of rich in an override, no reference resolved, nothing that a terminal would obey."""
+    sweep = tmp_path / "\x1b[2J[b]"
+    for number, word in enumerate(("seed=[/b]", "seed=\x1b]0;owned\a", "[red]x=${oc.env:HOME}", "+data.token=5ec4e7")):
+        (sweep / str(number) / ".hydra").mkdir(parents=True)
+        (sweep / str(number) / ".hydra" / "overrides.yaml").write_text(yaml.safe_dump([word]))
+    print_table(sweep)
+    said = capsys.readouterr().out
+    for words in ("[2J[b]", "[/b]", "]0;owned", "[red]x", "${oc.env:HOME}", "***"):
+        assert words in said
+    assert "\x1b" not in said
+    assert "5ec4e7" not in said
 
 
 @pytest.mark.parametrize(

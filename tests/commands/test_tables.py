@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from noising.commands.tables import print_summary
+from noising.commands.tables import print_summary, print_table
+from noising.errors import ConfigError, printable
 from noising.runs.folder import Run
 
 
@@ -23,3 +24,28 @@ def test_a_spread_that_was_not_seen_is_no_error_of_zero(
     said = capsys.readouterr().out
     assert ("cannot be told from the Monte Carlo error" in said) == (not spread)
     assert ("0.0200" in said, "0.0000" in said) == (bool(spread), False)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b]0;owned\a\x1b[2J", "]0;owned[2J"),
+        ("a\nb\r\tc\u2028d\x85e", "a b  c d e"),
+        ("\x9b31mred\x7f\x00", "31mred"),
+        ("gpj\u202egnp.exe\u2069", "gpjgnp.exe"),
+        ("x\udcff.png", "x?.png"),
+        ("λ é 猫 \N{FAMILY}\u200d ±", "λ é 猫 \N{FAMILY}\u200d ±"),
+    ],
+)
+def test_text_that_a_terminal_would_obey(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert str(ConfigError(f"data: {text}")) == f"data: {shown}"
+
+
+def test_a_table_shows_text_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """No markup of rich, no smiley, in any of its parts."""
+    print_table("[red]t[/b]", ("", "[/b]\x1b[2J", "[bold]h"), [[":smile:", "[red]y", "a\x1b]0;b\a"]])
+    said = capsys.readouterr().out
+    for words in ("[red]t[/b]", "[/b][2J", "[bold]h", ":smile:", "[red]y", "a]0;b"):
+        assert words in said
+    assert "\x1b" not in said

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torch import Tensor
 
 from noising.data.image_data import Splits
-from noising.data.image_folder import ImageFolder
+from noising.data.image_folder import FORMATS, ImageFolder
+from noising.errors import ConfigError
+from noising.experiment import Experiment
+from tests.helpers import composed
 
 
 def only(path: Path, resolution: int, channels: int = 3, crop: bool = True) -> Tensor:
@@ -187,6 +193,64 @@ def test_unreadable_images_are_left_out_and_counted(tmp_path: Path, caplog: pyte
     assert all(f"{number}.png" in caplog.text for number in ("017", "023"))
     seen = torch.cat([split.pixels[:, 0, 0, 0] for split in (data.train, data.val, data.test)]).sort().values.tolist()
     assert seen == [grey for grey in range(60) if grey not in (17, 23)]
+
+
+def test_a_format_is_known_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript, under any name, starts no Ghostscript; a PNG under the name of a JPEG is a PNG."""
+    started: list[Any] = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: started.append(1) or Image.new("L", (4, 4)).im)
+    text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n%%EOF\n"
+    for name in ("x.png", "x.eps", "x.jpg"):
+        (tmp_path / name).write_bytes(text)
+        with pytest.raises(ValueError, match=rf"cannot read .*{name}: it is no image of AVIF, .*, WEBP$"):
+            only(tmp_path / name, 4)
+    for form in ("PCX", "TGA", "ICO", "SGI", "PDF"):  # readers that hardly anybody needs, or has tried to break
+        Image.new("RGB", (16, 16)).save(tmp_path / "x.png", format=form)
+        with pytest.raises(ValueError, match="it is no image of"):
+            only(tmp_path / "x.png", 4)
+    assert started == []
+    Image.new("L", (4, 4), 7).save(tmp_path / "grey.jpg", format="PNG")
+    assert only(tmp_path / "grey.jpg", 4, channels=1).unique().tolist() == [7]
+    for form in FORMATS:
+        Image.new("L", (4, 4), 7).save(tmp_path / "grey.png", format=form)
+        assert (only(tmp_path / "grey.png", 4, channels=1).long() - 7).abs().max() <= 1, form
+
+
+def test_a_size_is_known_before_it_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (12_000, 12_000)).save(tmp_path / "x.png")
+    began = time.perf_counter()
+    with pytest.raises(ValueError, match=r"x\.png: 144 million pixels are more than data\.max_megapixels$"):
+        only(tmp_path / "x.png", 4)
+    assert time.perf_counter() - began < 0.1  # decoding takes half a second
+    folder = tmp_path / "small"
+    fill(folder, 60)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)  # the option alone counts
+    ImageFolder(4, str(folder), 4, max_megapixels=16e-6).setup()
+    with pytest.raises(ValueError, match=r"are more than data\.max_megapixels; mend or remove it"):
+        ImageFolder(4, str(folder), 4, max_megapixels=15e-6).setup()
+    assert Image.MAX_IMAGE_PIXELS == 4
+    with pytest.raises(ValueError, match=r"^max_megapixels must be positive, got 0"):
+        ImageFolder(4, str(folder), 4, max_megapixels=0)
+
+
+def test_only_regular_files_are_opened(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A pipe would be waited for, and a device has no end; a file's name with a line end is in one line."""
+    fill(tmp_path, 60)
+    os.mkfifo(tmp_path / "x.png")
+    (tmp_path / "y.png").symlink_to("/dev/zero")
+    (tmp_path / "z.png").symlink_to("nowhere")
+    (tmp_path / "a\nerror: b\x1b[2J.png").write_bytes(b"no image")
+    for name in "xyz":
+        with pytest.raises(ValueError, match=rf"cannot read .*{name}\.png: it is no regular file$"):
+            only(tmp_path / f"{name}.png", 4)
+    data = ImageFolder(8, str(tmp_path), 4, skip_unreadable=True, val_fraction=0.2, test_fraction=0.2)
+    data.setup()
+    assert data.skipped == 4
+    assert "a error: b[2J.png" in caplog.text
+    assert "\x1b" not in caplog.text
+    with pytest.raises(ConfigError) as caught:
+        Experiment(composed("data=image_folder", f"data.root={tmp_path}", "data.batch_size=8")).data  # noqa: B018
+    assert not re.search(r"[\n\x1b]", str(caught.value))
 
 
 def test_a_class_that_cannot_be_read_is_named(tmp_path: Path) -> None:

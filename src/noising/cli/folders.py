@@ -10,8 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from noising.cli.commands import COMMANDS
-from noising.errors import ConfigError, UsageError
-from noising.runs.resume import find_resumable, find_sweep
+from noising.cli.records import require_own_files, require_trusted_overrides
+from noising.errors import ConfigError, UsageError, printable
+from noising.runs.resume import find_resumable, find_sweep, read_overrides
 
 _MAX_NAME_BYTES = 200  # file systems take 255, and the job's number goes before
 _NO = ("false", "null", "no", "off", "0")
@@ -51,7 +52,8 @@ class Resumed(NamedTuple):
 def resumed(overrides: Sequence[str], multirun: bool) -> Resumed:
     """The overrides with those of the run that `resume=PATH` names; its own come first, those given here win.
 
-    Raises ConfigError if there is no such run, or, for a sweep, if other options are given.
+    Raises ConfigError if there is no such run, if its record asks for what a stranger may not, or, for a sweep, if
+    other options are given.
     """
     wish, others = _given(overrides, "resume"), _without(overrides, "resume")
     if wish is None or wish.lower() in _NO:
@@ -61,12 +63,14 @@ def resumed(overrides: Sequence[str], multirun: bool) -> Resumed:
     options = [override for override in others if not _of_hydra(override)]
     if wish.lower() not in _YES:
         folder = Path(wish)
+        require_own_files(folder, f"resume={folder}")
         recorded = _recorded(folder, multirun)
         if multirun and options:
             _require_same_sweep(folder, recorded, options)
             recorded = []
         given = {_name(override) for override in others}
         before = [override for override in recorded if _name(override) not in given]
+        require_trusted_overrides(before, f"resume={folder}", folder)
         return Resumed([*before, *others, "resume=true"], folder)
     chosen = _given(overrides, _key(multirun))
     if chosen is not None and multirun and (Path(chosen) / "multirun.yaml").is_file():
@@ -81,7 +85,7 @@ def newest(config: DictConfig, overrides: Sequence[str], multirun: bool) -> Path
     found = find_sweep(where, options, _number_of_jobs(options)) if multirun else find_resumable(where, options)
     if found is None:
         kind = "sweep" if multirun else "run"
-        print(f"resume: no unfinished {kind} of this command under {where}/; starting a new one")
+        print(f"resume: no unfinished {kind} of this command under {printable(where)}/; starting a new one")
     return found
 
 
@@ -113,7 +117,7 @@ def of_child(overrides: Sequence[str]) -> list[str] | None:
     if "LOCAL_RANK" not in os.environ or _launched() or folder is None:
         return None
     record = Path(folder, ".hydra", "overrides.yaml")
-    task = [str(word) for word in OmegaConf.load(record)] if record.is_file() else _without(overrides, "resume")
+    task = (read_overrides(record) or []) if record.is_file() else _without(overrides, "resume")
     return [*(word for word in task if not _of_hydra(word)), *filter(_of_hydra, overrides)]
 
 
@@ -180,15 +184,17 @@ def _recorded(folder: Path, multirun: bool) -> list[str]:
     """The overrides a run or a sweep was started with, without `resume`."""
     of_run, of_sweep = folder / ".hydra" / "overrides.yaml", folder / "multirun.yaml"
     if multirun and of_sweep.is_file():
-        values = OmegaConf.select(OmegaConf.load(of_sweep), "hydra.overrides.task")
+        values = read_overrides(of_sweep, "hydra", "overrides", "task")
     elif not multirun and of_run.is_file():
-        values = OmegaConf.load(of_run)
+        values = read_overrides(of_run)
     elif of_sweep.is_file():
         raise ConfigError(f"resume={folder}: this is a sweep's folder; add -m")
     else:
         sign = "multirun.yaml" if multirun else ".hydra/overrides.yaml"
         raise ConfigError(f"resume={folder}: no {'sweep' if multirun else 'run'} there (there is no {folder / sign})")
-    return _without([str(value) for value in values or []], "resume")
+    if values is None:
+        raise ConfigError(f"resume={folder}: its record of options is damaged: bring it back, or start anew")
+    return _without(values, "resume")
 
 
 def claim(config: DictConfig, overrides: Sequence[str], multirun: bool, folder: Path | None = None) -> Path | None:

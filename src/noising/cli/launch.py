@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from noising.cli import folders
 from noising.config.instantiate import make
-from noising.errors import UsageError
+from noising.errors import UsageError, printable
 
 _SECONDS_FOR_RANK_0 = 2.0
 """Grace period for the first rank to end with the same message, before another rank prints it."""
@@ -137,4 +137,4 @@ def say(message: str) -> None:
         if main_process_ends(_SECONDS_FOR_RANK_0):
             return
         message = f"rank {rank}: {message}"
-    print(message, file=sys.stderr, flush=True)
+    print("\n".join(map(printable, message.split("\n"))), file=sys.stderr, flush=True)

@@ -26,9 +26,10 @@ from noising.cli.overrides import Composer, composer, each_choice_once
 from noising.cli.sweeps import prepare_jobs, presets, refuse_ddp_sweep
 from noising.config.choices import conf_dir
 from noising.config.instantiate import nearest
-from noising.errors import ConfigError, UsageError
+from noising.errors import ConfigError, UsageError, printable
 from noising.runs.resume import quoted
 from noising.runs.status import INTERRUPTED
+from noising.runs.trust import allowing
 
 
 def cli() -> None:
@@ -54,10 +55,11 @@ def main(name: str, words: Sequence[str] | None = None, conf: Path | None = None
     see_current_folder()
     register_group_list()
     task = Task(name, COMMANDS[name].job)
+    words, allowed = _without_allowed(sys.argv[1:] if words is None else words)
     try:
-        with redirect_stdout(Output(sys.stdout)) as output:
+        with redirect_stdout(Output(sys.stdout)) as output, allowing(allowed):
             try:
-                _run(task, name, sys.argv[1:] if words is None else list(words), conf or conf_dir())
+                _run(task, name, words, conf or conf_dir())
             finally:
                 output.flush()
     except (UsageError, HydraException) as error:
@@ -123,6 +125,12 @@ def _prepare(task: Task, composing: Composer, words: Sequence[str], multirun: bo
     return config
 
 
+def _without_allowed(words: Sequence[str]) -> tuple[list[str], str]:
+    """The words without `allow=NAME,NAME`, and those names: no record of a run holds them, which would allow itself."""
+    given = [word for word in words if word.startswith("allow=")]
+    return [word for word in words if word not in given], ",".join(word.removeprefix("allow=") for word in given)
+
+
 def with_names(command: str, words: Sequence[str]) -> list[str]:
     """The overrides; where a command takes bare words (two runs to compare), they become the option they stand for."""
     option = COMMANDS[command].positional
@@ -133,7 +141,7 @@ def with_names(command: str, words: Sequence[str]) -> list[str]:
     return [option.format(value), *(word for word in words if word not in bare)]
 
 
-_SHOWING = ("help", "hydra_help", "version", "cfg", "info", "shell_completion", "experimental_rerun")
+_SHOWING = ("help", "hydra_help", "version", "cfg", "info", "shell_completion")
 
 
 class _Flags(argparse.ArgumentParser):
@@ -143,10 +151,8 @@ class _Flags(argparse.ArgumentParser):
         *(("--help", "-h"), ("--hydra-help",), ("--version",), ("--resolve",)),
         *(("--run", "-r"), ("--multirun", "-m"), ("--shell-completion", "-sc")),
     )
-    VALUES = (
-        *(("--package", "-p"), ("--config-dir", "-cd"), ("--config-name", "-cn"), ("--config-path", "-cp")),
-        ("--experimental-rerun",),
-    )
+    # not Hydra's --experimental-rerun, which unpickles a file of a run's folder
+    VALUES = (("--package", "-p"), ("--config-dir", "-cd"), ("--config-name", "-cn"), ("--config-path", "-cp"))
 
     def __init__(self) -> None:
         super().__init__(add_help=False, allow_abbrev=False)
@@ -171,7 +177,7 @@ def _show(name: str, config_name: str, place: str, flags: argparse.Namespace, ov
 
     job.__module__ = f"noising.{name}"  # Hydra names the job after the last part
     words = [f"--{flag.replace('_', '-')}" for flag, value in vars(flags).items() if value is True]
-    for flag in ("cfg", "package", "info", "config_dir", "experimental_rerun"):
+    for flag in ("cfg", "package", "info", "config_dir"):
         if (value := getattr(flags, flag)) is not None:
             words += [f"--{flag.replace('_', '-')}", value]
     with _argv([*words, *overrides]):
@@ -217,5 +223,5 @@ class Output:
 
 
 def _stop(message: str) -> NoReturn:
-    say(f"error: {' '.join(message.split())}")
+    say(f"error: {' '.join(printable(message).split())}")
     raise SystemExit(2)

@@ -163,7 +163,7 @@ class Composer:
                         f"{override.key_or_group}={shown}: no such choice (choices: {', '.join(options)})"
                     )
                 for name in value if isinstance(value, list) else [value]:
-                    if isinstance(name, str) and name not in options and not name.startswith(("/", "_")):
+                    if isinstance(name, str) and name not in options:  # a path would be another file's config
                         right = nearest(name, options)
                         hint = f"; did you mean {right}?" if right else ""
                         raise ConfigError(

@@ -8,7 +8,7 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from noising.errors import UsageError
+from noising.errors import UsageError, printable
 from noising.runs.declarations import declaration, measurements
 from noising.runs.resume import quoted
 from noising.runs.sweep import columns, declarations, rows, write_sweep
@@ -33,7 +33,7 @@ class SweepFigure(Callback):
         table = measured(rows(folder))
         if len(table) > 1:
             draw(folder / "quality.png", table, declarations(folder))
-            print(f"drawn in {folder / 'quality.png'}")
+            print(f"drawn in {printable(folder / 'quality.png')}")
 
 
 _EXCLUDED = "hydra.job.config.override_dirname.exclude_keys"
@@ -43,8 +43,9 @@ def print_table(sweep: Path) -> None:
     """Print what differs between the jobs and what was measured on test images; sweep.csv has the rest."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from noising.commands.tables import cell
+    from noising.commands.tables import cell, literal
 
     table = rows(sweep)
     if not table:
@@ -58,16 +59,18 @@ def print_table(sweep: Path) -> None:
     tested = [n for n in measurements(numbers) if n.startswith("test/") and declaration(n, declared).shown]
     ended = [] if all(row["status"] == "finished" for row in table) else ["status"]
     shown = [*(differ or overrides), *ended, *(tested or numbers[:6])]
-    view = Table(title=str(sweep), title_justify="left")
+    view = Table(title=Text(printable(sweep), style="table.title"), title_justify="left")
     for name in shown:
         cells = [cell(row, name) for row in table]
         width = max(map(len, cells)) if name in numbers else None  # in a narrow terminal only headings are broken
         heading = name if name in overrides else name.replace("_", " ")
-        view.add_column(heading, justify="right" if name in numbers else "left", overflow="fold", min_width=width)
+        view.add_column(
+            literal(heading), justify="right" if name in numbers else "left", overflow="fold", min_width=width
+        )
     for row in table:
-        view.add_row(*(cell(row, name) for name in shown))
+        view.add_row(*(literal(cell(row, name)) for name in shown))
     Console().print(view)
-    print(f"written to {sweep / 'sweep.csv'}")
+    print(f"written to {printable(sweep / 'sweep.csv')}")
 
 
 def presets(config: DictConfig) -> list[str]:

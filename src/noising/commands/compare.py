@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from noising.commands.loggers import open_results
 from noising.commands.tables import cell, declarations, print_files, print_table
 from noising.config.instantiate import nearest
-from noising.config.secrets import without_secrets
+from noising.config.secrets import masked, without_secrets
 from noising.errors import ConfigError, config_errors
 from noising.runs.declarations import ERRORS, Declarations, declaration, measurements
 from noising.runs.folder import Run
@@ -63,7 +63,7 @@ def _row(path: str) -> Row:
         summary = run.summary
         if not summary:
             raise ConfigError(f"runs: {path} holds no summary.json: it is no run's folder, or has not begun")
-        options = flat(run.config, "option ")
+        options = flat(masked(run.config), "option ")
     numbers = {key: value for key, value in summary.items() if "/" in key and not isinstance(value, dict)}
     cards = flat({key: measurement(card) for key, card in summary.get("cards", {}).items()}, "card ")
     return {"run": path, **options, "status": run.status, **numbers, **cards}

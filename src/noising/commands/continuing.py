@@ -8,7 +8,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from noising.config.secrets import without_secrets
-from noising.errors import ConfigError, config_errors
+from noising.errors import ConfigError, config_errors, printable
 from noising.runs.folder import Run
 from noising.runs.resume import changed_options, require_same_options
 from noising.training.checkpoints import load_checkpoint
@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 RESUMABLE_OPTIONS = (
     *("trainer", "lr_schedule", "skip_nonfinite_steps", "checkpoint_every_n_steps", "keep_checkpoints"),
-    *("callbacks", "logger", "tags", "metrics", "bound", "validation_bound", "sampler", "grid", "data.root"),
+    *("callbacks", "logger", "tags", "metrics", "bound", "validation_bound", "sampler", "grid"),
+    *("data.root", "data.max_megapixels"),  # what is trained on is compared image by image
 )
 """Options that may differ when a run is continued, besides those of its optimizer; others would make another run."""
 
@@ -57,9 +58,10 @@ def warn_of_changes(run: Run, cfg: DictConfig, checkpoint: Path | None, changed:
     """Log that a run starts from step 0 again, and the options that it goes on with."""
     if checkpoint is None and run.config_file.exists():
         every = cfg.checkpoint_every_n_steps
-        log.warning("there is no %s (it is written every %d steps): from step 0", run.last_checkpoint, every)
+        last = printable(run.last_checkpoint)
+        log.warning("there is no %s (it is written every %d steps): from step 0", last, every)
     if changed:
-        log.warning("goes on with other options: %s", "; ".join(changed))
+        log.warning("goes on with other options: %s", printable("; ".join(changed)))
 
 
 @contextmanager

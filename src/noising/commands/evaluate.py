@@ -1,6 +1,5 @@
 """`evaluate`: the bound of a trained model by any estimator, or the quality of its samples by any sampler."""
 
-import os
 import time
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from noising.commands.loggers import open_results
 from noising.commands.sample_jobs import SampleJob, SampleShards
-from noising.commands.tables import print_files, print_quality, print_summary
+from noising.commands.tables import print_files, print_quality, print_summary, relative
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.errors import ConfigError
@@ -33,7 +32,7 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> None:
     if cfg.resume:
         require_same_options(run, without_secrets(cfg), may_differ=("device", "devices", "trainer", "logger", "tags"))
     if cfg.resume and run.status == "finished":
-        print(f"{os.path.relpath(run.path)} is finished")
+        print(f"{relative(run.path)} is finished")
     elif cfg.get("sampler") is None:
         _evaluate_bound(cfg, run)
     else:

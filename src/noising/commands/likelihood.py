@@ -1,7 +1,6 @@
 """`likelihood`: -log p of the test images under a trained model's probability flow, with standard errors."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.progress import track
 
 from noising.commands.devices import find_device
 from noising.commands.loggers import open_results
-from noising.commands.tables import number, print_files, print_table
+from noising.commands.tables import number, print_files, print_table, relative
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import in_evaluation
@@ -46,7 +45,7 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
     results = open_results(run, cfg, "likelihood")
     cost = flow.divergence.backward_passes(data.test.pixels[0].numel())
     print(
-        f"{os.path.relpath(run.path)}: {count} test images of {data.name}, {flow.replicates} replicates, "
+        f"{relative(run.path)}: {count} test images of {data.name}, {flow.replicates} replicates, "
         f"{type(flow.solver).__name__}, {type(flow.divergence).__name__} divergence of "
         f"{cost} backward pass{'es' if cost > 1 else ''} an evaluation"
     )

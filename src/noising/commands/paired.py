@@ -4,14 +4,12 @@ Two evaluations of two models differ by both models' noise. Evaluated on the sam
 find hard cancels, and the difference is known far better than either bound.
 """
 
-import os
-
 import torch
 from omegaconf import DictConfig, OmegaConf
 
 from noising.commands.devices import find_device
 from noising.commands.loggers import open_results
-from noising.commands.tables import evaluations_bar, number, print_files, print_table
+from noising.commands.tables import evaluations_bar, number, print_files, print_table, relative
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import in_evaluation
@@ -62,7 +60,7 @@ def measure_difference(cfg: DictConfig, run: Run) -> None:
         shown = {name.replace("bound", "difference"): value for name, value in numbers.items() if "floor" not in name}
         named = {f"{cfg.split}/{name}": value for name, value in shown.items()}
         results.write_all(named, max(first.step, second.step), {f"{cfg.split}/difference": card})
-    ours, theirs = (os.path.relpath(path) for path in cfg.runs)
+    ours, theirs = (relative(path) for path in cfg.runs)
     print(f"bound of {ours} less that of {theirs}, {bound.images} {cfg.split} images, bits/dim")
     errors = (number(numbers[f"bound{error}"]) for error in ERRORS)
     ends = ("bound", "bound_population")

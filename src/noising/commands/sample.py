@@ -1,6 +1,5 @@
 """`sample`: images from a checkpoint, as one .npz or single PNGs, a grid, and how they come out of noise."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from noising.commands.loggers import open_results
 from noising.commands.sample_jobs import SampleJob, SampleShards
+from noising.commands.tables import relative
 from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import frames
 from noising.plots.grids import image_grid, sample_grid, save_animation, save_png, side_by_side
@@ -25,7 +25,7 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
     if cfg.resume:
         require_same_options(run, config, may_differ=("device", "devices", "logger", "tags"))
         if run.status == "finished":
-            print(f"{os.path.relpath(run.path)} is finished: there is nothing left to draw")
+            print(f"{relative(run.path)} is finished: there is nothing left to draw")
             return
     job = SampleJob(cfg)
     shards = SampleShards(run.path / "shards", job, path=True)
@@ -46,7 +46,7 @@ def sample(cfg: DictConfig, run_dir: Path) -> None:
         for name, picture in (("samples", run.samples_image), ("path", run.path / "path.png")):
             results.write_image(name, picture, step, job.description)
         shards.remove()
-    print(f"{cfg.n} images in {os.path.relpath(run.path)}: {written}, samples.png, path.png, reverse_process.gif")
+    print(f"{cfg.n} images in {relative(run.path)}: {written}, samples.png, path.png, reverse_process.gif")
 
 
 def _write(run: Run, images: Tensor, classes: Tensor | None, kind: str) -> str:

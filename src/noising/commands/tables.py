@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from noising.errors import printable
 from noising.runs.declarations import ERRORS, Declaration, Declarations, declaration, from_summary, measurements
 from noising.runs.folder import Run
 from noising.runs.rows import Row
@@ -24,19 +25,30 @@ def print_table(
     min_width: int = 0,
 ) -> None:
     """Print rows under their columns: those at the places `words` to the left, numbers to the right."""
-    table = Table(title=title, title_justify="left", show_header=any(columns))
+    heading = None if title is None else Text(printable(title), style="table.title")
+    table = Table(title=heading, title_justify="left", show_header=any(columns))
     for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if place in words else "right", overflow="fold")
+        table.add_column(literal(column), justify="left" if place in words else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
-    console = Console(soft_wrap=True, markup=False, width=max(Console().width, min_width) if min_width else None)
+        table.add_row(*map(literal, row))
+    console = Console(soft_wrap=True, width=max(Console().width, min_width) if min_width else None)
     console.print(table)
+
+
+def literal(text: str | Text) -> Text:
+    """A cell that shows the text as it is: none of rich's markup, nothing that a terminal would obey."""
+    return text if isinstance(text, Text) else Text(printable(text))
+
+
+def relative(path: str | Path) -> str:
+    """A path from the current folder, printable."""
+    return printable(os.path.relpath(path))
 
 
 def print_files(*files: str | Path) -> None:
     """Print where files lie, a line each."""
     for file in files:
-        print(os.path.relpath(file))
+        print(relative(file))
 
 
 def number(value: float | None) -> str:
@@ -95,7 +107,7 @@ def print_summary(run: Run) -> None:
         shown = {name.removeprefix("test/"): value for name, value in summary.items() if name.startswith(prefixes)}
         print_quality(shown, next(iter(of_samples.values())), declared)
     if skipped := summary.get("train/skipped_steps"):
-        print(f"steps left out, since their gradients were not finite: {skipped}")
+        print(f"steps left out, since their gradients were not finite: {printable(skipped)}")
     if "train/images_per_second" in summary:
         print(f"trained at {summary['train/images_per_second']:.0f} images/s")
     print()
@@ -103,7 +115,7 @@ def print_summary(run: Run) -> None:
     pictures = (run.samples_image, run.neighbours_image, run.reverse_process, *figures)
     print_files(*(file for file in (*pictures, run.last_checkpoint, run.summary_file) if file.exists()))
     if reason := summary.get("ended"):
-        print(f"training ended {reason}")
+        print(f"training ended {printable(reason)}")
 
 
 _TERMS = {"bound": "", "prior": "  ", "steps": "  ", "decoder": "  ", "decoder_floor": "    "}
@@ -135,11 +147,12 @@ def _print_bound(summary: Mapping[str, Any], split: str, declared: Declarations)
         low, high = found.get(f"{name}_low"), found.get(f"{name}_high")
         if low is not None and high is not None:
             print(f"95% interval of the bound {words}: {low:.4f} to {high:.4f}")
-    print(
+    words = (
         f"{card['estimator']} estimate, {card['evaluations']:,} network evaluations (the full sum takes "
         f"{card['evaluations_of_the_full_sum']:,}), clip {card['clip']}, T = {card['timesteps']}, "
         f"EMA weights of step {card['step']}; ± is one standard error"
     )
+    print(printable(words))
 
 
 def _row(words: str, numbers: Mapping[str, float | None], name: str, beside: Sequence[str]) -> list[str]:
@@ -163,5 +176,5 @@ def print_quality(numbers: Mapping[str, float], card: Mapping[str, Any], declare
         split = f" {reference['split']}" if "split" in reference else ""
         mirrored = ", each mirrored too" if reference.get("flips") else ""
         features = f" in the features of {card['features']}" if "features" in card else ""
-        print(f"against {reference['images']}{split} images{mirrored}{features}; ", end="")
-    print(f"EMA weights of step {card['step']}; ± is one standard error")
+        print(printable(f"against {reference['images']}{split} images{mirrored}{features}; "), end="")
+    print(printable(f"EMA weights of step {card['step']}; ± is one standard error"))

@@ -1,13 +1,12 @@
 """`train`: config -> objects -> Trainer.fit -> Trainer.test. The architecture on one page."""
 
-import os
 from pathlib import Path
 
 from omegaconf import DictConfig
 
 from noising.commands.continuing import changed_since, checkpoint_to_continue, last_good_checkpoint, warn_of_changes
 from noising.commands.loggers import open_results
-from noising.commands.tables import print_summary
+from noising.commands.tables import print_summary, relative
 from noising.config.secrets import without_secrets
 from noising.experiment import Experiment
 from noising.runs.folder import Run
@@ -51,7 +50,7 @@ def _description(experiment: Experiment, run: Run) -> str:
     data, network = experiment.data, experiment.denoiser.model
     millions = sum(p.numel() for p in experiment.denoiser.parameters()) / 1e6
     return (
-        f"{os.path.relpath(run.path)}: {len(data.train.pixels)} images of {data.name} "
+        f"{relative(run.path)}: {len(data.train.pixels)} images of {data.name} "
         f"({data.resolution}x{data.resolution}x{data.channels}), {type(network).__name__} of {millions:.2f}M "
         f"parameters, {experiment.config.trainer.max_steps} steps of {data.batch_size} images"
     )

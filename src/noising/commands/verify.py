@@ -1,12 +1,11 @@
 """`verify`: the identities of the theory on a config, with oracles in the place of the network."""
 
-import os
 from pathlib import Path
 
 from omegaconf import DictConfig
 from rich.text import Text
 
-from noising.commands.tables import print_table
+from noising.commands.tables import print_table, relative
 from noising.config.theory import build_recipe, build_sampler
 from noising.errors import UsageError
 from noising.plots.theory import recipe_curves
@@ -34,7 +33,7 @@ def verify(cfg: DictConfig, run_dir: Path) -> None:
     print_table("identities", ("part", "identity", *columns[2:]), map(_cells, rows), words=(0, 1, 5), min_width=130)
     failed = [f"{row.part}: {row.name}" for row in rows if not row.holds]
     held = f"{len(rows) - len(failed)} of {len(rows)} hold"
-    print(f"{held}; in {os.path.relpath(run_dir)}: identities.csv, verification.png")
+    print(f"{held}; in {relative(run_dir)}: identities.csv, verification.png")
     if failed:
         raise VerificationError(f"does not hold: {'; '.join(failed)}")
 

@@ -1,6 +1,5 @@
 """`weightings`: the weight w(λ) of every weighting in a config, and of the experiments as they are."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
+from noising.commands.tables import relative
 from noising.config.theory import build_recipe
 from noising.diffusion.weightings import LossWeights
 from noising.errors import UsageError
@@ -35,7 +35,7 @@ def weightings(cfg: DictConfig, run_dir: Path) -> None:
             experiments[experiment] = curves
     path = run_dir / "weightings.png"
     weighting_curves(path, own, recipe, experiments)
-    print(f"w(λ) of every weighting and experiment in {os.path.relpath(path)}")
+    print(f"w(λ) of every weighting and experiment in {relative(path)}")
 
 
 def _curves(cfg: DictConfig) -> LossWeights:

@@ -16,4 +16,4 @@ def conf_dir() -> Path:
 def targets() -> frozenset[str]:
     """Every `_target_` that stands in conf/."""
     texts = (file.read_text(encoding="utf-8") for file in conf_dir().rglob("*.yaml"))
-    return frozenset(name for text in texts for name in re.findall(r"_target_: *([\w.]+)", text))
+    return frozenset(name for text in texts for name in re.findall(r"^[^#\n]*?_target_: *([\w.]+)", text, re.MULTILINE))

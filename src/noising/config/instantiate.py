@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from noising.config.option_types import Built, MismatchError, convert
+from noising.config.secrets import masked, without_values
 from noising.errors import ConfigError, config_errors, one_line
 
 T = TypeVar("T")
@@ -58,7 +59,8 @@ def _plain(node: Any, path: str) -> Any:
     try:
         return OmegaConf.to_container(node, resolve=True)
     except OmegaConfBaseException as error:  # of a checkpoint, a variable of the environment that is not set here
-        raise ConfigError(f"{path}: {str(error).splitlines()[0]}") from error
+        words = str(error).splitlines()[0].removeprefix("ConfigError raised while resolving interpolation: ")
+        raise ConfigError(f"{path}: {words}") from error
 
 
 def _join(path: str, name: Any) -> str:
@@ -108,12 +110,15 @@ def _call(
     try:
         with config_errors(path):
             return target(*positional, **options)
+    except ConfigError as error:
+        raise ConfigError(without_values(str(error), options)) from error
     except (TypeError, MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not _is_size(error):
             raise
-        raise ConfigError(f"{path}: {one_line(error)}") from error
+        raise ConfigError(without_values(f"{path}: {one_line(error)}", options)) from error
     except (OSError, ImportError) as error:  # a file, a download or a package that is not there
-        raise ConfigError(f"{path}: {_name(target)} raised {type(error).__name__}: {one_line(error)}") from error
+        why = without_values(one_line(error), options)
+        raise ConfigError(f"{path}: {_name(target)} raised {type(error).__name__}: {why}") from error
 
 
 def _is_size(error: RuntimeError) -> bool:
@@ -178,7 +183,7 @@ def _options(target: Callable[..., Any], given: Mapping[str, Any], path: str) ->
         try:
             options[name] = value if implicit else convert(value, hints.get(name, Any))
         except MismatchError as wrong:
-            shown = "null" if value is None else value
+            shown = "null" if value is None else masked(value, name)
             raise ConfigError(f"{_join(path, name)}={shown}: expected {wrong}") from None
     return options
 

@@ -66,6 +66,7 @@ class ImageData(LightningDataModule, ABC):
     levels: int
     classes: int
     resize: str | None = None  # the filter that resized the images; None if none did
+    downloads: bool = True  # whether files that are missing may be fetched; not where a run's file says to where
     skipped: int = 0  # the number of unreadable images that were left out, where an option allows it
     tested: str = "test"  # the split that Trainer.test evaluates
     declared: tuple[int, int] | None = None  # resolution and levels, if they are known before the images are read

@@ -5,24 +5,41 @@ They take images · channels · resolution² bytes, 1.2 GB for 100,000 colour im
 
 import hashlib
 import logging
+import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from noising.data.image_data import ImageData, Images, Splits
+from noising.errors import printable
 
 log = logging.getLogger(__name__)
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""Formats that are read, by content and not by name: Pillow would start Ghostscript for PostScript, say."""
 
 _LOGGED = 20  # the number of left-out images for which the log gives the reason
 
 
+@contextmanager
+def _any_size() -> Iterator[None]:
+    """Within it, Pillow has no limit of its own on an image's size."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
 class ImageFolder(ImageData):
-    """The images under ``root``, in sub-folders of any depth, in every format that Pillow opens.
+    """The images under ``root``, in sub-folders of any depth, of FORMATS.
 
     Hidden files and files without an image's suffix are passed over, and the first frame of an animation is taken.
     Rotation marks of cameras are applied, 16-bit grey is rounded to 8 bits, transparency is laid on white, grey becomes
@@ -40,6 +57,8 @@ class ImageFolder(ImageData):
         crop: cut the central square out of an image that is not square; False refuses such an image.
         labels: the sub-folders directly in ``root`` are the classes, numbered in the order of their names.
         skip_unreadable: pass over images that cannot be read, or are not square where they must be, and count them.
+        max_megapixels: the most million pixels that an image may have, a limit on the memory of decoding it: about 12
+            bytes a pixel, whatever the file's size.
         val_fraction, test_fraction: expected share of the images in each split, each in (0, 1).
 
     Raises:
@@ -59,6 +78,7 @@ class ImageFolder(ImageData):
         labels: bool = False,
         flip: bool = False,
         skip_unreadable: bool = False,
+        max_megapixels: float = 64,
         val_fraction: float = 0.1,
         test_fraction: float = 0.1,
     ) -> None:
@@ -67,6 +87,8 @@ class ImageFolder(ImageData):
             raise ValueError(f"resolution must be at least 1, got {resolution}")
         if channels not in (1, 3):
             raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
+        if max_megapixels <= 0:
+            raise ValueError(f"max_megapixels must be positive, got {max_megapixels}")
         for argument, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             if not 0 < fraction < 1:
                 raise ValueError(f"{argument} must lie between 0 and 1, got {fraction}")
@@ -78,6 +100,7 @@ class ImageFolder(ImageData):
         self.declared = resolution, 256
         self.mode = {1: "L", 3: "RGB"}[channels]
         self.crop, self.labels, self.skip_unreadable = crop, labels, skip_unreadable
+        self.max_megapixels = max_megapixels
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self._refused: list[str] = []  # why each image that is left out cannot be used
 
@@ -101,7 +124,7 @@ class ImageFolder(ImageData):
                         f"data.skip_unreadable=true leaves no image of the class {self.root / name}: mend or remove it"
                     )
             more = [f"and {self.skipped - _LOGGED} more"] if self.skipped > _LOGGED else []
-            reasons = "\n  ".join([*self._refused[:_LOGGED], *more])
+            reasons = "\n  ".join(map(printable, [*self._refused[:_LOGGED], *more]))
             log.warning("%d of %d images are left out:\n  %s", self.skipped, len(paths), reasons)
         return Splits(train, val, test, classes=len(classes))
 
@@ -154,7 +177,7 @@ class ImageFolder(ImageData):
             return None
 
         # Threads are enough, because Pillow decodes outside the interpreter lock.
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        with _any_size(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
             refused = list(threads.map(fill, range(len(paths))))  # the list raises a thread's error here
         usable = [place for place, why in enumerate(refused) if why is None]
         if len(usable) < len(paths):
@@ -167,9 +190,17 @@ class ImageFolder(ImageData):
 
     def _decode(self, path: Path) -> NDArray[np.uint8]:
         """Read one image: (resolution, resolution, channels)."""
+        if not path.is_file():  # opening a pipe would wait for whoever writes it
+            raise ValueError(f"data.root: cannot read {path}: it is no regular file")
+        Image.init()  # all formats are known from here on
         try:
-            with Image.open(path) as opened:
+            with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as opened:
+                millions = math.prod(opened.size) / 1e6  # known before anything is decoded
+                if millions > self.max_megapixels:
+                    raise ValueError(f"{millions:.0f} million pixels are more than data.max_megapixels")
                 image = _eight_bits(ImageOps.exif_transpose(opened)).convert(self.mode)
+        except UnidentifiedImageError as error:
+            raise ValueError(f"data.root: cannot read {path}: it is no image of {', '.join(FORMATS)}") from error
         except Exception as error:  # Pillow's readers raise nearly anything on a broken file
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"data.root: cannot read {path}: {reason}") from error

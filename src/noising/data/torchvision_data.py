@@ -32,7 +32,8 @@ class _TorchvisionData(ImageData):
 
     def prepare_data(self) -> None:
         """Download missing files, in one process. Raises ValueError if that fails."""
-        self._read(train=True, download=True)
+        if self.downloads:
+            self._read(train=True, download=True)
 
     def load(self) -> Splits:
         train, test = self._read(train=True), self._read(train=False)
@@ -55,9 +56,8 @@ class _TorchvisionData(ImageData):
                 found = getattr(torchvision.datasets, name)(self.root, train=train, download=download)
         except Exception as error:  # a missing, cut or changed file shows as nearly any exception
             reason = " ".join(str(error).split()) or type(error).__name__
-            raise ValueError(
-                f"{self.place}: {name} can be neither read nor downloaded: put {self.files} there ({reason})"
-            ) from error
+            tried = "can be neither read nor downloaded" if self.downloads else "cannot be read"
+            raise ValueError(f"{self.place}: {name} {tried}: put {self.files} there ({reason})") from error
         return Images(self.pixels(found.data), torch.as_tensor(found.targets, dtype=torch.int64))
 
     @abstractmethod

@@ -6,7 +6,6 @@ Nothing secret is recorded: no environment variables, and no names of users, hos
 import os
 import platform
 import re
-import subprocess
 import sys
 from contextlib import suppress
 from importlib import metadata
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from noising.config.secrets import masked
+from noising.runs.checkout import checkout_of
 
 _PACKAGES = ("noising", "lightning", "hydra-core", "numpy")
 
@@ -48,22 +48,13 @@ def _version(package: str) -> str | None:
 def _git() -> dict[str, Any] | None:
     """Commit and state of the checkout that holds the package, or else the working directory; None without one."""
     here = Path(__file__).resolve()
+    found = checkout_of(here.parent)
     # a package installed inside somebody's checkout does not belong to it: its files are not tracked
-    tracked = _git_output(here.parent, "ls-files", "--error-unmatch", here.name) is not None
-    folder = here.parent if tracked else Path.cwd()
-    commit = _git_output(folder, "rev-parse", "--verify", "HEAD")
-    if commit is None:
+    if found is None or not found.has(here):
+        found = checkout_of(Path.cwd())
+    if found is None or found.commit is None:
         return None
-    changes = _git_output(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
-
-
-def _git_output(folder: Path, *arguments: str) -> str | None:
-    try:
-        git = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return git.stdout.strip()
+    return {"commit": found.commit, "dirty": found.is_dirty}
 
 
 def _cpu() -> str:

@@ -99,7 +99,8 @@ class Run:
 
 def _read(path: Path, parse: Callable[[str], Any], advice: str = "") -> dict[str, Any]:
     try:
-        content = parse(path.read_text(encoding="utf-8"))
+        # a pipe would be waited for
+        content = parse(path.read_text(encoding="utf-8")) if path.is_file() or not path.exists() else None
     except (ValueError, yaml.YAMLError):  # not JSON, not YAML, not UTF-8
         content = None
     if not isinstance(content, dict):

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from noising.config.secrets import masked
 from noising.errors import ConfigError
 from noising.runs.folder import Run
 from noising.runs.rows import flat
@@ -22,7 +23,7 @@ def quoted(text: str) -> str:
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Sequence[str]) -> list[str]:
     """Differences between two configs, as "option=now, not before"; may_differ: options or groups passed over."""
-    old, new = flat(before), flat(now)
+    old, new = flat(masked(before)), flat(masked(now))
     return [
         f"{option}={new.get(option)}, not {old.get(option)}"
         for option in {**old, **new}
@@ -35,7 +36,7 @@ def find_resumable(root: Path, overrides: Sequence[str]) -> Path | None:
     wanted = _essential(overrides)
     for file in _newest_first(root, ".hydra/overrides.yaml"):
         folder = file.parent.parent
-        if _essential(_load_list(file)) == wanted and Run(folder).status != "finished":
+        if _essential(read_overrides(file)) == wanted and Run(folder).status != "finished":
             return folder
     return None
 
@@ -47,7 +48,7 @@ def find_sweep(root: Path, overrides: Sequence[str], jobs: int | None) -> Path |
     """
     wanted = _essential(overrides)
     for file in _newest_first(root, "multirun.yaml"):
-        if _essential(_load_list(file, "hydra", "overrides", "task")) != wanted:
+        if _essential(read_overrides(file, "hydra", "overrides", "task")) != wanted:
             continue
         begun = [path.parent.parent for path in file.parent.glob("*/.hydra/overrides.yaml")]
         if jobs is None or len(begun) < jobs or any(Run(job).status != "finished" for job in begun):
@@ -55,7 +56,9 @@ def find_sweep(root: Path, overrides: Sequence[str], jobs: int | None) -> Path |
     return None
 
 
-def _essential(overrides: Sequence[str]) -> list[str]:
+def _essential(overrides: Sequence[str] | None) -> list[str] | None:
+    if overrides is None:  # no list of options can be read: it equals no other
+        return None
     return sorted(o for o in overrides if not o.lstrip("+~").startswith(("resume=", "hydra.", "hydra/")))
 
 
@@ -64,15 +67,17 @@ def _newest_first(root: Path, name: str) -> list[Path]:
     return sorted(found, key=lambda path: (path.stat().st_mtime_ns, str(path)), reverse=True)
 
 
-def _load_list(file: Path, *keys: str) -> list[str]:
-    """The list of strings at `keys` of a YAML file; for an unreadable file one that equals no other."""
+def read_overrides(file: Path, *keys: str) -> list[str] | None:
+    """The list of strings at `keys` of a YAML file, as they stand there, without resolving one; None if it has none."""
+    if not file.is_file():  # a pipe would be waited for
+        return None
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         for key in keys:
             content = content[key]
-        return [str(value) for value in content or []]
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, KeyError, TypeError):
-        return ["\0"]
+    except (yaml.YAMLError, ValueError, OSError, LookupError, TypeError, RecursionError):
+        return None
+    return [str(value) for value in content or []] if isinstance(content, list | None) else None
 
 
 def require_same_options(run: Run, config: Mapping[str, Any], may_differ: Sequence[str]) -> None:

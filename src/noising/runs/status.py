@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from noising.errors import ConfigError, UsageError
+from noising.errors import ConfigError, UsageError, printable
 from noising.runs.folder import Run
 from noising.runs.results import Results
 
@@ -68,7 +68,7 @@ def run_status(results: Results, config: Any, writes: bool = True) -> Iterator[R
                     if status != "finished":
                         can_resume = status == "interrupted" and "resume" in (config or {})
                         hint = f"; go on with {run.resuming}" if can_resume else ""
-                        print(f"{status}: {os.path.relpath(run.path)}{hint}", file=sys.stderr, flush=True)
+                        print(printable(f"{status}: {os.path.relpath(run.path)}{hint}"), file=sys.stderr, flush=True)
 
 
 def _log_to_file(error: Exception) -> None:

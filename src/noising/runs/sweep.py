@@ -3,10 +3,10 @@
 from contextlib import suppress
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
+from noising.config.secrets import masked
 from noising.runs.declarations import Declaration, from_summary
 from noising.runs.folder import Run
+from noising.runs.resume import read_overrides
 from noising.runs.rows import Row, write_csv
 
 
@@ -18,10 +18,10 @@ def rows(sweep: Path) -> list[Row]:
     table = []
     for job in sorted((path.parent.parent for path in sweep.glob("*/.hydra/overrides.yaml")), key=_number):
         row: Row = {}
-        for override in OmegaConf.load(job / ".hydra" / "overrides.yaml"):
-            key, _, value = str(override).partition("=")
+        for override in read_overrides(job / ".hydra" / "overrides.yaml") or []:
+            key, _, value = override.partition("=")
             if key != "resume":
-                row[key.lstrip("+")] = value
+                row[key.lstrip("+")] = masked(value, key)
         try:
             summary = Run(job).summary
         except ValueError:  # damaged

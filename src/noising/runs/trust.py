@@ -1,68 +1,175 @@
-"""The classes that a checkpoint's config may name: a file from a stranger must not choose what is run."""
+"""The gate for what is read from a run's folder: a file from a stranger must not choose what is run."""
 
+import importlib.util
+import inspect
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
 
 from noising.config import choices
 from noising.config.instantiate import locate
 from noising.config.leaves import leaves
-from noising.config.secrets import is_reference
+from noising.config.secrets import is_reference, variable
 from noising.errors import ConfigError
 
 TRUSTED = ("torch.optim", "torchmetrics.image", "lightning.pytorch.callbacks", "lightning.pytorch.loggers")
-"""Modules of which every public class may be named, besides the classes in conf/, if no option is the path of a file:
-torchmetrics unpickles weights from there.
+"""Modules of which every public class of KINDS may be named, besides what conf/ names, if no option is the path of a
+file: torchmetrics unpickles weights from there.
 """
 
+KINDS = frozenset(
+    (
+        *("torch.nn.modules.module.Module", "torch.utils.data.dataset.Dataset", "torchmetrics.metric.Metric"),
+        *("torch.optim.optimizer.Optimizer", "torch.optim.lr_scheduler.LRScheduler"),
+        *(f"{name}.callbacks.callback.Callback" for name in ("lightning.pytorch", "pytorch_lightning")),
+        *(f"{name}.loggers.logger.Logger" for name in ("lightning.pytorch", "pytorch_lightning")),
+    )
+)
+"""Bases, besides noising's own, of the classes that other packages may give: their functions act for whoever calls."""
 
-def require_trusted(config: Any, source: str) -> None:
-    """Raise ConfigError if a `_target_` anywhere in the config is no choice of conf/, nor allowed.
+VARIABLE = "NOISING_ALLOW"
+"""The environment's list of names that a run's files may name, separated by commas: modules, and variables."""
 
-    Allowed are the modules that NOISING_ALLOW names, separated by commas, and those in the current folder, since the
-    user wrote them. Other names of noising's cannot be allowed: some of its functions write files or start programs.
+_PROGRAMS = frozenset(("conftest", "scripts", "setup", "tests"))
+"""Modules, of packages too, that are programs, besides `train`: to import one would run it."""
 
-    source: where the config is from, for the message.
+
+class Source(NamedTuple):
+    """Where a config is from, for the message and for what is the user's own."""
+
+    name: str
+    what: str
+    place: Path | None
+    """The run's folder or checkpoint: modules around it are not the user's."""
+
+
+@contextmanager
+def allowing(names: str) -> Iterator[None]:
+    """Within it, these names are allowed too, separated by commas; other processes that it starts inherit them."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = ",".join(filter(None, (before, names)))
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = before
+
+
+def allowed_names() -> list[str]:
+    """Modules and variables of the environment that the user trusts a run's files with."""
+    names = (name.strip(" '\"[]") for name in os.environ.get(VARIABLE, "").split(","))
+    return [name for name in names if name and not _within(name, ("noising",))]
+
+
+def require_trusted(config: Any, source: str, place: str | Path | None = None) -> None:
+    """Raise ConfigError if a config names in a `_target_` what is no choice of conf/, nor allowed.
+
+    Allowed are the classes of KINDS of TRUSTED and of the modules that NOISING_ALLOW names, and what is defined in
+    modules of the current folder, since the user wrote them. Other names of noising's cannot be allowed: some of its
+    functions write files or start programs.
+
+    source: where the config is from, for the message; place: the run's folder or checkpoint.
     """
-    allowed = [name.strip() for name in os.environ.get("NOISING_ALLOW", "").split(",")]
-    allowed = [name for name in allowed if name and not _within(name, ("noising",))]
     if not isinstance(config, Mapping):  # OmegaConf would read a string as YAML, and find other nodes in it
         raise ConfigError(f"{source}: its config is not a mapping: it was not written by noising")
-    reads_files = {path.rpartition(".")[0] for path, _ in leaves(config) if path.endswith("_path")}
-    for path, value in leaves(config):
-        node, _, name = path.rpartition(".")
+    found = [*leaves(config)]
+    for path, value in found:
         # a run stores its config resolved; ${oc.create:...} would make nodes after this check
         for text in (path, value):
-            if isinstance(text, str) and "${" in text and not is_reference(name, text):
+            if isinstance(text, str) and "${" in text and not is_reference(path, text):
                 raise ConfigError(f"{source}: its config holds an interpolation ({text[:40]!r}): a run stores none")
-        if name == "_target_" and not _trusted(str(value), allowed, () if node in reads_files else TRUSTED):
-            package = str(value).partition(".")[0]
-            reason = f"is not of noising: if you trust it, set NOISING_ALLOW={package}"
-            if package in sys.stdlib_module_names:
-                reason = "is of Python itself: no run stores it"
-            elif package == "noising":
-                reason = "is no choice of noising's: no run of this version stores it"
-            raise ConfigError(f"{source}: its config names {value}, which {reason}")
+    require_trusted_targets(found, Source(source, "its config", None if place is None else Path(place)))
 
 
-def _trusted(target: str, allowed: list[str], public: tuple[str, ...]) -> bool:
-    """public: modules of which public classes may be named."""
-    if target in choices.targets():
-        return True
-    first = target.partition(".")[0]
-    here = first != "noising" and (Path(f"{first}.py").is_file() or Path(first, "__init__.py").is_file())
-    trusted = (*public, *allowed, *([first] if here else []))
-    if not _within(target, trusted) or (_within(target, public) and "._" in target):
-        return False  # without importing it
+def with_variables_withheld(config: Any, path: str = "") -> Any:
+    """The config with references to variables of the environment that are not allowed made errors where one is read."""
+    if isinstance(config, Mapping):
+        return {key: with_variables_withheld(value, f"{path}.{key}") for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [with_variables_withheld(value, path) for value in config]
+    if isinstance(config, str) and is_reference(path, config) and variable(config) not in allowed_names():
+        return f"${{withheld:{variable(config)}}}"
+    return config
+
+
+def _withhold(name: str) -> None:
+    raise ConfigError(
+        f"the run's file asks for the variable {name} of your environment: if you trust it, add allow={name}"
+    )
+
+
+OmegaConf.register_new_resolver("withheld", _withhold, replace=True)
+
+
+def require_trusted_targets(found: Sequence[tuple[str, Any]], source: Source) -> None:
+    """Raise ConfigError if a `_target_` among paths and values names what `require_trusted` refuses."""
+    reads_files = {path.rpartition(".")[0] for path, value in found if path.endswith("_path") and value is not None}
+    for path, value in found:
+        node, _, name = path.rpartition(".")
+        if name == "_target_":
+            why = _refusal(str(value), source, public=() if node in reads_files else TRUSTED)
+            if why:
+                raise ConfigError(f"{source.name}: {source.what} names {value}, which {why}")
+
+
+def _refusal(target: str, source: Source, public: Sequence[str]) -> str:
+    """Why a target may not be named, after "which"; "" if it may. public: the modules of TRUSTED that count."""
+    first, *_ = parts = target.split(".")
+    if target in choices.targets() and (first == "noising" or public):
+        return ""
+    if first in sys.stdlib_module_names:
+        return "is of Python itself: no run stores it"
+    if first == "train" or _PROGRAMS.intersection(parts) or any(part.startswith("__") for part in parts):
+        return "is a program's, or internal: no run stores it"
+    if first == "noising":
+        return "is no choice of noising's: no run of this version stores it"
+    if _is_own(first, source.place):
+        found = locate(target, source.name)
+        # `mine.os.system` begins with a trusted module, and leaves it by what that has imported
+        own = _within(str(getattr(found, "__module__", "")), (first,))
+        return "" if own else f"is not of noising, and not defined in your {first}"
+    allowed = allowed_names()
+    trusted = (*public, *allowed)
+    if not _within(target, trusted) or (_within(target, public) and not _within(target, allowed) and "._" in target):
+        return f"is not of noising: if you trust it, add allow={first} (in Python, set {VARIABLE}={first})"
+    found = locate(target, source.name)
+    if _within(str(getattr(found, "__module__", "")), trusted) and _is_of_kinds(found):
+        return ""
+    return (
+        "is not of noising: of other packages only networks, data sets, metrics, optimizers, callbacks, loggers and "
+        "classes made for noising may be named"
+    )
+
+
+def _is_of_kinds(found: Any) -> bool:
+    """Whether it is a class of KINDS or with a base of noising's; by names, since torch may not be there yet."""
+    bases = inspect.getmro(found) if inspect.isclass(found) else ()
+    names = [f"{base.__module__}.{base.__qualname__}" for base in bases if not issubclass(base, BaseException)]
+    return any(name in KINDS or name.startswith("noising.") for name in names)
+
+
+def _is_own(first: str, place: Path | None) -> bool:
+    """Whether importing the module `first` would run a file of the current folder, and not one that came with a run."""
+    files = [file for file in (Path(f"{first}.py"), Path(first, "__init__.py")) if file.is_file()]
+    if not files:
+        return False
+    if place is not None:
+        run, here = place.resolve(), Path.cwd()
+        if here.is_relative_to(run) or run.is_relative_to(here / first):
+            return False
     try:
-        found = locate(target, "")
-    except ConfigError:
-        return True  # the trusted module has no such name, and building it will say so
-    # `mine.os.system` begins with a trusted module, and leaves it by what that has imported
-    return _within(str(getattr(found, "__module__", "")), trusted)
+        spec = importlib.util.find_spec(first)  # a name without a dot: nothing is imported
+        return any(os.path.samefile(file, str(spec.origin)) for file in files) if spec else False
+    except (OSError, ValueError, ImportError):  # no file, or a module without a spec
+        return False
 
 
-def _within(name: str, modules: tuple[str, ...]) -> bool:
+def _within(name: str, modules: Sequence[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
