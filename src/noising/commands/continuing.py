@@ -11,7 +11,7 @@ from noising.config.secrets import without_secrets
 from noising.errors import ConfigError, config_errors
 from noising.runs.folder import Run
 from noising.runs.resume import changed_options, require_same_options
-from noising.training.checkpoints import load_checkpoint
+from noising.training.checkpoints import load_checkpoint, older_checkpoints
 from noising.training.safety.divergence import DivergenceError
 
 log = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def checkpoint_to_continue(run: Run, max_steps: int) -> Path | None:
     """
     last = run.last_checkpoint
     if not last.exists():
-        if older := sorted(last.parent.glob("step_*.ckpt")):
+        if older := older_checkpoints(last.parent):
             raise ConfigError(f"resume: {last} is gone; to go on from {older[-1].name}, copy it to {last.name}")
         return None
     with config_errors("resume"):

@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import re
 import time
 import zipfile
 from contextlib import suppress
@@ -67,10 +68,17 @@ def _damage(path: Path) -> str:
 
 def _alternatives(path: Path) -> str:
     """Advice for a damaged checkpoint: the whole ones beside it."""
-    written = [other for form in ("last", "best*", "step_*") for other in sorted(path.parent.glob(f"{form}.ckpt"))]
+    written = [other for form in ("last", "best*") for other in sorted(path.parent.glob(f"{form}.ckpt"))]
+    written += older_checkpoints(path.parent)
     if not (others := [other.name for other in written if other.name != path.name and not _damage(other)]):
         return "there is no other beside it, so train anew"
     return f"take another of its folder ({', '.join(others)}); to go on from that, copy it to {path.name}"
+
+
+def older_checkpoints(folder: Path) -> list[Path]:
+    """The files step_NNNNNN.ckpt of a folder, by their step, which outgrows six digits."""
+    numbered = [path for path in folder.glob("step_*.ckpt") if re.fullmatch(r"step_[0-9]+", path.stem)]
+    return sorted(numbered, key=lambda path: int(path.stem.removeprefix("step_")))
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -186,7 +194,7 @@ class LastCheckpoint(Checkpoint):
                 name = self.path.with_name(f"step_{self._on_disk:06d}.ckpt")
                 name.unlink(missing_ok=True)
                 os.link(self.path, name)
-            for oldest in sorted(self.path.parent.glob("step_*.ckpt"))[: 1 - self.keep]:
+            for oldest in older_checkpoints(self.path.parent)[: 1 - self.keep]:
                 oldest.unlink()
         trainer.save_checkpoint(self.path)
         self._saved = trainer.global_step
