@@ -301,11 +301,13 @@ def test_the_newest_are_kept_where_steps_outgrow_six_digits(tmp_path: Path) -> N
 
 def test_the_newest_of_many_digits_is_the_one_to_go_on_from(tmp_path: Path) -> None:
     run = Run(tmp_path)
+    trainer: Any = None
+    module: Any = None
     run.last_checkpoint.parent.mkdir()
     for step in (999_780, 1_000_000, 999_560):
         torch.save({}, run.last_checkpoint.with_name(f"step_{step:06d}.ckpt"))
     with pytest.raises(ConfigError, match=r"is gone; to go on from step_1000000\.ckpt, copy it to last\.ckpt$"):
-        checkpoint_to_continue(run, 2_000_000)
+        checkpoint_to_continue(run, trainer, module)
     run.last_checkpoint.touch()
     with pytest.raises(ValueError, match=r"\(step_999560\.ckpt, step_999780\.ckpt, step_1000000\.ckpt\)"):
         load_checkpoint(run.last_checkpoint)

@@ -31,7 +31,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     callbacks = experiment.callbacks(results)  # EMA, checkpoints, samples, quality, results
     trainer = experiment.trainer(results, callbacks)
 
-    checkpoint = checkpoint_to_continue(run, cfg.trainer.max_steps) if cfg.resume else None
+    checkpoint = checkpoint_to_continue(run, trainer, module) if cfg.resume else None
     if trainer.is_global_zero:
         print(_description(experiment, run), flush=True)
         if cfg.resume:

@@ -16,7 +16,7 @@ import yaml  # type: ignore[import-untyped]
 
 from noising.config.moved import with_current_names
 from noising.config.secrets import masked
-from noising.errors import ConfigError
+from noising.errors import ConfigError, UsageError
 from noising.runs.environment import environment
 
 
@@ -84,7 +84,7 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """The content of summary.json, if any; numbers not finite are None. Raises ConfigError if it is damaged."""
         try:
-            return _read(self.summary_file, json.loads, ": delete it and start the run again with resume=true")
+            return _read(self.summary_file, _parse_summary, _ADVICE)
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
@@ -95,6 +95,37 @@ class Run:
             return _read(self.config_file, yaml.safe_load, ": bring it back, or start anew without resume")
         except (FileNotFoundError, NotADirectoryError):
             raise ConfigError(f"{self.path} holds no run: there is no config.yaml in it") from None
+
+
+_ADVICE = ": delete it and start the run again with resume=true"
+
+
+@contextmanager
+def reading_summary(run: Run) -> Iterator[None]:
+    """Turn what is raised where an entry of the summary is not what it was written as into ConfigError."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise ConfigError(f"{run.summary_file} is damaged{_ADVICE}") from error
+
+
+def _parse_summary(text: str) -> Any:
+    """The summary; None if an entry that is read everywhere is of another kind."""
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        return None
+    for name, value in content.items():
+        if name in ("cards", "declared"):
+            whole = isinstance(value, dict) and all(isinstance(entry, dict) for entry in value.values())
+        elif name in ("status", "ended"):
+            whole = isinstance(value, str)
+        else:
+            whole = "/" not in name or isinstance(value, int | float | dict | None)
+        if not whole:
+            return None
+    return content
 
 
 def _read(path: Path, parse: Callable[[str], Any], advice: str = "") -> dict[str, Any]:

@@ -5,6 +5,7 @@ import math
 import os
 import re
 import time
+import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from noising.errors import ConfigError
 from noising.runs.declarations import Declaration
 from noising.runs.folder import replacing
 from noising.runs.results import Results
+from noising.training.checkpoint_content import require_kinds, with_plain_tensors
 from noising.training.safety.divergence import DivergenceError
 
 log = logging.getLogger(__name__)
@@ -32,7 +34,8 @@ FORMAT = 1
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint file, unpickling nothing but tensors and plain containers.
 
-    Raises `ValueError` if there is no such file, if it is truncated or damaged, or if a later version wrote it.
+    Raises `ValueError` if there is no such file, if it is truncated or damaged, if a later version wrote it, or if an
+    entry of it is not of its kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -40,18 +43,25 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if damage := _damage(path):
         raise ValueError(f"{path} {damage}: {_alternatives(path)}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch warns of sparse tensors, which are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises nearly anything on a damaged file
         raise ValueError(
             f"{path} cannot be read as a checkpoint of weights and plain values: if there is code in it, it was not run"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a checkpoint of a run")
-    if (version := content.get("noising_format", FORMAT)) != FORMAT:
+    version = content.get("noising_format", FORMAT)
+    if isinstance(version, int) and version != FORMAT:
         raise ValueError(
             f"{path} is of format {version}, this noising reads format {FORMAT}: use the one that wrote it"
         )
-    return content
+    try:
+        plain: dict[str, Any] = with_plain_tensors(content)
+        require_kinds(plain)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}: {_alternatives(path)}") from error
+    return plain
 
 
 def _damage(path: Path) -> str:
@@ -225,7 +235,7 @@ class BestCheckpoint(Checkpoint):
         return {"score": self.score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.score = state_dict["score"]
+        self.score = float(state_dict["score"])
 
 
 def _leaves_no_files(trainer: Trainer) -> bool:

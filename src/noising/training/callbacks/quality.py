@@ -172,4 +172,4 @@ class QualityCheck(Callback):
         return {"best": self.best, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.seconds = state_dict["best"], state_dict["seconds"]
+        self.best, self.seconds = float(state_dict["best"]), float(state_dict["seconds"])
