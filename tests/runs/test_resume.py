@@ -142,6 +142,28 @@ def test_finds_the_newest_unfinished_run_of_the_same_command(tmp_path: Path) -> 
     assert find_resumable(tmp_path / "nowhere", ["seed=7"]) is None
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, '{"status": 3}', '{"cards": [1]}', None])
+def test_another_runs_damaged_summary_is_passed_over(
+    content: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """None: a folder in its place, which cannot be read."""
+    killed = make_run(tmp_path / "day" / "killed", ["seed=1"], "running", age=2)
+    other = make_run(tmp_path / "day" / "other", ["seed=1"], None, age=1)
+    if content is None:
+        Run(other).summary_file.mkdir()
+    else:
+        Run(other).summary_file.write_text(content)
+    assert find_resumable(tmp_path, ["seed=1"]) == killed
+    (line,) = caplog.messages
+    assert line.startswith(f"resume: that run is passed over: {Run(other).summary_file} ")
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    for job in (killed, other):
+        job.rename(sweep / job.name)
+    (sweep / "multirun.yaml").write_text(yaml.safe_dump({"hydra": {"overrides": {"task": ["seed=1,1"]}}}))
+    assert find_sweep(tmp_path, ["seed=1,1"], 2) == sweep
+
+
 def test_finds_a_sweep_until_all_its_jobs_have_finished(tmp_path: Path) -> None:
     sweep, overrides = tmp_path / "day" / "sweep", ["seed=1,2", "model=unet"]
     sweep.mkdir(parents=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,14 +92,16 @@ class StepsOfLast(Callback):
             self.held[trainer.global_step] = load_checkpoint(self.run.last_checkpoint)["global_step"]
 
 
-def fit(run: Run, module: Linear, steps: int, *callbacks: Callback, every: int = 3, **options: Any) -> Trainer:
+def fit(
+    run: Run, module: Linear, steps: int, *callbacks: Callback, every: int = 3, keep: int = 1, **options: Any
+) -> Trainer:
     options = {"limit_val_batches": 0 if not module.bounds else 1, **options}
     trainer = Trainer(
         max_steps=steps,
         max_epochs=-1,
         accelerator="cpu",
         devices=1,
-        callbacks=[*callbacks, *checkpoint_callbacks(Results(run), every)],
+        callbacks=[*callbacks, *checkpoint_callbacks(Results(run), every, keep)],
         plugins=[AtomicCheckpointIO()],
         num_sanity_val_steps=0,
         check_val_every_n_epoch=None,
@@ -274,6 +277,29 @@ def test_a_chosen_number_is_kept(keep: int, older: list[int], tmp_path: Path) ->
     ).fit(module)
     assert files(run) == ["last.ckpt", *(f"step_{step:06d}.ckpt" for step in older)]
     assert [load_checkpoint(run.last_checkpoint.with_name(name))["global_step"] for name in files(run)] == [9, *older]
+
+
+def test_a_chosen_number_is_kept_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on FAT and some network file systems; and where no name can be given at all, the training goes on."""
+
+    def refuse(*paths: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    run = Run(tmp_path / "one")
+    fit(run, Linear(), 9, every=2, keep=3)
+    assert files(run) == ["last.ckpt", "step_000006.ckpt", "step_000008.ckpt"]
+    assert [load_checkpoint(run.last_checkpoint.with_name(name))["global_step"] for name in files(run)] == [9, 6, 8]
+    assert caplog.messages == []
+    monkeypatch.setattr(shutil, "copyfileobj", refuse)
+    other = Run(tmp_path / "two")
+    fit(other, Linear(), 4, every=2, keep=3)
+    assert files(other) == ["last.ckpt"]
+    assert caplog.messages == [
+        f"{other.last_checkpoint} cannot be kept under its step (Operation not permitted); training goes on"
+    ]
 
 
 def test_the_newest_are_kept_where_steps_outgrow_six_digits(tmp_path: Path) -> None:

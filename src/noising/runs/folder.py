@@ -131,7 +131,11 @@ def _parse_summary(text: str) -> Any:
 def _read(path: Path, parse: Callable[[str], Any], advice: str = "") -> dict[str, Any]:
     try:
         content = parse(path.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError):  # not JSON, not YAML, not UTF-8
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError, yaml.YAMLError):  # not JSON, not YAML, not UTF-8
         content = None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is damaged{advice}")

@@ -139,7 +139,7 @@ class Results:
             self._take_over_table()
         with open(self.record, "a+b") as file:
             file.seek(0)
-            before = takewhile(lambda line: line[1]["step"] <= step, _whole_lines(file))
+            before = takewhile(lambda line: line[1].get("step", -math.inf) <= step, _whole_lines(file))
             file.truncate(sum(length for length, _ in before))
 
     def sync(self) -> None:
@@ -172,7 +172,7 @@ class Results:
         if not self.record.exists():
             return []
         with open(self.record, "rb") as file:
-            return [row for _, row in _whole_lines(file)]
+            return [row for _, row in _whole_lines(file) if row]
 
     def _take_over_table(self) -> None:
         """Make the record of a run that has a table alone, as earlier versions left it."""
@@ -194,10 +194,19 @@ def _line(row: Mapping[str, float]) -> bytes:
 
 
 def _whole_lines(record: IO[bytes]) -> Iterator[tuple[int, Row]]:
-    """Rows and the lengths of their lines, without a last one that a kill has cut off."""
+    """Rows and the lengths of their lines, without a last one that a kill has cut off; a damaged line has no row."""
     for line in record:
         if line.endswith(b"\n"):
-            yield len(line), json.loads(line)
+            yield len(line), _row(line)
+
+
+def _row(line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    whole = isinstance(row, dict) and "step" in row and all(isinstance(value, int | float) for value in row.values())
+    return row if whole else {}
 
 
 def _number(cell: str) -> float:

@@ -1,5 +1,6 @@
 """Which run a command means by `resume`, and under which options it may go on."""
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ import yaml  # type: ignore[import-untyped]
 from noising.errors import ConfigError
 from noising.runs.folder import Run
 from noising.runs.rows import flat
+
+log = logging.getLogger(__name__)
 
 _DEPTH = 3  # how many folders below the root a run or a sweep may lie
 
@@ -35,8 +38,13 @@ def find_resumable(root: Path, overrides: Sequence[str]) -> Path | None:
     wanted = _essential(overrides)
     for file in _newest_first(root, ".hydra/overrides.yaml"):
         folder = file.parent.parent
-        if _essential(_load_list(file)) == wanted and Run(folder).status != "finished":
-            return folder
+        if _essential(_load_list(file)) != wanted:
+            continue
+        try:
+            if Run(folder).status != "finished":
+                return folder
+        except ConfigError as error:
+            log.warning("resume: that run is passed over: %s", error)
     return None
 
 
@@ -50,9 +58,16 @@ def find_sweep(root: Path, overrides: Sequence[str], jobs: int | None) -> Path |
         if _essential(_load_list(file, "hydra", "overrides", "task")) != wanted:
             continue
         begun = [path.parent.parent for path in file.parent.glob("*/.hydra/overrides.yaml")]
-        if jobs is None or len(begun) < jobs or any(Run(job).status != "finished" for job in begun):
+        if jobs is None or len(begun) < jobs or not all(map(_finished, begun)):
             return file.parent
     return None
+
+
+def _finished(job: Path) -> bool:
+    try:
+        return Run(job).status == "finished"
+    except ConfigError:  # damaged: the job will say so
+        return False
 
 
 def _essential(overrides: Sequence[str]) -> list[str]:

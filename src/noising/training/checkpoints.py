@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import re
+import shutil
 import time
 import warnings
 import zipfile
@@ -200,17 +201,28 @@ class LastCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             logger.save()  # metrics on the disk are never older than the checkpoint
         if trainer.is_global_zero and self.keep > 1 and not same:
-            if self.path.exists():  # give the file that will be replaced a name of its own
-                name = self.path.with_name(f"step_{self._on_disk:06d}.ckpt")
-                name.unlink(missing_ok=True)
-                os.link(self.path, name)
-            for oldest in older_checkpoints(self.path.parent)[: 1 - self.keep]:
-                oldest.unlink()
+            try:
+                self._keep_older()
+            except OSError as error:
+                log.warning("%s cannot be kept under its step (%s); training goes on", self.path, error.strerror)
         trainer.save_checkpoint(self.path)
         self._saved = trainer.global_step
         if _failure(trainer) is None:
             self._on_disk = trainer.global_step
         self._seconds += time.monotonic() - began
+
+    def _keep_older(self) -> None:
+        """Give the file that will be replaced a name of its own, and delete the oldest beyond `keep`."""
+        if self.path.exists():
+            name = self.path.with_name(f"step_{self._on_disk:06d}.ckpt")
+            name.unlink(missing_ok=True)
+            try:
+                os.link(self.path, name)
+            except OSError:  # a file system without hard links; or a full disk, and then the copy says so
+                with open(self.path, "rb") as file, replacing(name) as copy:
+                    shutil.copyfileobj(file, copy)
+        for oldest in older_checkpoints(self.path.parent)[: 1 - self.keep]:
+            oldest.unlink(missing_ok=True)
 
 
 class BestCheckpoint(Checkpoint):

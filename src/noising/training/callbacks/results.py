@@ -154,15 +154,17 @@ class ResultsCallback(Callback):
         self.results.write_all(numbers, pl_module.trained_steps, {f"{split}/bound": card})
         curve = evaluation.estimate.curve()
         bins = likelihood.step_bins(curve, evaluation.chain, split, numbers[f"{split}/prior"])
+        every = likelihood.with_others(self.results.run.bound_by_step, bins)
         likelihood.write_bins(self.results.run.bound_by_step, bins)
-        self._draw_bound(pl_module.trained_steps)
+        self._draw_bound(every, pl_module.trained_steps)
         if split == "test":
             self._plot_curves(numbers, pl_module.trained_steps)
 
-    def _draw_bound(self, step: int) -> None:
+    def _draw_bound(self, bins: list[likelihood.StepBin], step: int) -> None:
         """Draw the figures of every split evaluated so far, and give them to the loggers."""
-        run, bins = self.results.run, likelihood.read_bins(self.results.run.bound_by_step)
-        bounds = {split: run.summary[f"{split}/bound"] for split in dict.fromkeys(row.split for row in bins)}
+        run, latest = self.results.run, self.results.latest()
+        found = {split: latest.get(f"{split}/bound", math.nan) for split in dict.fromkeys(row.split for row in bins)}
+        bounds = {split: bound for split, bound in found.items() if math.isfinite(bound)}
         title = f"{self.data.name}: " + ", ".join(f"{split} {bits:.3f}" for split, bits in bounds.items()) + " bits/dim"
         # log2(N)/D, the bound of the empirical distribution of N images (noising.oracles.empirical)
         memorized = math.log2(len(self.data.train.pixels)) / self.data.train.pixels[0].numel()
