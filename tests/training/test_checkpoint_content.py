@@ -163,7 +163,7 @@ def test_strides_of_a_checkpoint_do_not_matter(
             state[average] = state[average].flatten()[:1].expand(state[average].numel()).view(state[average].shape)
     for name, weight in odd["ema"]["weights"].items():
         odd["ema"]["weights"][name] = weight.flatten()[:1].expand(weight.numel()).view(weight.shape)
-    odd["loss_sums"] = odd["loss_sums"][:, :1].expand(2, 4)
+    odd["loss_sums"] = odd["loss_sums"][..., :1].expand(1, 2, 4)
     plain = with_plain_tensors(odd)
     weights, same = (of["optimizer_states"][0]["state"][0]["exp_avg"] for of in (odd, plain))
     assert torch.equal(weights, same)
