@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ from noising.errors import ConfigError, UsageError
 from noising.runs.resume import find_resumable, find_sweep
 
 _MAX_NAME_BYTES = 200  # file systems take 255, and the job's number goes before
+_ROOM = 2**16
+"""Bytes that a run needs before it begins: its options and its log."""
 _NO = ("false", "null", "no", "off", "0")
 _YES = ("true", "yes", "on", "1")
 
@@ -240,6 +243,14 @@ def _make(folder: Path, key: str) -> None:
         raise ConfigError(f"{key}={folder}: cannot make this folder ({error.strerror})") from error
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"{key}={folder}: cannot write in this folder")
+    trial = folder / f".room.{os.getpid()}"  # Hydra writes over the record of a run that goes on: not on a full disk
+    try:
+        trial.write_bytes(bytes(_ROOM))
+    except OSError as error:
+        raise ConfigError(f"{key}={folder}: cannot write in this folder ({error.strerror}): make room first") from error
+    finally:
+        with suppress(OSError):
+            trial.unlink(missing_ok=True)
 
 
 def _rank() -> str:

@@ -6,6 +6,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,9 @@ class Task:
         self.exit_code = max(self.exit_code, code)
         if not sweeping:
             folders.remove_if_empty(self.claimed)
-            for file, content in self.before.items():
-                file.write_bytes(content)
+            with suppress(OSError):  # of a full disk, which the message is about
+                for file, content in self.before.items():
+                    file.write_bytes(content)
             raise SystemExit(code)
 
 

@@ -6,10 +6,12 @@ exit code 2. What only shows something (--help, --cfg, --info) is handed to Hydr
 """
 
 import argparse
+import errno
+import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -51,24 +53,38 @@ def main(name: str, words: Sequence[str] | None = None, conf: Path | None = None
     conf: the folder of its config, by default the project's. Exits with 2 after a mistake of the user's (one line on
     stderr), with 1 if a job failed.
     """
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to write tracebacks beside it
+    output, errors = Output(sys.stdout, "standard output"), Output(sys.stderr, "standard error")
+    with redirect_stdout(output), redirect_stderr(errors):  # type: ignore[type-var]
+        try:
+            _main(name, sys.argv[1:] if words is None else list(words), conf or conf_dir())
+        finally:
+            output.close_quietly()
+            errors.close_quietly()
+
+
+def _main(name: str, words: list[str], conf: Path) -> None:
     see_current_folder()
     register_group_list()
     task = Task(name, COMMANDS[name].job)
     try:
-        with redirect_stdout(Output(sys.stdout)) as output:
-            try:
-                _run(task, name, sys.argv[1:] if words is None else list(words), conf or conf_dir())
-            finally:
-                output.flush()
+        _run(task, name, words, conf)
     except (UsageError, HydraException) as error:
         folders.remove_if_empty(task.claimed)
         _stop(str(error))
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        _stop(f"{error.filename or 'the folder of the run'} cannot be written ({error.strerror}): make room first")
     except KeyboardInterrupt:  # before the job had begun to keep its own state
         folders.remove_if_empty(task.claimed)
         say("interrupted")
         raise SystemExit(INTERRUPTED) from None
     if task.exit_code:
         raise SystemExit(task.exit_code)
+
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def _run(task: Task, name: str, words: list[str], conf: Path) -> None:
@@ -191,29 +207,47 @@ def _argv(words: Sequence[str]) -> Iterator[None]:
 
 
 class Output:
-    """Standard output that may be closed before the work is done: `... | head` has seen enough, the work goes on."""
+    """A stream of a terminal, a pipe or a file that may fail before the work is done: the work goes on.
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    `... | head` has seen enough; a file may lie on a full disk.
+    """
+
+    def __init__(self, stream: Any, name: str) -> None:
+        self._stream, self._name = stream, name
+        self._failed = self._said = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        try:
-            self._stream.write(text)
-        except BrokenPipeError:
-            self._close()
+        self._try(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            self._close()
+        self._try(self._stream.flush)
 
-    def _close(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+    def close_quietly(self) -> None:
+        """Write what is buffered; if that is impossible, forget it, or Python would end with a code of its own."""
+        self.flush()
+        if self._failed:
+            self._forget()
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+            self._failed = False
+        except BrokenPipeError:
+            self._forget()
+        except OSError as error:
+            first, self._failed, self._said = not self._said, True, True
+            if first and self._stream is not sys.__stderr__:
+                print(f"{self._name} cannot be written ({error.strerror}); the work goes on", file=sys.stderr)
+
+    def _forget(self) -> None:
+        with suppress(OSError):  # not a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            self._stream.flush()
+            self._failed = False
 
 
 def _stop(message: str) -> NoReturn:

@@ -4,6 +4,7 @@ Only rank 0 may call the methods that write. Every file appears whole or not at 
 """
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -18,6 +19,8 @@ from noising.config.moved import with_current_names
 from noising.config.secrets import masked
 from noising.errors import ConfigError, UsageError
 from noising.runs.environment import environment
+
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -42,6 +45,9 @@ class Run:
         self.rate_distortion_figure = self.figures / "rate_distortion.png"
         self.learning_curves = self.figures / "learning_curves.png"
         self.bound_by_step = self.path / "bound_by_step.csv"
+        self.unwritten: dict[Path, str] = {}
+        """The files that could not be written, or not as they should be now, and why."""
+        self._held: dict[str, Any] | None = None  # the summary, while it cannot be written
 
     def samples_at(self, step: int) -> Path:
         """The grid of samples drawn after `step` optimizer steps."""
@@ -56,6 +62,18 @@ class Run:
             path = '"{}"'.format(path.replace('"', '\\"'))
         return ("-m " if sweep else "") + shlex.quote(f"resume={path}")
 
+    @contextmanager
+    def writing(self, file: Path) -> Iterator[None]:
+        """Let the work go on where a file cannot be written (the disk is full): a line in the log, and `unwritten`."""
+        try:
+            yield
+        except OSError as error:
+            if file not in self.unwritten:
+                log.warning("%s cannot be written (%s); the work goes on", file, error.strerror or error)
+            self.unwritten[file] = error.strerror or str(error)
+        else:
+            self.unwritten.pop(file, None)
+
     def start(self, config: Mapping[str, Any]) -> None:
         """Write the config, the environment and the status "running"; numbers of a resumed run stay in its summary."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -66,14 +84,27 @@ class Run:
         _write_json(self.summary_file, summary)
 
     def update(self, facts: Mapping[str, Any], **entries: Mapping[str, Any]) -> None:
-        """Merge numbers and other facts into the summary, and mappings into its entries `cards` and `declared`."""
-        summary = self.summary
+        """Merge numbers and other facts into the summary, and mappings into its entries `cards` and `declared`.
+
+        A summary that cannot be written is held, and written with the next change.
+        """
+        summary = self._summary_so_far()
         merged = {entry: {**summary.get(entry, {}), **added} for entry, added in entries.items() if added}
-        _write_json(self.summary_file, {**summary, **facts, **merged})
+        content = self._held = {**summary, **facts, **merged}
+        with self.writing(self.summary_file):
+            _write_json(self.summary_file, content)
+            self._held = None
 
     def finish(self, status: str, numbers: Mapping[str, Any]) -> None:
         """Write the final status (finished, failed or interrupted), and numbers."""
-        _write_json(self.summary_file, {**self.summary, **numbers, "status": status})
+        self.update({**numbers, "status": status})
+
+    def _summary_so_far(self) -> dict[str, Any]:
+        try:
+            return self.summary
+        except ConfigError as error:  # damaged in the course of the run
+            log.warning("%s; the work goes on without what was in it", error)
+            return {"status": "running"}
 
     @property
     def status(self) -> str:
@@ -83,6 +114,8 @@ class Run:
     @property
     def summary(self) -> dict[str, Any]:
         """The content of summary.json, if any; numbers not finite are None. Raises ConfigError if it is damaged."""
+        if self._held is not None:
+            return dict(_as_json(self._held))
         try:
             return _read(self.summary_file, _parse_summary, _ADVICE)
         except (FileNotFoundError, NotADirectoryError):
@@ -143,10 +176,11 @@ def _read(path: Path, parse: Callable[[str], Any], advice: str = "") -> dict[str
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write, which takes the place of `path` once all of it is on the disk, never before.
+def replacing(path: Path, sync: bool = True) -> Iterator[IO[bytes]]:
+    """Give a file to write, which takes the place of `path` when all of it is written, never before.
 
-    The temporary file lies beside the target: only within one file system is a rename atomic.
+    The temporary file lies beside the target: only within one file system is a rename atomic. sync: wait until it is on
+    the disk, so that a power cut leaves the one or the other.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
@@ -154,11 +188,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide the first error
+            temporary.unlink(missing_ok=True)
         raise
+    if not sync:
+        return
     with suppress(OSError):  # bring the rename to the disk; a system that cannot sync folders needs no such call
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
@@ -173,10 +211,13 @@ def _write(path: Path, text: str) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON: tensors and arrays of one number as the number, nan and infinities as null."""
+    _write(path, json.dumps(_as_json(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _as_json(content: Mapping[str, Any]) -> Any:
+    """The content as JSON has it: tensors and arrays of one number as the number, nan and infinities as null."""
     from pydantic_core import to_jsonable_python  # here: --help needs no pydantic
 
-    plain = to_jsonable_python(
+    return to_jsonable_python(
         content, inf_nan_mode="null", fallback=lambda value: value.item() if hasattr(value, "item") else str(value)
     )
-    _write(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

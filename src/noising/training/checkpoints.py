@@ -240,8 +240,9 @@ class BestCheckpoint(Checkpoint):
             return
         score = float(trainer.callback_metrics.get("val/bound", math.nan))
         if score < self.score:
-            self.score = score
-            trainer.save_checkpoint(self.path)
+            before, self.score = self.score, score
+            if not saved(trainer, self.path):
+                self.score = before  # the next that is better than the file takes its place
 
     def state_dict(self) -> dict[str, Any]:
         return {"score": self.score}
@@ -256,6 +257,12 @@ def _leaves_no_files(trainer: Trainer) -> bool:
 
 def _failure(trainer: Trainer) -> str | None:
     return getattr(trainer.strategy.checkpoint_io, "failure", None)
+
+
+def saved(trainer: Trainer, path: Path) -> bool:
+    """Write a checkpoint; whether that was possible, on every rank."""
+    trainer.save_checkpoint(path)
+    return bool(trainer.strategy.broadcast(_failure(trainer) is None))
 
 
 def checkpoint_callbacks(results: Results, every: int, keep: int = 1) -> tuple[BestCheckpoint, LastCheckpoint]:
