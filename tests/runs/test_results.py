@@ -114,7 +114,7 @@ def test_what_a_kill_leaves_is_whole_when_the_run_has_gone_on(tmp_path: Path) ->
     assert [row["train/loss"] for row in read_table(run.metrics)] == ["0.5", "0.3"]
 
 
-@pytest.mark.parametrize("name", ["status", "cards", "declared", "ended", "step"])
+@pytest.mark.parametrize("name", ["status", "cards", "declared", "ended", "error", "step"])
 def test_reserved_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"must not be named {name}"):
         Results(Run(tmp_path)).write(name, 1.0, 1)

@@ -20,6 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from noising.cli import folders
 from noising.config.instantiate import make
 from noising.errors import UsageError
+from noising.runs.folder import Run
+from noising.runs.status import record_failure
 
 _SECONDS_FOR_RANK_0 = 2.0
 """Grace period for the first rank to end with the same message, before another rank prints it."""
@@ -65,6 +67,8 @@ class Task:
     def _fail(self, message: str, code: int, sweeping: bool, error: Exception) -> None:
         """Print the message and end a run with the code; a sweep ends with it after its other jobs."""
         say(message)
+        if sweeping:
+            record_failure(Run(HydraConfig.get().runtime.output_dir), error)
         if sweeping and os.getpid() != self._process:
             raise error  # a launcher's worker: only the exception tells the parent
         self.exit_code = max(self.exit_code, code)

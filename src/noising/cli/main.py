@@ -112,7 +112,7 @@ def _run(task: Task, name: str, words: list[str], conf: Path) -> None:
 
 def _prepare(task: Task, composing: Composer, words: Sequence[str], multirun: bool) -> DictConfig:
     """The config of the run, or of the sweep, after all checks that need no job; its folder is made."""
-    overrides, folder, newest = folders.resumed(words, multirun)
+    overrides, folder, newest = folders.resumed(words, multirun, lambda: composing.compose([]))
     parsed = composing.parse(overrides)
     several = [override.input_line for override in parsed if override.is_sweep_override()]
     first = each_choice_once(parsed)[0] if several else overrides

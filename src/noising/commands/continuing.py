@@ -27,8 +27,11 @@ RESUMABLE_OPTIONS = (
 
 
 def changed_since(run: Run, cfg: DictConfig) -> list[str]:
-    """Options other than the run was started with, if there is one; ConfigError if one makes it another run."""
-    if not run.config_file.exists():
+    """Options other than the run was started with, if there is one; ConfigError if one makes it another run.
+
+    A run that failed before its first step has nothing that was made under its options: any may differ.
+    """
+    if not run.config_file.exists() or not run.has_results:
         return []
     # but another optimizer would take the one's averages for its own
     own = [f"optimizer.{name}" for name in map(str, cfg.optimizer) if name != "_target_"]

@@ -78,7 +78,8 @@ class Run:
         """Write the config, the environment and the status "running"; numbers of a resumed run stay in its summary."""
         self.path.mkdir(parents=True, exist_ok=True)
         summary = {**self.summary, "status": "running"}
-        summary.pop("ended", None)  # the reason why training ended early, before it went on
+        for reason in ("ended", "error"):  # why it ended early, or failed, before it went on
+            summary.pop(reason, None)
         _write(self.config_file, yaml.safe_dump(masked(dict(config)), sort_keys=False, allow_unicode=True))
         _write_json(self.environment_file, environment())
         _write_json(self.summary_file, summary)
@@ -110,6 +111,19 @@ class Run:
     def status(self) -> str:
         """One of running, finished, failed, interrupted; "none" before the start. A killed run stays "running"."""
         return str(self.summary.get("status", "none"))
+
+    @property
+    def has_results(self) -> bool:
+        """Whether the folder holds more than a run leaves that has failed before its first step."""
+        begun = (self.config_file, self.environment_file, self.summary_file)
+        theirs = (".hydra", "tensorboard", "wandb")  # written before the first step as well
+        for file in self.path.rglob("*"):
+            inside = file.relative_to(self.path).parts
+            if inside[0] in theirs or inside[0].startswith(".") or file in begun or file.suffix == ".log":
+                continue
+            if file.is_file() and file.stat().st_size:
+                return True
+        return any("/" in name for name in self.summary)
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -152,7 +166,7 @@ def _parse_summary(text: str) -> Any:
     for name, value in content.items():
         if name in ("cards", "declared"):
             whole = isinstance(value, dict) and all(isinstance(entry, dict) for entry in value.values())
-        elif name in ("status", "ended"):
+        elif name in ("status", "ended", "error"):
             whole = isinstance(value, str)
         else:
             whole = "/" not in name or isinstance(value, int | float | dict | None)

@@ -26,7 +26,7 @@ Row = dict[str, float]
 """The numbers of one step by name, after "step" itself."""
 Card = Mapping[str, Any]
 """All that a number depends on: how it was measured, and of which model."""
-RESERVED = ("step", "status", "cards", "declared", "ended")
+RESERVED = ("step", "status", "cards", "declared", "ended", "error")
 """Names that the files use themselves."""
 
 

@@ -123,6 +123,20 @@ def _log_to_file(error: Exception) -> None:
             handler.handle(record)
 
 
+def record_failure(run: Run, error: Exception) -> None:
+    """Leave the reason why a job of a sweep failed in its summary, and in its log if it failed before its run began."""
+    try:
+        status = run.status
+    except ConfigError:  # damaged
+        return
+    if status == "none":
+        _log_to_file(error)
+    if status in ("none", "failed"):
+        words = " ".join(str(error).split())
+        reason = words if isinstance(error, UsageError) else f"{type(error).__name__}: {words}"
+        run.update({"status": "failed", "error": reason})
+
+
 class Preempted(SystemExit):
     """A signal asked the run to stop. The exit code is the shell's, 128 + its number, so it can be requeued."""
 
