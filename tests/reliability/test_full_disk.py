@@ -18,6 +18,7 @@ import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from noising.cli.main import Output
+from noising.commands.sample_jobs import SampleShards
 from noising.runs.folder import Run
 from noising.runs.results import Results
 from noising.runs.status import UnwrittenError, run_status
@@ -132,6 +133,23 @@ def test_a_disk_full_to_the_end_of_the_training(trained: Path, noising: Command,
     assert "File too large" in refused.err
     assert noising("train", *OPTIONS, "resume=true").code == 0
     assert rows(run) == rows(Run(trained))
+
+
+def test_samples_that_find_no_room_are_one_line(trained: Path, noising: Command, tmp_path: Path) -> None:
+    options = [f"checkpoint={trained}", "n=4", "batch_size=2", "sampler.steps=2", "device=cpu", "hydra.run.dir=drawn"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SampleShards, "fill", lambda shards: (fill(), drawn(shards))[1])
+        outcome = noising("sample", *options)
+    make_room()
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    last = "error: a file of drawn cannot be written (File too large): make room, and run it again"
+    assert outcome.err.strip().splitlines()[-1] == last
+    assert noising("sample", *options, "resume=true").code == 0
+    assert (tmp_path / "drawn" / "samples.npz").exists()
+
+
+drawn = SampleShards.fill
 
 
 def test_rows_and_the_summary_are_held_until_there_is_room(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Starting what was composed: one run, or the jobs of a sweep, by Hydra's launchers and sweepers."""
 
+import errno
 import importlib
 import os
 import sys
@@ -26,6 +27,8 @@ from noising.runs.status import record_failure
 _SECONDS_FOR_RANK_0 = 2.0
 """Grace period for the first rank to end with the same message, before another rank prints it."""
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Errors of a disk that takes no more."""
 Job = Callable[[DictConfig, Path], None]
 
 
@@ -61,6 +64,13 @@ class Task:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 traceback.print_exc()
             self._fail(f"error: {which}{error}", error.exit_code, sweeping, error)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                self._fail(which + traceback.format_exc().rstrip(), 1, sweeping, error)
+                return
+            file = error.filename or f"a file of {os.path.relpath(hydra.runtime.output_dir)}"
+            line = f"error: {which}{file} cannot be written ({error.strerror}): make room, and run it again"
+            self._fail(line, 1, sweeping, error)
         except Exception as error:
             self._fail(which + traceback.format_exc().rstrip(), 1, sweeping, error)
 

@@ -6,7 +6,6 @@ exit code 2. What only shows something (--help, --cfg, --info) is handed to Hydr
 """
 
 import argparse
-import errno
 import logging
 import os
 import sys
@@ -23,7 +22,7 @@ from omegaconf import DictConfig
 from noising.cli import folders
 from noising.cli.commands import COMMANDS
 from noising.cli.help import register_group_list
-from noising.cli.launch import Task, launch, say, see_current_folder, sweep
+from noising.cli.launch import NO_ROOM, Task, launch, say, see_current_folder, sweep
 from noising.cli.overrides import Composer, composer, each_choice_once
 from noising.cli.sweeps import prepare_jobs, presets, refuse_ddp_sweep
 from noising.config.choices import conf_dir
@@ -73,7 +72,7 @@ def _main(name: str, words: list[str], conf: Path) -> None:
         folders.remove_if_empty(task.claimed)
         _stop(str(error))
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in NO_ROOM:
             raise
         _stop(f"{error.filename or 'the folder of the run'} cannot be written ({error.strerror}): make room first")
     except KeyboardInterrupt:  # before the job had begun to keep its own state
@@ -82,9 +81,6 @@ def _main(name: str, words: list[str], conf: Path) -> None:
         raise SystemExit(INTERRUPTED) from None
     if task.exit_code:
         raise SystemExit(task.exit_code)
-
-
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def _run(task: Task, name: str, words: list[str], conf: Path) -> None:

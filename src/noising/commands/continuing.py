@@ -27,10 +27,7 @@ RESUMABLE_OPTIONS = (
 
 
 def changed_since(run: Run, cfg: DictConfig) -> list[str]:
-    """Options other than the run was started with, if there is one; ConfigError if one makes it another run.
-
-    A run that failed before its first step has nothing that was made under its options: any may differ.
-    """
+    """Options other than the run was started with, if it has made anything; ConfigError if one makes it another run."""
     if not run.config_file.exists() or not run.has_results:
         return []
     # but another optimizer would take the one's averages for its own

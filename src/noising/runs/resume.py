@@ -91,8 +91,13 @@ def _load_list(file: Path, *keys: str) -> list[str]:
 
 
 def require_same_options(run: Run, config: Mapping[str, Any], may_differ: Sequence[str]) -> None:
-    """Raise ConfigError if the folder holds a run of other options than these, apart from those that may differ."""
-    if run.config_file.exists() and (changed := changed_options(run.config, config, ("resume", *may_differ))):
+    """Raise ConfigError if the folder holds a run of other options than these, apart from those that may differ.
+
+    A run that failed before its first step has made nothing under its options: any may differ.
+    """
+    if not run.config_file.exists() or not run.has_results:
+        return
+    if changed := changed_options(run.config, config, ("resume", *may_differ)):
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ConfigError(
             f"resume: {os.path.relpath(run.path)} was started with other options: {changed[0]}{more}; "
