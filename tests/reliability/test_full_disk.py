@@ -23,7 +23,7 @@ from noising.runs.folder import Run
 from noising.runs.results import Results
 from noising.runs.status import UnwrittenError, run_status
 from noising.training.checkpoints import load_checkpoint
-from tests.helpers import SMALL, TRAIN, Command, read_table
+from tests.helpers import SMALL, TRAIN, Command, Outcome, read_table
 
 _, _HARD = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -70,10 +70,17 @@ def filling(first: int, last: int) -> str:
     return f"+callbacks.full={{_target_:tests.reliability.test_full_disk.Full,first:{first},last:{last}}}"
 
 
-@pytest.fixture(autouse=True)
-def room_afterwards() -> Iterator[None]:
-    yield
-    make_room()
+@pytest.fixture(name="noising")
+def with_room_afterwards(noising: Command) -> Command:
+    """The command; pytest itself may write into a file when a test has ended, and needs room then."""
+
+    def run(name: str, *overrides: str) -> Outcome:
+        try:
+            return noising(name, *overrides)
+        finally:
+            make_room()
+
+    return run
 
 
 def rows(run: Run) -> list[dict[str, str]]:
@@ -102,7 +109,6 @@ def test_a_disk_full_for_a_while(trained: Path, noising: Command, tmp_path: Path
 
 def test_a_disk_full_from_the_test_on(trained: Path, noising: Command, tmp_path: Path) -> None:
     outcome = noising("train", *OPTIONS, filling(-1, 100))
-    make_room()
     run, whole = Run(tmp_path / "run"), Run(trained)
     assert outcome.code == 1, outcome.err
     assert "Traceback" not in outcome.err
@@ -120,13 +126,11 @@ def test_a_disk_full_from_the_test_on(trained: Path, noising: Command, tmp_path:
 def test_a_disk_full_to_the_end_of_the_training(trained: Path, noising: Command, tmp_path: Path) -> None:
     """The trained weights cannot be written: the end says so, and the run goes on from where it could be."""
     outcome = noising("train", *OPTIONS, filling(7, 100))
-    make_room()
     run = Run(tmp_path / "run")
     assert outcome.code == 2
     assert "Traceback" not in outcome.err
     assert "last.ckpt cannot be written (File too large): make room and go on with resume=run" in outcome.err
     assert load_checkpoint(run.last_checkpoint)["global_step"] == 5
-    refused = None
     with full():
         refused = noising("train", *OPTIONS, "resume=true")
     assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
@@ -140,7 +144,6 @@ def test_samples_that_find_no_room_are_one_line(trained: Path, noising: Command,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SampleShards, "fill", lambda shards: (fill(), drawn(shards))[1])
         outcome = noising("sample", *options)
-    make_room()
     assert outcome.code == 1
     assert "Traceback" not in outcome.err
     last = "error: a file of drawn cannot be written (File too large): make room, and run it again"
@@ -187,15 +190,17 @@ def test_the_end_of_a_run_never_hides_the_first_error(tmp_path: Path) -> None:
             raise RuntimeError("the service is gone")
 
     def run(*loggers: Any, error: Exception | None = None) -> None:
-        with redirect_stderr(io.StringIO()), run_status(Results(Run(tmp_path), loggers), {}):
-            fill()
-            if error is not None:
-                raise error
+        try:
+            with redirect_stderr(io.StringIO()), run_status(Results(Run(tmp_path), loggers), {}):
+                fill()
+                if error is not None:
+                    raise error
+        finally:
+            make_room()
 
     for loggers in ([], [Failing()]):
         with pytest.raises(KeyError, match="the first"):
             run(*loggers, error=KeyError("the first"))
-        make_room()
     with pytest.raises(UnwrittenError, match=r"is finished, but not all is written: summary\.json \(File too large\)$"):
         run()
 
