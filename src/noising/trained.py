@@ -1,6 +1,7 @@
 """The Python door to a run: `noising.load(RUN)` gives the trained denoiser, its config and its data."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -8,8 +9,9 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
-from noising.config.instantiate import make
+from noising.config.instantiate import check, make
 from noising.config.moved import with_current_names
 from noising.config.options import check_options
 from noising.data.image_data import ImageData
@@ -18,10 +20,11 @@ from noising.diffusion.guidance import Guided, Unconditional, unconditional
 from noising.diffusion.likelihood.estimators import ImageSet
 from noising.diffusion.likelihood.terms import ModelTerms
 from noising.diffusion.transitions import Chain
-from noising.errors import ConfigError, config_errors
+from noising.errors import ConfigError, config_errors, one_line
 from noising.experiment import Experiment
 from noising.runs.folder import Run
 from noising.runs.trust import require_trusted, with_variables_withheld
+from noising.training.checkpoint_content import OF_A_MODEL, averaged, require_entries, require_tensors
 from noising.training.checkpoints import load_checkpoint
 
 
@@ -52,7 +55,11 @@ class TrainedRun:
         denoiser = self._experiment.denoiser
         raw = self.checkpoint["state_dict"].items()  # for the buffers, of which there is no average
         weights = {name.removeprefix("denoiser."): value for name, value in raw if name.startswith("denoiser.")}
-        denoiser.load_state_dict(weights | self.checkpoint["ema"]["weights"])
+        average = self.checkpoint["ema"]["weights"]
+        with config_errors(f"checkpoint={self.path}"):
+            require_tensors("state_dict", weights, denoiser.state_dict())
+            require_tensors("ema.weights", average, averaged(denoiser))
+            denoiser.load_state_dict(weights | average)
         return denoiser.eval()
 
     @property
@@ -120,15 +127,38 @@ def load(run: str | Path) -> TrainedRun:
         raise ConfigError(f"checkpoint={run}: no run's folder or checkpoint file there (there is no {path})")
     with config_errors(f"checkpoint={run}"):
         checkpoint = load_checkpoint(path)
-    for key in ("config", "ema"):
-        if key not in checkpoint:
-            raise ConfigError(f"checkpoint={run}: {path} holds no {key}: it was not written by noising")
+    with config_errors(f"checkpoint={run}: {path}"):
+        require_entries(checkpoint, OF_A_MODEL)
     config = with_current_names(checkpoint["config"])
     require_trusted(config, f"checkpoint={run}", run)
-    check_options("train", config)
-    return TrainedRun(
-        path, OmegaConf.create(with_variables_withheld(config)), int(checkpoint["global_step"]), checkpoint
-    )
+    return TrainedRun(path, _checked(config, f"checkpoint={run}"), int(checkpoint["global_step"]), checkpoint)
+
+
+def _checked(config: dict[str, Any], source: str) -> DictConfig:
+    """The config, if the denoiser and the data can be built of it, as far as names and types tell.
+
+    Raises ConfigError for what is missing in it, or of the wrong type.
+    """
+    try:
+        for name in _PARTS:
+            if not isinstance(config.get(name), Mapping) or "_target_" not in config[name]:
+                raise ConfigError(f"{name} is missing, or names no class: no run stores such a config")
+        for name in ("timesteps", "seed"):
+            if name not in config:
+                raise ConfigError(f"{name} is missing: no run stores such a config")
+        check_options("train", config)
+        withheld = with_variables_withheld(config)
+        check({name: withheld[name] for name in _PARTS}, "")
+        return DictConfig(withheld)
+    except (ConfigError, OmegaConfBaseException, RecursionError) as error:
+        raise ConfigError(f"{source}: its config: {one_line(error)}") from error
+
+
+_PARTS = (
+    *("data", "model", "schedule", "parameterization", "noise_label", "variance", "times", "objective", "weighting"),
+    "decoder",
+)
+"""Groups of the config that the denoiser and the data are built of."""
 
 
 def trained_denoiser(checkpoint: str) -> Denoiser:

@@ -62,7 +62,7 @@ def test_whoever_reads_may_stop_reading() -> None:
     """`... | head`: the work goes on, and what it says is lost."""
     reader, writer = os.pipe()
     with open(writer, "w", buffering=1) as closed:
-        output = Output(closed)
+        output = Output(closed, "standard output")
         os.close(reader)
         for _ in range(2):
             print("a line", file=output)

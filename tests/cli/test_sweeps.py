@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from noising.cli.sweeps import print_table, refuse_ddp_sweep
 from noising.errors import UsageError
+from noising.runs.folder import Run as Job
 from tests.helpers import read_table
 
 Run = Callable[..., tuple[int, str, str]]
@@ -41,6 +42,12 @@ def test_sweep_goes_on_after_a_failure_and_leaves_a_table(run: Run, tmp_path: Pa
         ("6", "finished", "9.0"),
     ]
     assert table[3]["folder"] == "3_model.width=6"
+    reasons = ["", "model: width must be at least 1, got 0", "RuntimeError: a defect", ""]
+    assert [row["error"] for row in table] == reasons
+    for row in table[1:3]:
+        job = Job(file.parent / row["folder"])
+        assert (job.status, job.summary["error"]) == ("failed", row["error"])
+        assert row["error"].removeprefix("RuntimeError: ") in (job.path / "train.log").read_text()
     assert "test/bound" in out
 
 

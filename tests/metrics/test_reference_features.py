@@ -1,7 +1,9 @@
-"""Features of real images are kept in a cache, and a damaged cache is made again."""
+"""Features of real images are stored in a cache; a damaged one is made again, and without one the work goes on."""
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from noising.errors import ConfigError
 from noising.metrics import reference_features as references
 from noising.metrics.classifier import Classifier
 from noising.metrics.reference_features import ReferenceFeatures, fitted_classifier
+from tests.helpers import Command
 
 
 def test_data_without_labels_is_refused() -> None:
@@ -42,11 +45,54 @@ def test_a_damaged_cache_is_made_again(digits: ImageData, tmp_path: Path, monkey
     assert made().digest == first.digest
 
 
-def test_a_cache_that_cannot_be_written_is_named(
-    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("refused", ["folder", "writing", "renaming"])
+def test_a_cache_that_cannot_be_written_stores_nothing(
+    refused: str,
+    digits: ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As on a read-only home, and on a full disk: the numbers are those of a cache, and a line says why it is none."""
+
+    def fit(*given: object) -> Classifier:
+        torch.manual_seed(0)
+        return Classifier(1, 8, 10)
+
+    monkeypatch.setattr(references, "fit_classifier", fit)
+
+    def features() -> torch.Tensor:
+        return ReferenceFeatures(digits, fitted_classifier(digits), 100).reference("test", 100).features
+
+    monkeypatch.setenv("NOISING_CACHE", str(tmp_path / "cache"))
+    stored = features()
+    cache = tmp_path / "other"
+    monkeypatch.setenv("NOISING_CACHE", str(cache))
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if refused == "folder":
+        cache.touch()
+    elif refused == "writing":
+        monkeypatch.setattr(os, "fsync", refuse)
+    else:
+        monkeypatch.setattr(os, "replace", refuse)
+    assert torch.equal(features(), stored)
+    assert len(caplog.messages) == 2
+    for line in caplog.messages:
+        assert "cannot be written (" in line
+        assert line.endswith("computed for this run alone; NOISING_CACHE=FOLDER stores it")
+    assert [*tmp_path.glob("other/*")] == []
+
+
+def test_a_run_goes_on_without_a_cache(
+    noising: Command, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    monkeypatch.setenv("NOISING_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(references, "fit_classifier", lambda *given: Classifier(1, 8, 10))
-    with pytest.raises(ConfigError, match="set NOISING_CACHE"):
-        fitted_classifier(digits)
+    monkeypatch.setenv("NOISING_CACHE", str(tmp_path / "file" / "cache"))
+    outcome = noising(
+        "evaluate", f"checkpoint={trained}", "sampler=ddim", "sampler.steps=2", "metrics.n=70", "device=cpu"
+    )
+    assert outcome.code == 0, outcome.err
+    assert "Traceback" not in outcome.err

@@ -159,6 +159,20 @@ def test_two_processes_killed_and_told_to_stop(tmp_path: Path) -> None:
     require_same(Run(tmp_path / "whole" / "run"), Run(tmp_path / "part" / "run"))
 
 
+@pytest.mark.slow
+def test_losses_of_two_processes_go_on_between_two_logs(tmp_path: Path) -> None:
+    """Killed where the losses of some steps since the last log are in the checkpoint, and those of others are not."""
+    for name in ("whole", "part"):
+        (tmp_path / name).mkdir()
+    two = ["trainer.devices=2", "checkpoint_every_n_steps=7", "trainer.log_every_n_steps=5"]
+    finish(tmp_path / "whole", *two)
+    part = Run(tmp_path / "part" / "run")
+    for after in (0.0, 0.3, 0.6):
+        stop(start(tmp_path / "part", *two), part.last_checkpoint, signal.SIGKILL, after)
+    finish(tmp_path / "part", *two)
+    require_same(Run(tmp_path / "whole" / "run"), part)
+
+
 LEARNING = [*SMALL, "times=loss_aware", "timesteps=10", "times.history=2", "hydra.run.dir=run"]
 
 

@@ -114,7 +114,7 @@ def test_what_a_kill_leaves_is_whole_when_the_run_has_gone_on(tmp_path: Path) ->
     assert [row["train/loss"] for row in read_table(run.metrics)] == ["0.5", "0.3"]
 
 
-@pytest.mark.parametrize("name", ["status", "cards", "declared", "ended", "step"])
+@pytest.mark.parametrize("name", ["status", "cards", "declared", "ended", "error", "step"])
 def test_reserved_names_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ValueError, match=f"must not be named {name}"):
         Results(Run(tmp_path)).write(name, 1.0, 1)
@@ -137,3 +137,22 @@ def test_a_declaration_is_of_a_name_in_any_split(tmp_path: Path) -> None:
     newer = {"declared": {"fd": {"title": "FD", "unit": "", "better": None, "shown": True, "colour": "red"}}}
     assert from_summary(newer) == {"fd": Declaration("FD")}
     assert measurements(["fd", "fd_mc_se", "fd_baseline", "bound_low"]) == ["fd"]
+
+
+def test_a_record_that_is_gone_or_damaged_in_the_course_of_a_run_ends_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    results = Results(run)
+    run.start({})
+    results.write("train/loss", 0.5, 5)
+    for file in (run.metrics_record, run.metrics, run.summary_file):
+        file.unlink(missing_ok=True)
+    results.write("train/loss", 0.4, 10)
+    results.sync()
+    with run.metrics_record.open("ab") as record:  # as a power cut may leave it
+        record.write(b"\0\0\0\n[1]\n" + b'{"train/loss": 2}\n{"step": "x"}\n')
+    results.write("test/bound", 3.0, 15, {"images": 7})
+    results.finish("finished")
+    assert [(row["step"], row["train/loss"]) for row in read_table(run.metrics)] == [("10", "0.4"), ("15", "")]
+    assert (run.status, run.summary["train/loss"], run.summary["test/bound"]) == ("finished", 0.4, 3.0)
+    results.resume_from(10)
+    assert results.rows() == [{"step": 10, "train/loss": 0.4}]

@@ -10,7 +10,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from noising.runs.folder import Run
-from noising.runs.resume import find_resumable, find_sweep
+from noising.runs.resume import changed_options, find_resumable, find_sweep
 from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
 from tests.helpers import SMALL, Command, read_table, run_command
 
@@ -142,6 +142,28 @@ def test_finds_the_newest_unfinished_run_of_the_same_command(tmp_path: Path) -> 
     assert find_resumable(tmp_path / "nowhere", ["seed=7"]) is None
 
 
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, '{"status": 3}', '{"cards": [1]}', None])
+def test_another_runs_damaged_summary_is_passed_over(
+    content: str | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """None: a folder in its place, which cannot be read."""
+    killed = make_run(tmp_path / "day" / "killed", ["seed=1"], "running", age=2)
+    other = make_run(tmp_path / "day" / "other", ["seed=1"], None, age=1)
+    if content is None:
+        Run(other).summary_file.mkdir()
+    else:
+        Run(other).summary_file.write_text(content)
+    assert find_resumable(tmp_path, ["seed=1"]) == killed
+    (line,) = caplog.messages
+    assert line.startswith(f"resume: that run is passed over: {Run(other).summary_file} ")
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    for job in (killed, other):
+        job.rename(sweep / job.name)
+    (sweep / "multirun.yaml").write_text(yaml.safe_dump({"hydra": {"overrides": {"task": ["seed=1,1"]}}}))
+    assert find_sweep(tmp_path, ["seed=1,1"], 2) == sweep
+
+
 def test_finds_a_sweep_until_all_its_jobs_have_finished(tmp_path: Path) -> None:
     sweep, overrides = tmp_path / "day" / "sweep", ["seed=1,2", "model=unet"]
     sweep.mkdir(parents=True)
@@ -162,3 +184,64 @@ def test_a_damaged_file_is_one_line(name: str, half: Run, noising: Command) -> N
     outcome = noising("train", "resume=half")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert f"{name} is damaged: " in outcome.err
+
+
+FAILING = """
+from lightning.pytorch import Callback
+
+class Failing(Callback):
+    def __init__(self, at: int):
+        self.at = at
+
+    def on_train_batch_start(self, trainer, *batch):
+        if trainer.global_step == self.at:
+            raise RuntimeError("out of luck")
+"""
+
+
+def test_a_run_that_failed_before_its_first_step_blocks_nothing(
+    noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its folder, nor the option that was mended; after a step both are as they were."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "failing_of_test.py").write_text(FAILING)
+    failing = "+callbacks.fails={_target_:failing_of_test.Failing,at:%d}"
+    options = [*SMALL, "trainer.max_steps=6", "hydra.run.dir=run"]
+    for more in ([], ["model.width=16"], ["resume=true"], ["resume=true", "seed=4"]):
+        assert noising("train", *options, failing % 0, *more).code == 1
+        assert Run(tmp_path / "run").status == "failed"
+    assert noising("train", *options, failing % 2, "seed=5").code == 1
+    assert Run(tmp_path / "run").config["seed"] == 5
+    again = noising("train", *options, "seed=6")
+    assert again.err == "error: hydra.run.dir=run already holds a run: choose another, or add resume=true\n"
+    again = noising("train", *options, "seed=6", "resume=true")
+    assert again.code == 2
+    assert "run was started with other options: seed=6, not 5" in again.err
+    assert noising("train", *options, "seed=5", "resume=true").code == 0
+
+
+def test_a_copy_without_hidden_files_goes_on(half: Run, noising: Command, tmp_path: Path) -> None:
+    """From config.yaml, with its options and choices; what is given beside it wins."""
+    options = [
+        *SMALL,
+        *("schedule=linear", "optimizer=adam", "timesteps=100", "tags=[a b,'c=1']", "label_dropout=null"),
+        *("+trainer.gradient_clip_algorithm=norm", "~callbacks.samples.count", "hydra.run.dir=first"),
+    ]
+    assert noising("train", *options, "trainer.max_steps=10").code == 0
+    first = Run(tmp_path / "first")
+    shutil.rmtree(first.path / ".hydra")
+    before = first.config
+    outcome = noising("train", "resume=first", "trainer.max_steps=12")
+    assert outcome.code == 0, outcome.err
+    differing = changed_options(before, first.config, ())
+    assert sorted(one.partition("=")[0] for one in differing) == ["resume", "trainer.max_steps"]
+    assert load_checkpoint(first.last_checkpoint)["global_step"] == 12
+    again = noising("train", "resume=first", "trainer.max_steps=14")  # it has a record now
+    assert again.code == 0, again.err
+    shutil.rmtree(first.path / ".hydra")
+    stranger = {**first.config, "callbacks": {"x": {"_target_": "subprocess.call", "args": ["touch", "PWNED"]}}}
+    first.config_file.write_text(yaml.safe_dump(stranger))
+    refused = noising("train", "resume=first")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "names subprocess.call" in refused.err
+    assert not (tmp_path / "PWNED").exists()

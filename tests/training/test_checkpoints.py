@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,17 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from noising.commands.continuing import checkpoint_to_continue
+from noising.errors import ConfigError
 from noising.runs.folder import Run
 from noising.runs.results import Results
-from noising.training.checkpoints import AtomicCheckpointIO, LastCheckpoint, checkpoint_callbacks, load_checkpoint
+from noising.training.checkpoints import (
+    AtomicCheckpointIO,
+    LastCheckpoint,
+    checkpoint_callbacks,
+    load_checkpoint,
+    older_checkpoints,
+)
 from noising.training.ema import EMA
 
 
@@ -83,14 +92,16 @@ class StepsOfLast(Callback):
             self.held[trainer.global_step] = load_checkpoint(self.run.last_checkpoint)["global_step"]
 
 
-def fit(run: Run, module: Linear, steps: int, *callbacks: Callback, every: int = 3, **options: Any) -> Trainer:
+def fit(
+    run: Run, module: Linear, steps: int, *callbacks: Callback, every: int = 3, keep: int = 1, **options: Any
+) -> Trainer:
     options = {"limit_val_batches": 0 if not module.bounds else 1, **options}
     trainer = Trainer(
         max_steps=steps,
         max_epochs=-1,
         accelerator="cpu",
         devices=1,
-        callbacks=[*callbacks, *checkpoint_callbacks(Results(run), every)],
+        callbacks=[*callbacks, *checkpoint_callbacks(Results(run), every, keep)],
         plugins=[AtomicCheckpointIO()],
         num_sanity_val_steps=0,
         check_val_every_n_epoch=None,
@@ -266,3 +277,63 @@ def test_a_chosen_number_is_kept(keep: int, older: list[int], tmp_path: Path) ->
     ).fit(module)
     assert files(run) == ["last.ckpt", *(f"step_{step:06d}.ckpt" for step in older)]
     assert [load_checkpoint(run.last_checkpoint.with_name(name))["global_step"] for name in files(run)] == [9, *older]
+
+
+def test_a_chosen_number_is_kept_without_hard_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As on FAT and some network file systems; and where no name can be given at all, the training goes on."""
+
+    def refuse(*paths: Path) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    run = Run(tmp_path / "one")
+    fit(run, Linear(), 9, every=2, keep=3)
+    assert files(run) == ["last.ckpt", "step_000006.ckpt", "step_000008.ckpt"]
+    assert [load_checkpoint(run.last_checkpoint.with_name(name))["global_step"] for name in files(run)] == [9, 6, 8]
+    assert caplog.messages == []
+    monkeypatch.setattr(shutil, "copyfileobj", refuse)
+    other = Run(tmp_path / "two")
+    fit(other, Linear(), 4, every=2, keep=3)
+    assert files(other) == ["last.ckpt"]
+    assert caplog.messages == [
+        f"{other.last_checkpoint} cannot be kept under its step (Operation not permitted); training goes on"
+    ]
+
+
+def test_the_newest_are_kept_where_steps_outgrow_six_digits(tmp_path: Path) -> None:
+    """By number: as text 1000000 comes before 999560, and each newer one was deleted as soon as it was written."""
+    trainer: Any = SimpleNamespace(
+        global_step=0,
+        sanity_checking=False,
+        fast_dev_run=False,
+        is_global_zero=True,
+        strategy=SimpleNamespace(checkpoint_io=None),
+        loggers=[],
+        save_checkpoint=lambda path: AtomicCheckpointIO().save_checkpoint({"global_step": trainer.global_step}, path),
+    )
+    run = Run(tmp_path)
+    run.last_checkpoint.parent.mkdir()
+    (run.last_checkpoint.parent / "step_of_mine.ckpt").touch()
+    last = LastCheckpoint(Results(run), every=220, keep=3)
+    for step in range(999_560, 1_001_101, 220):
+        trainer.global_step = step
+        last.save(trainer)
+    assert files(run) == ["last.ckpt", "step_1000660.ckpt", "step_1000880.ckpt", "step_of_mine.ckpt"]
+    assert load_checkpoint(run.last_checkpoint.with_name("step_1000880.ckpt"))["global_step"] == 1_000_880
+    assert older_checkpoints(tmp_path) == []
+
+
+def test_the_newest_of_many_digits_is_the_one_to_go_on_from(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    trainer: Any = None
+    module: Any = None
+    run.last_checkpoint.parent.mkdir()
+    for step in (999_780, 1_000_000, 999_560):
+        torch.save({}, run.last_checkpoint.with_name(f"step_{step:06d}.ckpt"))
+    with pytest.raises(ConfigError, match=r"is gone; to go on from step_1000000\.ckpt, copy it to last\.ckpt$"):
+        checkpoint_to_continue(run, trainer, module)
+    run.last_checkpoint.touch()
+    with pytest.raises(ValueError, match=r"\(step_999560\.ckpt, step_999780\.ckpt, step_1000000\.ckpt\)"):
+        load_checkpoint(run.last_checkpoint)

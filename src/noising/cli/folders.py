@@ -2,9 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -12,9 +13,14 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from noising.cli.commands import COMMANDS
 from noising.cli.records import require_own_files, require_trusted_overrides
 from noising.errors import ConfigError, UsageError, printable
-from noising.runs.resume import find_resumable, find_sweep, read_overrides
+from noising.runs.folder import Run
+from noising.runs.resume import find_resumable, find_sweep, quoted, read_overrides
+from noising.runs.rows import flat
+from noising.runs.trust import require_trusted
 
 _MAX_NAME_BYTES = 200  # file systems take 255, and the job's number goes before
+_ROOM = 2**16
+"""Bytes that a run needs before it begins: its options and its log."""
 _NO = ("false", "null", "no", "off", "0")
 _YES = ("true", "yes", "on", "1")
 
@@ -49,8 +55,10 @@ class Resumed(NamedTuple):
     """`resume=true`: the newest unfinished run of this command is continued; `newest` finds it."""
 
 
-def resumed(overrides: Sequence[str], multirun: bool) -> Resumed:
+def resumed(overrides: Sequence[str], multirun: bool, defaults: Callable[[], DictConfig]) -> Resumed:
     """The overrides with those of the run that `resume=PATH` names; its own come first, those given here win.
+
+    defaults: gives the command's config without overrides, to compare that of a run without a record of them with.
 
     Raises ConfigError if there is no such run, if its record asks for what a stranger may not, or, for a sweep, if
     other options are given.
@@ -64,17 +72,17 @@ def resumed(overrides: Sequence[str], multirun: bool) -> Resumed:
     if wish.lower() not in _YES:
         folder = Path(wish)
         require_own_files(folder, f"resume={folder}")
-        recorded = _recorded(folder, multirun)
+        recorded = _recorded(folder, multirun, defaults)
         if multirun and options:
             _require_same_sweep(folder, recorded, options)
             recorded = []
         given = {_name(override) for override in others}
-        before = [override for override in recorded if _name(override) not in given]
+        before = [override for override in recorded if not _is_given(override, given)]
         require_trusted_overrides(before, f"resume={folder}", folder)
         return Resumed([*before, *others, "resume=true"], folder)
     chosen = _given(overrides, _key(multirun))
     if chosen is not None and multirun and (Path(chosen) / "multirun.yaml").is_file():
-        _require_same_sweep(Path(chosen), _recorded(Path(chosen), multirun), options)
+        _require_same_sweep(Path(chosen), _recorded(Path(chosen), multirun, defaults), options)
     return Resumed(list(overrides), newest=chosen is None)
 
 
@@ -147,6 +155,13 @@ def _name(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
+def _is_given(recorded: str, given: set[str]) -> bool:
+    """Whether one of the names given is that of a recorded override, or of a group in which it changes an option."""
+    name = _name(recorded)
+    of_config = recorded.startswith(("++", "~"))  # an option of a choice that is replaced
+    return name in given or (of_config and any(name.startswith(f"{group}.") for group in given))
+
+
 def _of_hydra(override: str) -> bool:
     return override.lstrip("+~").startswith(("hydra.", "hydra/"))
 
@@ -180,13 +195,19 @@ def _require_same_sweep(folder: Path, recorded: Sequence[str], options: Sequence
         )
 
 
-def _recorded(folder: Path, multirun: bool) -> list[str]:
+def _recorded(folder: Path, multirun: bool, defaults: Callable[[], DictConfig]) -> list[str]:
     """The overrides a run or a sweep was started with, without `resume`."""
     of_run, of_sweep = folder / ".hydra" / "overrides.yaml", folder / "multirun.yaml"
     if multirun and of_sweep.is_file():
         values = read_overrides(of_sweep, "hydra", "overrides", "task")
     elif not multirun and of_run.is_file():
         values = read_overrides(of_run)
+    elif not multirun and Run(folder).config_file.is_file():  # a copy without its hidden files
+        stored = Run(folder).config
+        require_trusted(stored, f"resume={folder}", folder)
+        config = defaults()
+        own = OmegaConf.masked_copy(config, [name for name in map(str, config) if name != "hydra"])
+        values = _words(stored, OmegaConf.to_container(own, resolve=True))
     elif of_sweep.is_file():
         raise ConfigError(f"resume={folder}: this is a sweep's folder; add -m")
     else:
@@ -195,6 +216,27 @@ def _recorded(folder: Path, multirun: bool) -> list[str]:
     if values is None:
         raise ConfigError(f"resume={folder}: its record of options is damaged: bring it back, or start anew")
     return _without(values, "resume")
+
+
+def _words(stored: Mapping[str, Any], defaults: Any) -> list[str]:
+    """The overrides that make the stored config of the command's own."""
+    own, theirs = flat(defaults), flat(stored)
+    gone = [name for name in own if name not in theirs]
+    whole = dict.fromkeys(name.partition(".")[0] for name in gone if name.partition(".")[0] not in stored)
+    words = [f"~{name}" for name in (*whole, *(name for name in gone if name.partition(".")[0] in stored))]
+    changed = [name for name in theirs if name not in own or own[name] != theirs[name]]
+    return [*words, *(f"++{name}={_value(theirs[name])}" for name in changed)]
+
+
+def _value(value: Any) -> str:
+    """The value in Hydra's grammar."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{quoted(str(name))}:{_value(one)}" for name, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_value, value)) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return quoted(value) if isinstance(value, str) else str(value)
 
 
 def claim(config: DictConfig, overrides: Sequence[str], multirun: bool, folder: Path | None = None) -> Path | None:
@@ -211,9 +253,8 @@ def claim(config: DictConfig, overrides: Sequence[str], multirun: bool, folder: 
     fresh: Path | None = None
     if folder is not None or chosen is not None:
         folder = folder or Path(str(OmegaConf.select(config, key)))
-        summary = folder / "summary.json"
         first = _rank() == "0" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-        if not multirun and first and summary.exists() and not config.get("resume"):
+        if not multirun and first and not config.get("resume") and _holds_run(Run(folder)):
             raise ConfigError(f"hydra.run.dir={folder} already holds a run: choose another, or add resume=true")
         fresh = folder if not multirun and not _launched() and not folder.exists() else None
         _make(folder, key)
@@ -224,6 +265,13 @@ def claim(config: DictConfig, overrides: Sequence[str], multirun: bool, folder: 
     with open_dict(config):
         OmegaConf.update(config, key, str(folder))
     return fresh
+
+
+def _holds_run(run: Run) -> bool:
+    """Whether a run is there that another must not write over: not one that failed before its first step."""
+    if not run.summary_file.exists():
+        return False
+    return run.status not in ("failed", "interrupted") or run.has_results
 
 
 def _make_anew(wanted: Path, key: str) -> Path:
@@ -246,6 +294,14 @@ def _make(folder: Path, key: str) -> None:
         raise ConfigError(f"{key}={folder}: cannot make this folder ({error.strerror})") from error
     if not os.access(folder, os.W_OK):
         raise ConfigError(f"{key}={folder}: cannot write in this folder")
+    trial = folder / f".room.{os.getpid()}"  # Hydra writes over the record of a run that goes on: not on a full disk
+    try:
+        trial.write_bytes(bytes(_ROOM))
+    except OSError as error:
+        raise ConfigError(f"{key}={folder}: cannot write in this folder ({error.strerror}): make room first") from error
+    finally:
+        with suppress(OSError):
+            trial.unlink(missing_ok=True)
 
 
 def _rank() -> str:

@@ -1,11 +1,13 @@
 """Starting what was composed: one run, or the jobs of a sweep, by Hydra's launchers and sweepers."""
 
+import errno
 import importlib
 import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,14 @@ from omegaconf import DictConfig, OmegaConf
 from noising.cli import folders
 from noising.config.instantiate import make
 from noising.errors import UsageError, printable
+from noising.runs.folder import Run
+from noising.runs.status import record_failure
 
 _SECONDS_FOR_RANK_0 = 2.0
 """Grace period for the first rank to end with the same message, before another rank prints it."""
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""Errors of a disk that takes no more."""
 Job = Callable[[DictConfig, Path], None]
 
 
@@ -58,19 +64,29 @@ class Task:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 traceback.print_exc()
             self._fail(f"error: {which}{error}", error.exit_code, sweeping, error)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                self._fail(which + traceback.format_exc().rstrip(), 1, sweeping, error)
+                return
+            file = error.filename or f"a file of {os.path.relpath(hydra.runtime.output_dir)}"
+            line = f"error: {which}{file} cannot be written ({error.strerror}): make room, and run it again"
+            self._fail(line, 1, sweeping, error)
         except Exception as error:
             self._fail(which + traceback.format_exc().rstrip(), 1, sweeping, error)
 
     def _fail(self, message: str, code: int, sweeping: bool, error: Exception) -> None:
         """Print the message and end a run with the code; a sweep ends with it after its other jobs."""
         say(message)
+        if sweeping:
+            record_failure(Run(HydraConfig.get().runtime.output_dir), error)
         if sweeping and os.getpid() != self._process:
             raise error  # a launcher's worker: only the exception tells the parent
         self.exit_code = max(self.exit_code, code)
         if not sweeping:
             folders.remove_if_empty(self.claimed)
-            for file, content in self.before.items():
-                file.write_bytes(content)
+            with suppress(OSError):  # of a full disk, which the message is about
+                for file, content in self.before.items():
+                    file.write_bytes(content)
             raise SystemExit(code)
 
 

@@ -6,10 +6,11 @@ exit code 2. What only shows something (--help, --cfg, --info) is handed to Hydr
 """
 
 import argparse
+import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 from noising.cli import folders
 from noising.cli.commands import COMMANDS
 from noising.cli.help import register_group_list
-from noising.cli.launch import Task, launch, say, see_current_folder, sweep
+from noising.cli.launch import NO_ROOM, Task, launch, say, see_current_folder, sweep
 from noising.cli.overrides import Composer, composer, each_choice_once
 from noising.cli.sweeps import prepare_jobs, presets, refuse_ddp_sweep
 from noising.config.choices import conf_dir
@@ -52,19 +53,31 @@ def main(name: str, words: Sequence[str] | None = None, conf: Path | None = None
     conf: the folder of its config, by default the project's. Exits with 2 after a mistake of the user's (one line on
     stderr), with 1 if a job failed.
     """
+    logging.raiseExceptions = False  # a log that cannot be written is no reason to write tracebacks beside it
+    output, errors = Output(sys.stdout, "standard output"), Output(sys.stderr, "standard error")
+    with redirect_stdout(output), redirect_stderr(errors):  # type: ignore[type-var]
+        try:
+            _main(name, sys.argv[1:] if words is None else list(words), conf or conf_dir())
+        finally:
+            output.close_quietly()
+            errors.close_quietly()
+
+
+def _main(name: str, words: list[str], conf: Path) -> None:
     see_current_folder()
     register_group_list()
     task = Task(name, COMMANDS[name].job)
-    words, allowed = _without_allowed(sys.argv[1:] if words is None else words)
+    words, allowed = _without_allowed(words)
     try:
-        with redirect_stdout(Output(sys.stdout)) as output, allowing(allowed):
-            try:
-                _run(task, name, words, conf or conf_dir())
-            finally:
-                output.flush()
+        with allowing(allowed):
+            _run(task, name, words, conf)
     except (UsageError, HydraException) as error:
         folders.remove_if_empty(task.claimed)
         _stop(str(error))
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        _stop(f"{error.filename or 'the folder of the run'} cannot be written ({error.strerror}): make room first")
     except KeyboardInterrupt:  # before the job had begun to keep its own state
         folders.remove_if_empty(task.claimed)
         say("interrupted")
@@ -98,7 +111,7 @@ def _run(task: Task, name: str, words: list[str], conf: Path) -> None:
 
 def _prepare(task: Task, composing: Composer, words: Sequence[str], multirun: bool) -> DictConfig:
     """The config of the run, or of the sweep, after all checks that need no job; its folder is made."""
-    overrides, folder, newest = folders.resumed(words, multirun)
+    overrides, folder, newest = folders.resumed(words, multirun, lambda: composing.compose([]))
     parsed = composing.parse(overrides)
     several = [override.input_line for override in parsed if override.is_sweep_override()]
     first = each_choice_once(parsed)[0] if several else overrides
@@ -197,29 +210,47 @@ def _argv(words: Sequence[str]) -> Iterator[None]:
 
 
 class Output:
-    """Standard output that may be closed before the work is done: `... | head` has seen enough, the work goes on."""
+    """A stream of a terminal, a pipe or a file that may fail before the work is done: the work goes on.
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
+    `... | head` has seen enough; a file may lie on a full disk.
+    """
+
+    def __init__(self, stream: Any, name: str) -> None:
+        self._stream, self._name = stream, name
+        self._failed = self._said = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        try:
-            self._stream.write(text)
-        except BrokenPipeError:
-            self._close()
+        self._try(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        try:
-            self._stream.flush()
-        except BrokenPipeError:
-            self._close()
+        self._try(self._stream.flush)
 
-    def _close(self) -> None:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+    def close_quietly(self) -> None:
+        """Write what is buffered; if that is impossible, forget it, or Python would end with a code of its own."""
+        self.flush()
+        if self._failed:
+            self._forget()
+
+    def _try(self, act: Callable[[], Any]) -> None:
+        try:
+            act()
+            self._failed = False
+        except BrokenPipeError:
+            self._forget()
+        except OSError as error:
+            first, self._failed, self._said = not self._said, True, True
+            if first and self._stream is not sys.__stderr__:
+                print(f"{self._name} cannot be written ({error.strerror}); the work goes on", file=sys.stderr)
+
+    def _forget(self) -> None:
+        with suppress(OSError):  # not a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            self._stream.flush()
+            self._failed = False
 
 
 def _stop(message: str) -> NoReturn:

@@ -5,13 +5,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from lightning.pytorch import Trainer
 from omegaconf import DictConfig
 
 from noising.config.secrets import without_secrets
 from noising.errors import ConfigError, config_errors, printable
 from noising.runs.folder import Run
 from noising.runs.resume import changed_options, require_same_options
-from noising.training.checkpoints import load_checkpoint
+from noising.training.checkpoint_content import OF_A_TRAINING, require_entries, require_training
+from noising.training.checkpoints import load_checkpoint, older_checkpoints
+from noising.training.module import DiffusionModule
 from noising.training.safety.divergence import DivergenceError
 
 log = logging.getLogger(__name__)
@@ -25,8 +28,8 @@ RESUMABLE_OPTIONS = (
 
 
 def changed_since(run: Run, cfg: DictConfig) -> list[str]:
-    """Options other than the run was started with, if there is one; ConfigError if one makes it another run."""
-    if not run.config_file.exists():
+    """Options other than the run was started with, if it has made anything; ConfigError if one makes it another run."""
+    if not run.config_file.exists() or not run.has_results:
         return []
     # but another optimizer would take the one's averages for its own
     own = [f"optimizer.{name}" for name in map(str, cfg.optimizer) if name != "_target_"]
@@ -34,23 +37,29 @@ def changed_since(run: Run, cfg: DictConfig) -> list[str]:
     return changed_options(run.config, without_secrets(cfg), may_differ=("resume", "logger"))
 
 
-def checkpoint_to_continue(run: Run, max_steps: int) -> Path | None:
+def checkpoint_to_continue(run: Run, trainer: Trainer, module: DiffusionModule) -> Path | None:
     """Last checkpoint of a run, read before any work; None if it has written none.
 
-    Raises ConfigError if it is damaged, if it is gone and older ones are there, and if no step is left to train.
+    Raises ConfigError if it is damaged or not of this training, if it is gone and older ones are there, and if no step
+    is left to train.
     """
     last = run.last_checkpoint
     if not last.exists():
-        if older := sorted(last.parent.glob("step_*.ckpt")):
+        if older := older_checkpoints(last.parent):
             raise ConfigError(f"resume: {last} is gone; to go on from {older[-1].name}, copy it to {last.name}")
         return None
     with config_errors("resume"):
-        step = load_checkpoint(last)["global_step"]
+        content = load_checkpoint(last)
+    with config_errors(f"resume: {last}"):
+        require_entries(content, OF_A_TRAINING)
+    step, max_steps = content["global_step"], trainer.max_steps
     if max_steps < step or (run.status == "finished" and max_steps == step):
         raise ConfigError(
             f"trainer.max_steps={max_steps}: {run.path} has taken {step} steps; give it more, or see its numbers with "
             f"{run.resuming} alone"
         )
+    with config_errors(f"resume: {last}"):
+        require_training(trainer, module, content)
     return last
 
 

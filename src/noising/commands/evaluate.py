@@ -11,7 +11,7 @@ from noising.commands.sample_jobs import SampleJob, SampleShards
 from noising.commands.tables import print_files, print_quality, print_summary, relative
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
-from noising.errors import ConfigError
+from noising.errors import ConfigError, config_errors
 from noising.experiment import Experiment, build_quality, evaluation_trainer
 from noising.plots.grids import sample_grid, save_png
 from noising.plots.samples import neighbour_rows
@@ -22,6 +22,7 @@ from noising.runs.status import run_status
 from noising.trained import load
 from noising.training.callbacks.quality import COST
 from noising.training.callbacks.results import ResultsCallback
+from noising.training.checkpoint_content import averaged, require_entries, require_tensors
 from noising.training.ema import EMA
 from noising.training.progress import StepProgress
 
@@ -45,8 +46,13 @@ def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
     trained = load(cfg.checkpoint)
     config = OmegaConf.merge(trained.config, {"bound": None}, {"bound": cfg.bound})
     assert isinstance(config, DictConfig)
+    with config_errors(f"checkpoint={cfg.checkpoint}: its config"):
+        require_entries(config, ("validation_bound", "optimizer", "lr_schedule", "trainer"))
     module = Experiment(config, trained.data).module
-    module.load_state_dict(trained.checkpoint["state_dict"])
+    with config_errors(f"checkpoint={cfg.checkpoint}"):
+        require_tensors("state_dict", trained.checkpoint["state_dict"], module.state_dict())
+        require_tensors("ema.weights", trained.checkpoint["ema"]["weights"], averaged(module.denoiser))
+        module.load_state_dict(trained.checkpoint["state_dict"])
     module.restored_step = trained.step
     ema = EMA(trained.weights["decay"])
     ema.load(trained.checkpoint)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from noising.errors import printable
 from noising.runs.declarations import ERRORS, Declaration, Declarations, declaration, from_summary, measurements
-from noising.runs.folder import Run
+from noising.runs.folder import Run, reading_summary
 from noising.runs.rows import Row
 
 
@@ -96,7 +96,12 @@ def declarations(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Declaratio
 
 
 def print_summary(run: Run) -> None:
-    """Print a run's numbers with their errors, and where its files lie."""
+    """Print a run's numbers with their errors, and where its files lie. Raises ConfigError for a damaged summary."""
+    with reading_summary(run):
+        _print_summary(run)
+
+
+def _print_summary(run: Run) -> None:
     summary = run.summary
     cards = summary.get("cards", {})
     declared = declarations([summary])

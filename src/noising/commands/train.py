@@ -10,7 +10,7 @@ from noising.commands.tables import print_summary, relative
 from noising.config.secrets import without_secrets
 from noising.experiment import Experiment
 from noising.runs.folder import Run
-from noising.runs.status import run_status
+from noising.runs.status import UnwrittenError, run_status
 from noising.training.safety.ranks import end_with_main_process, ending_with_other_ranks
 
 
@@ -30,17 +30,21 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     callbacks = experiment.callbacks(results)  # EMA, checkpoints, samples, quality, results
     trainer = experiment.trainer(results, callbacks)
 
-    checkpoint = checkpoint_to_continue(run, cfg.trainer.max_steps) if cfg.resume else None
+    checkpoint = checkpoint_to_continue(run, trainer, module) if cfg.resume else None
     if trainer.is_global_zero:
         print(_description(experiment, run), flush=True)
         if cfg.resume:
             warn_of_changes(run, cfg, checkpoint, changed)
-    with run_status(results, without_secrets(cfg), trainer.is_global_zero), ending_with_other_ranks(run):
-        with last_good_checkpoint(run, module.skip_nonfinite_steps):
-            trainer.fit(module, data, ckpt_path=checkpoint)
-        # from the file: processes spawned for the fit took their average of the weights with them
-        trained = run.last_checkpoint if run.last_checkpoint.exists() else None
-        trainer.test(module, data, ckpt_path=trained, verbose=False)
+    try:
+        with run_status(results, without_secrets(cfg), trainer.is_global_zero), ending_with_other_ranks(run):
+            with last_good_checkpoint(run, module.skip_nonfinite_steps):
+                trainer.fit(module, data, ckpt_path=checkpoint)
+            # from the file: processes spawned for the fit took their average of the weights with them
+            trained = run.last_checkpoint if run.last_checkpoint.exists() else None
+            trainer.test(module, data, ckpt_path=trained, verbose=False)
+    except UnwrittenError:
+        print_summary(run)
+        raise
     if trainer.is_global_zero:
         print_summary(run)
 

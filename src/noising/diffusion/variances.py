@@ -106,7 +106,11 @@ class DenoisingError(nn.Module):
         return {"log_snr": self.log_snr, "log_error": self.log_error}
 
     def set_extra_state(self, state: Any) -> None:
-        self.log_snr, self.log_error = state["log_snr"], state["log_error"]
+        """Raises ValueError for what is not two lines of equally many numbers."""
+        knots = [state.get(name) for name in ("log_snr", "log_error")] if isinstance(state, dict) else []
+        lines = [line for line in knots if isinstance(line, Tensor) and line.ndim == 1 and line.is_floating_point()]
+        require(len({line.shape for line in lines}) == 1 and len(lines) == 2, "no error by log SNR is stored there")
+        self.log_snr, self.log_error = lines
 
 
 class Optimal(nn.Module, ReverseVariance):

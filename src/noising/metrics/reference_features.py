@@ -5,7 +5,9 @@ user's cache folder.
 """
 
 import hashlib
+import io
 import json
+import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +26,8 @@ from noising.metrics.classifier import Classifier, fit_classifier
 from noising.metrics.extractors import FeatureExtractor, extract
 from noising.metrics.statistics import FeatureStatistics, write_statistics
 from noising.runs.folder import replacing
+
+log = logging.getLogger(__name__)
 
 
 class Reference(NamedTuple):
@@ -82,7 +86,7 @@ class ReferenceFeatures:
             statistics = FeatureStatistics.from_features(features)
             write_statistics(file, ".npz", statistics, card, features=features.numpy())
 
-        def read(file: Path) -> Reference:
+        def read(file: Path | IO[bytes]) -> Reference:
             with np.load(file, allow_pickle=False) as fields:
                 mean, covariance, features = (torch.from_numpy(fields[name]) for name in ("mu", "sigma", "features"))
             return Reference(features, FeatureStatistics(len(features), mean, covariance), chosen, card)
@@ -109,7 +113,7 @@ def fitted_classifier(data: ImageData) -> Classifier:
     def write(file: IO[bytes]) -> None:
         torch.save(fit_classifier(data.to_8bit(pixels), labels, data.classes).state_dict(), file)
 
-    def read(file: Path) -> Classifier:
+    def read(file: Path | IO[bytes]) -> Classifier:
         fitted = Classifier(*shape)
         fitted.load_state_dict(torch.load(file, weights_only=True))
         return fitted.eval().requires_grad_(False)
@@ -120,10 +124,10 @@ def fitted_classifier(data: ImageData) -> Classifier:
 T = TypeVar("T")
 
 
-def cached(name: str, write: Callable[[IO[bytes]], None], read: Callable[[Path], T]) -> T:
+def cached(name: str, write: Callable[[IO[bytes]], None], read: Callable[[Path | IO[bytes]], T]) -> T:
     """Read a file of the cache; write it first where it is missing or damaged.
 
-    Raises ConfigError if it cannot be written.
+    Where it cannot be written, a line says so, and nothing is stored.
     """
     file = Path(os.environ.get("NOISING_CACHE") or platformdirs.user_cache_path("noising")) / name
     with suppress(Exception):
@@ -133,11 +137,16 @@ def cached(name: str, write: Callable[[IO[bytes]], None], read: Callable[[Path],
         with replacing(mine) as target:
             write(target)
         os.replace(mine, file)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot write {file} ({error.strerror}): set NOISING_CACHE to a folder that can be"
-        ) from error
-    return read(file)
+        return read(file)
+    except OSError as error:  # of a folder that cannot be written before the work of `write`, of a full disk after it
+        why = error.strerror or error
+        log.warning("%s cannot be written (%s): computed for this run alone; NOISING_CACHE=FOLDER stores it", file, why)
+        with suppress(OSError):
+            mine.unlink(missing_ok=True)
+    held = io.BytesIO()
+    write(held)
+    held.seek(0)
+    return read(held)
 
 
 def digest(*parts: bytes | Tensor) -> str:

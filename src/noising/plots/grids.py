@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from noising.runs.folder import replacing
+
 Pixels = NDArray[np.uint8]
 GRID_SIDE = 512
 """Pixels a side that grids are enlarged to, by a whole factor: 8x8 digits are small."""
@@ -53,22 +55,22 @@ def side_by_side(left: Tensor, right: Tensor) -> Pixels:
 
 def save_png(path: Path, picture: Pixels) -> None:
     """Write a picture, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path)
+    with replacing(path, sync=False) as file:
+        Image.fromarray(picture).save(file, "PNG")
 
 
 def save_animation(path: Path, pictures: list[Pixels]) -> None:
     """Write pictures as an endless GIF of four seconds that rests on the last."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     first, *others = [Image.fromarray(picture) for picture in pictures]
     durations = [int(4000 / len(pictures))] * len(others) + [1500]
-    first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+    with replacing(path, sync=False) as file:
+        first.save(file, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 140) -> None:
     """Write a plot, making its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=dpi)
+    with replacing(path, sync=False) as file:
+        figure.savefig(file, dpi=dpi, format=path.suffix[1:])
 
 
 GAP = 1  # pixels between two images

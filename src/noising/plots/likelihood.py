@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,11 +67,18 @@ def step_bins(curve: BoundCurve, chain: Chain, split: str, prior: float) -> list
     return rows[::-1]
 
 
+def with_others(path: Path, bins: Sequence[StepBin]) -> list[StepBin]:
+    """Rows in place of those of the same splits in a file, behind its others; a damaged file has none."""
+    new = {row.split for row in bins}
+    others: list[StepBin] = []
+    with suppress(OSError, ValueError, TypeError):
+        others = [row for row in read_bins(path) if row.split not in new]
+    return [*others, *bins]
+
+
 def write_bins(path: Path, bins: Sequence[StepBin]) -> None:
     """Write rows into a file, in place of those of the same splits."""
-    new = {row.split for row in bins}
-    others = [row for row in read_bins(path) if row.split not in new] if path.exists() else []
-    write_csv(path, StepBin._fields, [*others, *bins])
+    write_csv(path, StepBin._fields, with_others(path, bins))
 
 
 def read_bins(path: Path) -> list[StepBin]:

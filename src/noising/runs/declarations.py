@@ -5,6 +5,7 @@ ends of intervals, the same of real images) has the number's name and an ending,
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -51,9 +52,13 @@ def to_summary(declared: Declarations) -> dict[str, dict[str, Any]]:
 
 
 def from_summary(summary: Mapping[str, Any]) -> dict[str, Declaration]:
-    """The declarations that a summary holds; none in one of an earlier version."""
-    known = [field.name for field in fields(Declaration)]
-    return {
-        name: Declaration(**{field: entry[field] for field in known if field in entry})
-        for name, entry in summary.get("declared", {}).items()
-    }
+    """The well-formed declarations that a summary holds; none in one of an earlier version."""
+    found = {}
+    for name, entry in summary.get("declared", {}).items():
+        given = {field.name: entry[field.name] for field in fields(Declaration) if field.name in entry}
+        with suppress(TypeError):  # without a title
+            one = Declaration(**given)
+            words = isinstance(one.title, str) and isinstance(one.unit, str) and isinstance(one.shown, bool)
+            if words and one.better in ("lower", "higher", None):
+                found[name] = one
+    return found

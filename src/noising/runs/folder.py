@@ -4,6 +4,7 @@ Only rank 0 may call the methods that write. Every file appears whole or not at 
 """
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -16,8 +17,10 @@ import yaml  # type: ignore[import-untyped]
 
 from noising.config.moved import with_current_names
 from noising.config.secrets import masked
-from noising.errors import ConfigError
+from noising.errors import ConfigError, UsageError
 from noising.runs.environment import environment
+
+log = logging.getLogger(__name__)
 
 
 class Run:
@@ -42,6 +45,9 @@ class Run:
         self.rate_distortion_figure = self.figures / "rate_distortion.png"
         self.learning_curves = self.figures / "learning_curves.png"
         self.bound_by_step = self.path / "bound_by_step.csv"
+        self.unwritten: dict[Path, str] = {}
+        """The files that could not be written, or not as they should be now, and why."""
+        self._held: dict[str, Any] | None = None  # the summary, while it cannot be written
 
     def samples_at(self, step: int) -> Path:
         """The grid of samples drawn after `step` optimizer steps."""
@@ -56,24 +62,50 @@ class Run:
             path = '"{}"'.format(path.replace('"', '\\"'))
         return ("-m " if sweep else "") + shlex.quote(f"resume={path}")
 
+    @contextmanager
+    def writing(self, file: Path) -> Iterator[None]:
+        """Let the work go on where a file cannot be written (the disk is full): a line in the log, and `unwritten`."""
+        try:
+            yield
+        except OSError as error:
+            if file not in self.unwritten:
+                log.warning("%s cannot be written (%s); the work goes on", file, error.strerror or error)
+            self.unwritten[file] = error.strerror or str(error)
+        else:
+            self.unwritten.pop(file, None)
+
     def start(self, config: Mapping[str, Any]) -> None:
         """Write the config, the environment and the status "running"; numbers of a resumed run stay in its summary."""
         self.path.mkdir(parents=True, exist_ok=True)
         summary = {**self.summary, "status": "running"}
-        summary.pop("ended", None)  # the reason why training ended early, before it went on
+        for reason in ("ended", "error"):  # why it ended early, or failed, before it went on
+            summary.pop(reason, None)
         _write(self.config_file, yaml.safe_dump(masked(dict(config)), sort_keys=False, allow_unicode=True))
         _write_json(self.environment_file, environment())
         _write_json(self.summary_file, summary)
 
     def update(self, facts: Mapping[str, Any], **entries: Mapping[str, Any]) -> None:
-        """Merge numbers and other facts into the summary, and mappings into its entries `cards` and `declared`."""
-        summary = self.summary
+        """Merge numbers and other facts into the summary, and mappings into its entries `cards` and `declared`.
+
+        A summary that cannot be written is held, and written with the next change.
+        """
+        summary = self._summary_so_far()
         merged = {entry: {**summary.get(entry, {}), **added} for entry, added in entries.items() if added}
-        _write_json(self.summary_file, {**summary, **facts, **merged})
+        content = self._held = {**summary, **facts, **merged}
+        with self.writing(self.summary_file):
+            _write_json(self.summary_file, content)
+            self._held = None
 
     def finish(self, status: str, numbers: Mapping[str, Any]) -> None:
         """Write the final status (finished, failed or interrupted), and numbers."""
-        _write_json(self.summary_file, {**self.summary, **numbers, "status": status})
+        self.update({**numbers, "status": status})
+
+    def _summary_so_far(self) -> dict[str, Any]:
+        try:
+            return self.summary
+        except ConfigError as error:  # damaged in the course of the run
+            log.warning("%s; the work goes on without what was in it", error)
+            return {"status": "running"}
 
     @property
     def status(self) -> str:
@@ -81,10 +113,25 @@ class Run:
         return str(self.summary.get("status", "none"))
 
     @property
+    def has_results(self) -> bool:
+        """Whether the folder holds more than a run leaves that has failed before its first step."""
+        begun = (self.config_file, self.environment_file, self.summary_file)
+        theirs = (".hydra", "tensorboard", "wandb")  # written before the first step as well
+        for file in self.path.rglob("*"):
+            inside = file.relative_to(self.path).parts
+            if inside[0] in theirs or inside[0].startswith(".") or file in begun or file.suffix == ".log":
+                continue
+            if file.is_file() and file.stat().st_size:
+                return True
+        return any("/" in name for name in self.summary)
+
+    @property
     def summary(self) -> dict[str, Any]:
         """The content of summary.json, if any; numbers not finite are None. Raises ConfigError if it is damaged."""
+        if self._held is not None:
+            return dict(_as_json(self._held))
         try:
-            return _read(self.summary_file, json.loads, ": delete it and start the run again with resume=true")
+            return _read(self.summary_file, _parse_summary, _ADVICE)
         except (FileNotFoundError, NotADirectoryError):
             return {}
 
@@ -97,11 +144,46 @@ class Run:
             raise ConfigError(f"{self.path} holds no run: there is no config.yaml in it") from None
 
 
+_ADVICE = ": delete it and start the run again with resume=true"
+
+
+@contextmanager
+def reading_summary(run: Run) -> Iterator[None]:
+    """Turn what is raised where an entry of the summary is not what it was written as into ConfigError."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, UsageError):
+            raise
+        raise ConfigError(f"{run.summary_file} is damaged{_ADVICE}") from error
+
+
+def _parse_summary(text: str) -> Any:
+    """The summary; None if an entry that is read everywhere is of another kind."""
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        return None
+    for name, value in content.items():
+        if name in ("cards", "declared"):
+            whole = isinstance(value, dict) and all(isinstance(entry, dict) for entry in value.values())
+        elif name in ("status", "ended", "error"):
+            whole = isinstance(value, str)
+        else:
+            whole = "/" not in name or isinstance(value, int | float | dict | None)
+        if not whole:
+            return None
+    return content
+
+
 def _read(path: Path, parse: Callable[[str], Any], advice: str = "") -> dict[str, Any]:
     try:
         # a pipe would be waited for
         content = parse(path.read_text(encoding="utf-8")) if path.is_file() or not path.exists() else None
-    except (ValueError, yaml.YAMLError):  # not JSON, not YAML, not UTF-8
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError, yaml.YAMLError):  # not JSON, not YAML, not UTF-8
         content = None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is damaged{advice}")
@@ -109,10 +191,11 @@ def _read(path: Path, parse: Callable[[str], Any], advice: str = "") -> dict[str
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write, which takes the place of `path` once all of it is on the disk, never before.
+def replacing(path: Path, sync: bool = True) -> Iterator[IO[bytes]]:
+    """Give a file to write, which takes the place of `path` when all of it is written, never before.
 
-    The temporary file lies beside the target: only within one file system is a rename atomic.
+    The temporary file lies beside the target: only within one file system is a rename atomic. sync: wait until it is on
+    the disk, so that a power cut leaves the one or the other.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")  # one name: what a killed process left is overwritten
@@ -120,11 +203,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         with open(temporary, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # which would hide the first error
+            temporary.unlink(missing_ok=True)
         raise
+    if not sync:
+        return
     with suppress(OSError):  # bring the rename to the disk; a system that cannot sync folders needs no such call
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
@@ -139,10 +226,13 @@ def _write(path: Path, text: str) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON: tensors and arrays of one number as the number, nan and infinities as null."""
+    _write(path, json.dumps(_as_json(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _as_json(content: Mapping[str, Any]) -> Any:
+    """The content as JSON has it: tensors and arrays of one number as the number, nan and infinities as null."""
     from pydantic_core import to_jsonable_python  # here: --help needs no pydantic
 
-    plain = to_jsonable_python(
+    return to_jsonable_python(
         content, inf_nan_mode="null", fallback=lambda value: value.item() if hasattr(value, "item") else str(value)
     )
-    _write(path, json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

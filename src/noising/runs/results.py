@@ -10,6 +10,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -25,7 +26,7 @@ Row = dict[str, float]
 """The numbers of one step by name, after "step" itself."""
 Card = Mapping[str, Any]
 """All that a number depends on: how it was measured, and of which model."""
-RESERVED = ("step", "status", "cards", "declared", "ended")
+RESERVED = ("step", "status", "cards", "declared", "ended", "error")
 """Names that the files use themselves."""
 
 
@@ -50,6 +51,7 @@ class Results:
         self.run, self.loggers = run, loggers
         self.record, self.table = run.metrics_record, run.metrics
         self._mended = False  # whether the record ends in a whole line
+        self._held: list[Row] = []  # rows that could not be added to it
         self._known: set[str] = set()  # names that the loggers have met
 
     # --- what writers call
@@ -75,7 +77,8 @@ class Results:
                 self._call_loggers("declare", name, declaration(name, declared))
             self._known |= {*new}
         for logger in self.loggers:
-            logger.log_metrics(plain, step)
+            with self.run.writing(self._place(logger)):
+                logger.log_metrics(plain, step)
         if cards:
             self.run.update(plain, cards=cards)
             every = self.run.summary["cards"]
@@ -87,6 +90,8 @@ class Results:
         if any(hasattr(logger, "record_image") for logger in self.loggers):
             from PIL import Image  # here: most runs have no such logger
 
+            if isinstance(image, Path) and not image.exists():  # it could not be written
+                return
             with Image.open(image) if isinstance(image, Path) else Image.fromarray(image) as picture:
                 pixels = np.asarray(picture.convert("RGB"))
             self._call_loggers("record_image", key, pixels, step, caption)
@@ -104,7 +109,12 @@ class Results:
     def _call_loggers(self, method: str, *facts: Any) -> None:
         for logger in self.loggers:
             if (take := getattr(logger, method, None)) is not None:
-                take(*facts)
+                with self.run.writing(self._place(logger)):
+                    take(*facts)
+
+    def _place(self, logger: NumberLogger) -> Path:
+        """The name of a logger's files, of which only the logger knows where they are."""
+        return self.run.path / type(logger).__name__.lower()
 
     # --- the record
 
@@ -113,11 +123,20 @@ class Results:
         if taken := [name for name in numbers if name in RESERVED]:
             raise ValueError(f"a number must not be named {taken[0]}: the run's files use that name themselves")
         plain = {name: _plain(value) for name, value in numbers.items()}
-        if not self._mended:
-            self.resume_from(math.inf)
-        with open(self.record, "ab") as file:
-            file.write(_line({"step": step, **plain}))
+        self._held.append({"step": step, **plain})
+        self._add_held()
         return plain
+
+    def _add_held(self) -> None:
+        """Add the rows that are not in the record yet; if that fails they are held until the next time."""
+        with self.run.writing(self.record):
+            if not self._mended:
+                self._drop_after(math.inf)
+            self._mended = False  # if a part of a line is all that is written
+            if self._held:
+                with open(self.record, "ab") as file:
+                    file.write(b"".join(map(_line, self._held)))
+            self._mended, self._held = True, []
 
     def rows(self) -> list[Row]:
         """One row a step, in the order in which the steps first came."""
@@ -134,24 +153,33 @@ class Results:
 
     def resume_from(self, step: float) -> None:
         """Drop what was recorded after `step`, and a last line that a kill has cut off."""
+        self._held = [row for row in self._held if row["step"] <= step]
+        self._drop_after(step)
         self._mended = True
+
+    def _drop_after(self, step: float) -> None:
         if not self.record.exists():
             self._take_over_table()
         with open(self.record, "a+b") as file:
             file.seek(0)
-            before = takewhile(lambda line: line[1]["step"] <= step, _whole_lines(file))
+            before = takewhile(lambda line: line[1].get("step", -math.inf) <= step, _whole_lines(file))
             file.truncate(sum(length for length, _ in before))
 
     def sync(self) -> None:
         """Wait until the record is on the disk."""
-        if self.record.exists():
-            with open(self.record, "rb") as file:
-                os.fsync(file.fileno())
+        self._add_held()
+        if self._held:
+            return
+        with self.run.writing(self.record), suppress(FileNotFoundError), open(self.record, "rb") as file:
+            os.fsync(file.fileno())
 
     def export(self) -> None:
         """Write the table: `step`, then the other columns in the order in which they first came."""
-        if rows := self.rows():
-            columns = dict.fromkeys(name for row in rows for name in row)
+        self._add_held()
+        if not (rows := self.rows()):
+            return
+        columns = dict.fromkeys(name for row in rows for name in row)
+        with self.run.writing(self.table):
             write_csv(self.table, columns, ([row.get(name, "") for name in columns] for row in rows), end="\n")
 
     def finish(self, status: str) -> None:
@@ -165,14 +193,15 @@ class Results:
         Lightning's `finalize` cannot end it: it comes after every fit and every test.
         """
         for logger in self.loggers:
-            logger.finalize("failed" if failed else "success")
+            with self.run.writing(self._place(logger)):
+                logger.finalize("failed" if failed else "success")
         self._call_loggers("close", failed)
 
     def _lines(self) -> list[Row]:
-        if not self.record.exists():
-            return []
-        with open(self.record, "rb") as file:
-            return [row for _, row in _whole_lines(file)]
+        rows: list[Row] = []
+        with suppress(FileNotFoundError), open(self.record, "rb") as file:
+            rows = [row for _, row in _whole_lines(file) if row]
+        return rows + self._held
 
     def _take_over_table(self) -> None:
         """Make the record of a run that has a table alone, as earlier versions left it."""
@@ -194,10 +223,19 @@ def _line(row: Mapping[str, float]) -> bytes:
 
 
 def _whole_lines(record: IO[bytes]) -> Iterator[tuple[int, Row]]:
-    """Rows and the lengths of their lines, without a last one that a kill has cut off."""
+    """Rows and the lengths of their lines, without a last one that a kill has cut off; a damaged line has no row."""
     for line in record:
         if line.endswith(b"\n"):
-            yield len(line), json.loads(line)
+            yield len(line), _row(line)
+
+
+def _row(line: bytes) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    whole = isinstance(row, dict) and "step" in row and all(isinstance(value, int | float) for value in row.values())
+    return row if whole else {}
 
 
 def _number(cell: str) -> float:

@@ -1,5 +1,6 @@
 """Which run a command means by `resume`, and under which options it may go on."""
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from noising.config.secrets import masked
 from noising.errors import ConfigError
 from noising.runs.folder import Run
 from noising.runs.rows import flat
+
+log = logging.getLogger(__name__)
 
 _DEPTH = 3  # how many folders below the root a run or a sweep may lie
 
@@ -36,8 +39,13 @@ def find_resumable(root: Path, overrides: Sequence[str]) -> Path | None:
     wanted = _essential(overrides)
     for file in _newest_first(root, ".hydra/overrides.yaml"):
         folder = file.parent.parent
-        if _essential(read_overrides(file)) == wanted and Run(folder).status != "finished":
-            return folder
+        if _essential(read_overrides(file)) != wanted:
+            continue
+        try:
+            if Run(folder).status != "finished":
+                return folder
+        except ConfigError as error:
+            log.warning("resume: that run is passed over: %s", error)
     return None
 
 
@@ -51,9 +59,16 @@ def find_sweep(root: Path, overrides: Sequence[str], jobs: int | None) -> Path |
         if _essential(read_overrides(file, "hydra", "overrides", "task")) != wanted:
             continue
         begun = [path.parent.parent for path in file.parent.glob("*/.hydra/overrides.yaml")]
-        if jobs is None or len(begun) < jobs or any(Run(job).status != "finished" for job in begun):
+        if jobs is None or len(begun) < jobs or not all(map(_finished, begun)):
             return file.parent
     return None
+
+
+def _finished(job: Path) -> bool:
+    try:
+        return Run(job).status == "finished"
+    except ConfigError:  # damaged: the job will say so
+        return False
 
 
 def _essential(overrides: Sequence[str] | None) -> list[str] | None:
@@ -81,8 +96,13 @@ def read_overrides(file: Path, *keys: str) -> list[str] | None:
 
 
 def require_same_options(run: Run, config: Mapping[str, Any], may_differ: Sequence[str]) -> None:
-    """Raise ConfigError if the folder holds a run of other options than these, apart from those that may differ."""
-    if run.config_file.exists() and (changed := changed_options(run.config, config, ("resume", *may_differ))):
+    """Raise ConfigError if the folder holds a run of other options than these, apart from those that may differ.
+
+    A run that failed before its first step has made nothing under its options: any may differ.
+    """
+    if not run.config_file.exists() or not run.has_results:
+        return
+    if changed := changed_options(run.config, config, ("resume", *may_differ)):
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ConfigError(
             f"resume: {os.path.relpath(run.path)} was started with other options: {changed[0]}{more}; "

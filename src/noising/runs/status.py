@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ def _alone(run: Run) -> Iterator[None]:
         yield
     finally:
         lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+        with suppress(OSError):
+            Path(lock.lock_file).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def run_status(results: Results, config: Any, writes: bool = True) -> Iterator[R
     run = results.run
     with _alone(run) if writes else nullcontext():
         if writes:
-            run.start(config)
+            _start(run, config)
         status = "failed"
         try:
             yield run
@@ -62,13 +63,55 @@ def run_status(results: Results, config: Any, writes: bool = True) -> Iterator[R
         finally:
             try:
                 results.close_loggers(status != "finished")
+            except Exception as error:
+                if status == "finished":
+                    raise
+                log.warning("a logger has failed as the run ended: %s", error)  # the first error is the one to see
             finally:
                 if writes:
                     results.finish(status)
+                    _flush_logs(run)
                     if status != "finished":
                         can_resume = status == "interrupted" and "resume" in (config or {})
                         hint = f"; go on with {run.resuming}" if can_resume else ""
-                        print(printable(f"{status}: {os.path.relpath(run.path)}{hint}"), file=sys.stderr, flush=True)
+                        hint += f"; {_unwritten(run)}" if run.unwritten else ""
+                        with suppress(OSError):  # on a full disk
+                            line = printable(f"{status}: {os.path.relpath(run.path)}{hint}")
+                            print(line, file=sys.stderr, flush=True)
+    if writes and run.unwritten:
+        raise UnwrittenError(run)
+
+
+def _start(run: Run, config: Any) -> None:
+    try:
+        run.start(config)
+    except OSError as error:
+        raise ConfigError(
+            f"{os.path.relpath(run.path)} cannot be written ({error.strerror}): make room first"
+        ) from error
+
+
+class UnwrittenError(UsageError):
+    """The run has finished, and some of its files could not be written."""
+
+    exit_code = 1
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(f"{os.path.relpath(run.path)} is finished, but {_unwritten(run)}")
+
+
+def _unwritten(run: Run) -> str:
+    """The files that could not be written, in words."""
+    files = ", ".join(os.path.relpath(file, run.path) for file in run.unwritten)
+    return f"not all is written: {files} ({'; '.join(dict.fromkeys(run.unwritten.values()))})"
+
+
+def _flush_logs(run: Run) -> None:
+    """Write the lines of the log that a full disk did not take."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and Path(handler.baseFilename).parent == run.path.absolute():
+            with run.writing(Path(handler.baseFilename)), suppress(ValueError):  # closed
+                handler.flush()
 
 
 def _log_to_file(error: Exception) -> None:
@@ -79,6 +122,20 @@ def _log_to_file(error: Exception) -> None:
     for handler in logging.getLogger().handlers:
         if isinstance(handler, logging.FileHandler):
             handler.handle(record)
+
+
+def record_failure(run: Run, error: Exception) -> None:
+    """Leave the reason why a job of a sweep failed in its summary, and in its log if it failed before its run began."""
+    try:
+        status = run.status
+    except ConfigError:  # damaged
+        return
+    if status == "none":
+        _log_to_file(error)
+    if status in ("none", "failed"):
+        words = " ".join(str(error).split())
+        reason = words if isinstance(error, UsageError) else f"{type(error).__name__}: {words}"
+        run.update({"status": "failed", "error": reason})
 
 
 class Preempted(SystemExit):

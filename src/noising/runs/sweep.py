@@ -11,7 +11,7 @@ from noising.runs.rows import Row, write_csv
 
 
 def rows(sweep: Path) -> list[Row]:
-    """One row a job, by number: its overrides, its status, the numbers of its summary.json, its folder's name.
+    """One row a job, by number: its overrides, its status, the numbers of its summary.json, why it failed, its folder.
 
     A job without a summary.json has the status "failed": it ended before its run began.
     """
@@ -28,6 +28,8 @@ def rows(sweep: Path) -> list[Row]:
             summary = {}
         row["status"] = summary.get("status", "failed")
         row |= {key: value for key, value in summary.items() if type(value) in (int, float) and key not in row}
+        if row["status"] == "failed" and "error" in summary:
+            row["error"] = summary["error"]
         row["folder"] = job.name
         table.append(row)
     return table

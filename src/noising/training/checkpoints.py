@@ -3,7 +3,10 @@
 import logging
 import math
 import os
+import re
+import shutil
 import time
+import warnings
 import zipfile
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +23,7 @@ from noising.errors import ConfigError
 from noising.runs.declarations import Declaration
 from noising.runs.folder import replacing
 from noising.runs.results import Results
+from noising.training.checkpoint_content import require_kinds, with_plain_tensors
 from noising.training.safety.divergence import DivergenceError
 
 log = logging.getLogger(__name__)
@@ -31,7 +35,8 @@ FORMAT = 1
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint file, unpickling nothing but tensors and plain containers.
 
-    Raises `ValueError` if there is no such file, if it is truncated or damaged, or if a later version wrote it.
+    Raises `ValueError` if there is no such file, if it is truncated or damaged, if a later version wrote it, or if an
+    entry of it is not of its kind.
     """
     path = Path(path)
     if not path.is_file():
@@ -39,18 +44,25 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if damage := _damage(path):
         raise ValueError(f"{path} {damage}: {_alternatives(path)}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch warns of sparse tensors, which are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises nearly anything on a damaged file
         raise ValueError(
             f"{path} cannot be read as a checkpoint of weights and plain values: if there is code in it, it was not run"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a checkpoint of a run")
-    if (version := content.get("noising_format", FORMAT)) != FORMAT:
+    version = content.get("noising_format", FORMAT)
+    if isinstance(version, int) and version != FORMAT:
         raise ValueError(
             f"{path} is of format {version}, this noising reads format {FORMAT}: use the one that wrote it"
         )
-    return content
+    try:
+        plain: dict[str, Any] = with_plain_tensors(content)
+        require_kinds(plain)
+    except ValueError as error:
+        raise ValueError(f"{path} {error}: {_alternatives(path)}") from error
+    return plain
 
 
 def _damage(path: Path) -> str:
@@ -67,10 +79,17 @@ def _damage(path: Path) -> str:
 
 def _alternatives(path: Path) -> str:
     """Advice for a damaged checkpoint: the whole ones beside it."""
-    written = [other for form in ("last", "best*", "step_*") for other in sorted(path.parent.glob(f"{form}.ckpt"))]
+    written = [other for form in ("last", "best*") for other in sorted(path.parent.glob(f"{form}.ckpt"))]
+    written += older_checkpoints(path.parent)
     if not (others := [other.name for other in written if other.name != path.name and not _damage(other)]):
         return "there is no other beside it, so train anew"
     return f"take another of its folder ({', '.join(others)}); to go on from that, copy it to {path.name}"
+
+
+def older_checkpoints(folder: Path) -> list[Path]:
+    """The files step_NNNNNN.ckpt of a folder, by their step, which outgrows six digits."""
+    numbered = [path for path in folder.glob("step_*.ckpt") if re.fullmatch(r"step_[0-9]+", path.stem)]
+    return sorted(numbered, key=lambda path: int(path.stem.removeprefix("step_")))
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -182,17 +201,28 @@ class LastCheckpoint(Checkpoint):
         for logger in trainer.loggers:
             logger.save()  # metrics on the disk are never older than the checkpoint
         if trainer.is_global_zero and self.keep > 1 and not same:
-            if self.path.exists():  # give the file that will be replaced a name of its own
-                name = self.path.with_name(f"step_{self._on_disk:06d}.ckpt")
-                name.unlink(missing_ok=True)
-                os.link(self.path, name)
-            for oldest in sorted(self.path.parent.glob("step_*.ckpt"))[: 1 - self.keep]:
-                oldest.unlink()
+            try:
+                self._keep_older()
+            except OSError as error:
+                log.warning("%s cannot be kept under its step (%s); training goes on", self.path, error.strerror)
         trainer.save_checkpoint(self.path)
         self._saved = trainer.global_step
         if _failure(trainer) is None:
             self._on_disk = trainer.global_step
         self._seconds += time.monotonic() - began
+
+    def _keep_older(self) -> None:
+        """Give the file that will be replaced a name of its own, and delete the oldest beyond `keep`."""
+        if self.path.exists():
+            name = self.path.with_name(f"step_{self._on_disk:06d}.ckpt")
+            name.unlink(missing_ok=True)
+            try:
+                os.link(self.path, name)
+            except OSError:  # a file system without hard links; or a full disk, and then the copy says so
+                with open(self.path, "rb") as file, replacing(name) as copy:
+                    shutil.copyfileobj(file, copy)
+        for oldest in older_checkpoints(self.path.parent)[: 1 - self.keep]:
+            oldest.unlink(missing_ok=True)
 
 
 class BestCheckpoint(Checkpoint):
@@ -210,14 +240,15 @@ class BestCheckpoint(Checkpoint):
             return
         score = float(trainer.callback_metrics.get("val/bound", math.nan))
         if score < self.score:
-            self.score = score
-            trainer.save_checkpoint(self.path)
+            before, self.score = self.score, score
+            if not saved(trainer, self.path):
+                self.score = before  # the next that is better than the file takes its place
 
     def state_dict(self) -> dict[str, Any]:
         return {"score": self.score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.score = state_dict["score"]
+        self.score = float(state_dict["score"])
 
 
 def _leaves_no_files(trainer: Trainer) -> bool:
@@ -226,6 +257,12 @@ def _leaves_no_files(trainer: Trainer) -> bool:
 
 def _failure(trainer: Trainer) -> str | None:
     return getattr(trainer.strategy.checkpoint_io, "failure", None)
+
+
+def saved(trainer: Trainer, path: Path) -> bool:
+    """Write a checkpoint; whether that was possible, on every rank."""
+    trainer.save_checkpoint(path)
+    return bool(trainer.strategy.broadcast(_failure(trainer) is None))
 
 
 def checkpoint_callbacks(results: Results, every: int, keep: int = 1) -> tuple[BestCheckpoint, LastCheckpoint]:

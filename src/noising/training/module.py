@@ -81,6 +81,7 @@ class DiffusionModule(LightningModule):
         self.losses = QuartileLosses()  # since they were last logged
         # their state after the last optimizer step, for a checkpoint that is written within one
         self._settled, self._settled_times = self.losses.sums.clone(), times.state_dict()
+        self._restored_sums = self._settled  # of a checkpoint: (ranks, 2, 4), or (2, 4) over all ranks
 
     @property
     def trained_steps(self) -> int:
@@ -92,13 +93,13 @@ class DiffusionModule(LightningModule):
         checkpoint["skipped_steps"] = self.skipped_steps
         checkpoint["times"] = self._settled_times
         gathered: Tensor = self.all_gather(self._settled)  # type: ignore[assignment]
-        checkpoint["loss_sums"] = gathered.reshape(-1, *self._settled.shape).sum(0).cpu()
+        checkpoint["loss_sums"] = gathered.reshape(-1, *self._settled.shape).cpu()  # of each rank
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.restored_step = int(checkpoint["global_step"])
         self.skipped_steps = int(checkpoint.get("skipped_steps", 0))
         self.times.load_state_dict(checkpoint["times"])
-        self._settled, self._settled_times = checkpoint["loss_sums"], checkpoint["times"]
+        self._restored_sums, self._settled_times = checkpoint["loss_sums"], checkpoint["times"]
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the denoiser's and the objective's parameters, its rate set anew every step."""
@@ -199,8 +200,11 @@ class DiffusionModule(LightningModule):
                 group["lr"] = chosen["lr"] * self.lr_schedule(scheduler.last_epoch)
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
         self.losses.reset()
-        if self.global_rank == 0:  # a resumed run's sums over all ranks go on with the first
-            self.losses.sums.copy_(self._settled)
+        by_rank = self._restored_sums.reshape(-1, *self.losses.sums.shape)
+        if len(by_rank) == self.trainer.world_size:
+            self.losses.sums.copy_(by_rank[self.global_rank])  # in another order they would round to another mean
+        elif self.global_rank == 0:
+            self.losses.sums.copy_(by_rank.sum(0))
         self._settled = self.losses.sums.clone()
 
     def configure_callbacks(self) -> list[Callback]:

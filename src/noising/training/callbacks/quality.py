@@ -14,6 +14,7 @@ from noising.metrics.measurement import SampleQuality
 from noising.plots.samples import neighbour_rows
 from noising.runs.declarations import Declaration, measurements
 from noising.runs.results import Results
+from noising.training.checkpoints import saved
 from noising.training.ema import EMA
 from noising.training.module import DiffusionModule
 from noising.training.progress import StepProgress
@@ -109,9 +110,9 @@ class QualityCheck(Callback):
         value = numbers.get(name, math.nan)
         found = -value if self.leading.better == "higher" else value
         if found < self.best:
-            self.best = found
-            if self.keep_best:
-                trainer.save_checkpoint(self.results.run.best_checkpoint.with_name(f"best_{name}.ckpt"))
+            before, self.best = self.best, found
+            if self.keep_best and not saved(trainer, self.results.run.best_checkpoint.with_name(f"best_{name}.ckpt")):
+                self.best = before
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure all samples; during the test the averaged weights are in place."""
@@ -138,7 +139,8 @@ class QualityCheck(Callback):
                 {f"test/{name}": value for name, value in (numbers | self._cost).items()}, step, cards
             )
             if (beside := self.quality.neighbours()) is not None:
-                neighbour_rows(image, *beside)
+                with self.results.run.writing(image):
+                    neighbour_rows(image, *beside)
                 self.results.write_image("neighbours", image, step, "the samples most like a training image")
         trainer.strategy.barrier()
 
@@ -178,4 +180,4 @@ class QualityCheck(Callback):
         return {"best": self.best, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.seconds = state_dict["best"], state_dict["seconds"]
+        self.best, self.seconds = float(state_dict["best"]), float(state_dict["seconds"])

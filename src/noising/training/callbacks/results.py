@@ -154,21 +154,27 @@ class ResultsCallback(Callback):
         self.results.write_all(numbers, pl_module.trained_steps, {f"{split}/bound": card})
         curve = evaluation.estimate.curve()
         bins = likelihood.step_bins(curve, evaluation.chain, split, numbers[f"{split}/prior"])
-        likelihood.write_bins(self.results.run.bound_by_step, bins)
-        self._draw_bound(pl_module.trained_steps)
+        every = likelihood.with_others(self.results.run.bound_by_step, bins)
+        with self.results.run.writing(self.results.run.bound_by_step):
+            likelihood.write_bins(self.results.run.bound_by_step, bins)
+        self._draw_bound(every, pl_module.trained_steps)
         if split == "test":
             self._plot_curves(numbers, pl_module.trained_steps)
 
-    def _draw_bound(self, step: int) -> None:
+    def _draw_bound(self, bins: list[likelihood.StepBin], step: int) -> None:
         """Draw the figures of every split evaluated so far, and give them to the loggers."""
-        run, bins = self.results.run, likelihood.read_bins(self.results.run.bound_by_step)
-        bounds = {split: run.summary[f"{split}/bound"] for split in dict.fromkeys(row.split for row in bins)}
+        run, latest = self.results.run, self.results.latest()
+        found = {split: latest.get(f"{split}/bound", math.nan) for split in dict.fromkeys(row.split for row in bins)}
+        bounds = {split: bound for split, bound in found.items() if math.isfinite(bound)}
         title = f"{self.data.name}: " + ", ".join(f"{split} {bits:.3f}" for split, bits in bounds.items()) + " bits/dim"
         # log2(N)/D, the bound of the empirical distribution of N images (noising.oracles.empirical)
         memorized = math.log2(len(self.data.train.pixels)) / self.data.train.pixels[0].numel()
-        likelihood.bound_by_step(run.bound_by_step_figure, bins, title, memorized)
-        likelihood.bound_by_log_snr(run.bound_by_log_snr_figure, bins, title)
-        likelihood.rate_distortion(run.rate_distortion_figure, bins, title)
+        with run.writing(run.bound_by_step_figure):
+            likelihood.bound_by_step(run.bound_by_step_figure, bins, title, memorized)
+        with run.writing(run.bound_by_log_snr_figure):
+            likelihood.bound_by_log_snr(run.bound_by_log_snr_figure, bins, title)
+        with run.writing(run.rate_distortion_figure):
+            likelihood.rate_distortion(run.rate_distortion_figure, bins, title)
         for figure in (run.bound_by_step_figure, run.bound_by_log_snr_figure, run.rate_distortion_figure):
             self.results.write_image(f"figures/{figure.stem}", figure, step, title)
         points = [((row.first_step + row.last_step) / 2, row.bits_per_dim_per_step, row.split) for row in bins]
@@ -192,5 +198,6 @@ class ResultsCallback(Callback):
             for name in measured
             if name.removeprefix("val/") in declared and declaration(name, declared).shown
         ]
-        learning_curves(run.learning_curves, rows, baselines, panels)
+        with run.writing(run.learning_curves):
+            learning_curves(run.learning_curves, rows, baselines, panels)
         self.results.write_image(f"figures/{run.learning_curves.stem}", run.learning_curves, step, self.data.name)

@@ -71,7 +71,9 @@ class SampleGrid(Callback):
             with self.ema.swapped(pl_module):
                 grid = sample_grid(self._draw(trainer, pl_module), self.classes, self.count)
             if trainer.is_global_zero:
-                save_png(self.results.run.samples_at(step), grid)
+                file = self.results.run.samples_at(step)
+                with self.results.run.writing(file):
+                    save_png(file, grid)
                 self.results.write_image("samples", grid, step, self._caption(step))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -81,12 +83,14 @@ class SampleGrid(Callback):
             grid = sample_grid(images, self.classes, self.count)
             assert isinstance(pl_module, DiffusionModule)
             step, run = pl_module.trained_steps, self.results.run
-            save_png(run.samples_image, grid)
+            with run.writing(run.samples_image):
+                save_png(run.samples_image, grid)
             self.results.write_image("samples_final", grid, step, self._caption(step))
             frames = PathFrames(self.sampler.steps, PATH_IMAGES)
             self._images(pl_module, range(min(self.count, PATH_IMAGES)), on_step=frames)
             path = self.data.to_8bit(self.data.unscale(frames.tensor))
-            save_animation(run.reverse_process, [side_by_side(*frame) for frame in path])
+            with run.writing(run.reverse_process):
+                save_animation(run.reverse_process, [side_by_side(*frame) for frame in path])
         trainer.strategy.barrier()
 
     def _caption(self, step: int) -> str:
