@@ -268,7 +268,7 @@ def test_what_a_run_says_is_text(trained: Path, noising: Command, tmp_path: Path
         run.config_file.write_text(yaml.safe_dump(config))
         summary = run.summary | {
             "status": "[blink]\x1b[5m",
-            "test/[/u]\n": f"\x9b{folder.name}",
+            "test/[/u]\n\x9b": 1.5,
             "ended": "\x1b[8mhidden",
         }
         summary["cards"]["test/bound"]["estimator"] = f"\x1b[2J[/b]{folder.name}"
