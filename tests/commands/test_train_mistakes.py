@@ -169,5 +169,5 @@ def test_a_checkpoint_that_is_none(name: str, noising: Command, tmp_path: Path) 
 def test_a_group_of_other_commands_is_told_from_a_misspelling(noising: Command, tmp_path: Path) -> None:
     outcome = noising("latents", "checkpoint=RUN", "sampler=ddim")
     assert outcome.code == 2
-    assert outcome.err == "error: sampler: this command takes no such group (it takes: grid, guidance)\n"
+    assert outcome.err == "error: sampler: this command takes no such group (it takes: grid, guidance, logger)\n"
     assert list(tmp_path.iterdir()) == []
