@@ -92,8 +92,10 @@ def test_classes_and_guidance_reach_the_network(
     """A pair is told one class, a test image its own; the guide, which comes second, none."""
     run = load(trained)
     run.config.label_dropout = 0.1
-    untrained = {"state_dict": {}, "ema": {"weights": {}, "decay": 0.0, "updates": 0}}
-    untrained["ema"]["weights"] = Experiment(run.config, run.data).denoiser.state_dict()
+    denoiser = Experiment(run.config, run.data).denoiser
+    state = {f"denoiser.{name}": value for name, value in denoiser.state_dict().items()}
+    weights = {name: value.detach() for name, value in denoiser.named_parameters()}
+    untrained = {"state_dict": state, "ema": {"weights": weights, "decay": 0.0, "updates": 0}}
     run = TrainedRun(run.path, run.config, 0, untrained)
     told: list[list[int] | None] = []
 

@@ -208,8 +208,8 @@ class Brightness(Metric):
 @pytest.mark.parametrize(
     ("name", "yaml", "title"),
     [
-        ("fd_mine", "_target_: own_metrics.Mine\nn: 70\nrepeats: 2\n", "Fréchet distance (FD-MINE)"),
-        ("brightness", "_target_: own_metrics.Brightness\n", "brightness"),
+        ("fd_mine", "_target_: own_fd_mine.Mine\nn: 70\nrepeats: 2\n", "Fréchet distance (FD-MINE)"),
+        ("brightness", "_target_: own_brightness.Brightness\n", "brightness"),
     ],
 )
 def test_a_metric_of_ones_own_is_one_class_and_one_yaml(
@@ -217,7 +217,7 @@ def test_a_metric_of_ones_own_is_one_class_and_one_yaml(
 ) -> None:
     """From training with checks to the table of a sweep of samplers, its figure, and a comparison of runs."""
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "own_metrics.py").write_text(OWN)
+    (tmp_path / f"own_{name}.py").write_text(OWN)
     (tmp_path / "conf" / "metrics").mkdir(parents=True)
     (tmp_path / "conf" / "metrics" / "mine.yaml").write_text(yaml)
     own = ("--config-dir", "conf", "metrics=mine")
