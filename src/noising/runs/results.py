@@ -13,14 +13,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import IO, Any, Protocol
-
-import numpy as np
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from noising.config.secrets import masked
 from noising.runs.declarations import Declarations, declaration, from_summary, measurements, to_summary
 from noising.runs.folder import Run, replacing
 from noising.runs.rows import flat, write_csv
+
+if TYPE_CHECKING:
+    import numpy as np  # not at run time: --help needs none
 
 Row = dict[str, float]
 """The numbers of one step by name, after "step" itself."""
@@ -71,24 +72,29 @@ class Results:
     def write_all(self, numbers: Mapping[str, float], step: int, cards: Mapping[str, Card] | None = None) -> None:
         """Write the numbers of one step together, some of them with cards, by name."""
         plain = self.add(numbers, step)
-        if new := [name for name in measurements(plain) if name not in self._known]:
+        if cards:
+            self.run.update(plain, cards=cards)
+        if self.loggers:
+            self._log(plain, step, with_cards=bool(cards))
+
+    def _log(self, numbers: Row, step: int, with_cards: bool) -> None:
+        """Give numbers to the loggers: first the declarations of those they have not met, at last all cards so far."""
+        if new := [name for name in measurements(numbers) if name not in self._known]:
             declared = from_summary(self.run.summary)
             for name in new:
                 self._call_loggers("declare", name, declaration(name, declared))
             self._known |= {*new}
-        for logger in self.loggers:
-            with self.run.writing(self._place(logger)):
-                logger.log_metrics(plain, step)
-        if cards:
-            self.run.update(plain, cards=cards)
+        self._call_loggers("log_metrics", numbers, step)
+        if with_cards:
             every = self.run.summary["cards"]
             entries = [(name, *entry) for name, card in every.items() for entry in flat(masked(card)).items()]
             self._call_loggers("record_table", "cards", ("number", "entry", "value"), entries, step)
 
-    def write_image(self, key: str, image: Path | np.ndarray, step: int, caption: str = "") -> None:
+    def write_image(self, key: str, image: "Path | np.ndarray", step: int, caption: str = "") -> None:
         """Give a picture to the loggers: a file, or an array (H, W[, 3]) of uint8."""
         if any(hasattr(logger, "record_image") for logger in self.loggers):
-            from PIL import Image  # here: most runs have no such logger
+            import numpy as np  # here: most runs have no such logger
+            from PIL import Image
 
             if isinstance(image, Path) and not image.exists():  # it could not be written
                 return
@@ -192,9 +198,7 @@ class Results:
 
         Lightning's `finalize` cannot end it: it comes after every fit and every test.
         """
-        for logger in self.loggers:
-            with self.run.writing(self._place(logger)):
-                logger.finalize("failed" if failed else "success")
+        self._call_loggers("finalize", "failed" if failed else "success")
         self._call_loggers("close", failed)
 
     def _lines(self) -> list[Row]:

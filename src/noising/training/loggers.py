@@ -25,6 +25,7 @@ from noising.config.secrets import masked
 from noising.runs.declarations import Declaration
 from noising.runs.folder import Run, replacing
 from noising.runs.results import Results
+from noising.runs.resume import read_overrides
 from noising.runs.rows import flat
 
 VARIABLES = {
@@ -325,11 +326,9 @@ def run_name(run: Run, command: str) -> str:
     sweep = None if sweep_group(run) is None else run.path.parent
     folder = Path(os.path.abspath(sweep or run.path))
     begun = f" ({'/'.join(folder.parts[-2:])[-64:]})"
-    record = run.path / ".hydra" / "overrides.yaml"
-    overrides = yaml.safe_load(record.read_text(encoding="utf-8")) if record.exists() else []
+    overrides = read_overrides(run.path / ".hydra" / "overrides.yaml") or []
     if sweep is not None:  # what is swept comes first, since long names are cut
-        common = yaml.safe_load((sweep / "multirun.yaml").read_text(encoding="utf-8")) or {}
-        common = common.get("hydra", {}).get("overrides", {}).get("task", [])
+        common = read_overrides(sweep / "multirun.yaml", "hydra", "overrides", "task") or []
         overrides.sort(key=lambda word: word in common)
     words = " ".join(word for word in overrides if not _ADDRESS.match(word)) or command
     room = LONGEST_NAME - len(begun)
