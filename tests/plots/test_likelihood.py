@@ -11,7 +11,15 @@ import torch
 from noising.diffusion.likelihood.meter import BoundCurve
 from noising.diffusion.schedules import LinearLogSNR
 from noising.diffusion.transitions import Chain
-from noising.plots.likelihood import bound_by_log_snr, bound_by_step, rate_distortion, read_bins, step_bins, write_bins
+from noising.plots.likelihood import (
+    bound_by_log_snr,
+    bound_by_step,
+    rate_distortion,
+    read_bins,
+    step_bins,
+    with_others,
+    write_bins,
+)
 
 
 def curve() -> BoundCurve:
@@ -49,9 +57,9 @@ def test_bins_lie_between_their_levels() -> None:
 def test_splits_stand_side_by_side_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "bound_by_step.csv"
     test, train = (step_bins(curve(), chain(), split, 0.0) for split in ("test", "train"))
-    write_bins(path, test)
-    write_bins(path, train)
-    write_bins(path, test)  # again: in its own place, the others stay
+    write_bins(path, with_others(path, test))
+    write_bins(path, with_others(path, train))
+    write_bins(path, with_others(path, test))  # again: in its own place, the others stay
     assert sorted(read_bins(path)) == sorted([*test, *train])
 
 

@@ -26,8 +26,9 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
 
         measure_difference(cfg, Run(run_dir))
         return
-    rows = [_row(path) for path in cfg.runs]
-    declared = declarations([Run(path).summary for path in cfg.runs])
+    summaries = [_summary(path) for path in cfg.runs]
+    rows = [_row(path, summary) for path, summary in zip(cfg.runs, summaries, strict=True)]
+    declared = declarations(summaries)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     _require_entries(cfg.vary, columns)
     paths = [os.path.relpath(path) for path in cfg.runs]
@@ -56,17 +57,21 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
     print_files(table)
 
 
-def _row(path: str) -> Row:
-    """A run's options, status, numbers and cards: "option NAME", "status", "SPLIT/NAME", "card SPLIT/NAME.ENTRY"."""
-    run = Run(path)
+def _summary(path: str) -> dict[str, Any]:
     with config_errors("runs"):
-        summary = run.summary
+        summary = Run(path).summary
         if not summary:
             raise ConfigError(f"runs: {path} holds no summary.json: it is no run's folder, or has not begun")
-        options = flat(masked(run.config), "option ")
+    return summary
+
+
+def _row(path: str, summary: Mapping[str, Any]) -> Row:
+    """A run's options, status, numbers and cards: "option NAME", "status", "SPLIT/NAME", "card SPLIT/NAME.ENTRY"."""
+    with config_errors("runs"):
+        options = flat(masked(Run(path).config), "option ")
     numbers = {key: value for key, value in summary.items() if "/" in key and not isinstance(value, dict)}
     cards = flat({key: measurement(card) for key, card in summary.get("cards", {}).items()}, "card ")
-    return {"run": path, **options, "status": run.status, **numbers, **cards}
+    return {"run": path, **options, "status": summary.get("status", "none"), **numbers, **cards}
 
 
 def _number_of(card_column: str) -> str:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
-from noising.plots.grids import save_figure
+from noising.plots.grids import label_plainly, save_figure
 from noising.runs.declarations import Declaration
 from noising.runs.rows import Row
 
@@ -51,9 +51,7 @@ def learning_curves(path: Path, rows: Sequence[Row], baselines: Mapping[str, flo
         axes.set(xlabel="optimizer step", ylabel=panel.declaration.label)
         if panel.declaration.better == "lower" and min(values) > 0:
             axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.minorticks_off()
+            label_plainly(axes.yaxis)
     for axes in (loss, bound, *others):
         axes.grid(alpha=0.3)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

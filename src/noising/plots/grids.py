@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -65,6 +67,13 @@ def save_animation(path: Path, pictures: list[Pixels]) -> None:
     durations = [int(4000 / len(pictures))] * len(others) + [1500]
     with replacing(path, sync=False) as file:
         first.save(file, "GIF", save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def label_plainly(axis: Axis) -> None:
+    """Label a logarithmic axis at several places of every decade, 20 and not 2 · 10¹."""
+    axis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:g}")
 
 
 def save_figure(figure: Figure, path: Path, dpi: int = 140) -> None:

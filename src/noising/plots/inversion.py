@@ -5,10 +5,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import LogLocator
 from torch import Tensor
 
-from noising.plots.grids import GAP, save_figure, tile_centres, tiled
+from noising.plots.grids import GAP, label_plainly, save_figure, tile_centres, tiled
 
 _SHOWN = 16  # images side by side in the picture of reconstructions
 
@@ -64,8 +63,7 @@ def reconstruction_error(file: Path, steps: Sequence[int], rmse: Tensor, grey_le
     axes.set_ylabel("RMSE of the reconstruction  [8-bit grey levels]")
     axes.set_xticks(steps, [str(count) for count in steps])
     axes.minorticks_off()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))
-    axes.yaxis.set_major_formatter("{x:g}")
+    label_plainly(axes.yaxis)
     axes.set_title(title, fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)

@@ -77,8 +77,8 @@ def with_others(path: Path, bins: Sequence[StepBin]) -> list[StepBin]:
 
 
 def write_bins(path: Path, bins: Sequence[StepBin]) -> None:
-    """Write rows into a file, in place of those of the same splits."""
-    write_csv(path, StepBin._fields, with_others(path, bins))
+    """Write a file of these rows."""
+    write_csv(path, StepBin._fields, bins)
 
 
 def read_bins(path: Path) -> list[StepBin]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -154,9 +155,10 @@ class ResultsCallback(Callback):
         self.results.write_all(numbers, pl_module.trained_steps, {f"{split}/bound": card})
         curve = evaluation.estimate.curve()
         bins = likelihood.step_bins(curve, evaluation.chain, split, numbers[f"{split}/prior"])
-        every = likelihood.with_others(self.results.run.bound_by_step, bins)
-        with self.results.run.writing(self.results.run.bound_by_step):
-            likelihood.write_bins(self.results.run.bound_by_step, bins)
+        file = self.results.run.bound_by_step
+        every = likelihood.with_others(file, bins)
+        with self.results.run.writing(file):
+            likelihood.write_bins(file, every)
         self._draw_bound(every, pl_module.trained_steps)
         if split == "test":
             self._plot_curves(numbers, pl_module.trained_steps)
@@ -169,13 +171,13 @@ class ResultsCallback(Callback):
         title = f"{self.data.name}: " + ", ".join(f"{split} {bits:.3f}" for split, bits in bounds.items()) + " bits/dim"
         # log2(N)/D, the bound of the empirical distribution of N images (noising.oracles.empirical)
         memorized = math.log2(len(self.data.train.pixels)) / self.data.train.pixels[0].numel()
-        with run.writing(run.bound_by_step_figure):
-            likelihood.bound_by_step(run.bound_by_step_figure, bins, title, memorized)
-        with run.writing(run.bound_by_log_snr_figure):
-            likelihood.bound_by_log_snr(run.bound_by_log_snr_figure, bins, title)
-        with run.writing(run.rate_distortion_figure):
-            likelihood.rate_distortion(run.rate_distortion_figure, bins, title)
-        for figure in (run.bound_by_step_figure, run.bound_by_log_snr_figure, run.rate_distortion_figure):
+        for figure, draw in (
+            (run.bound_by_step_figure, partial(likelihood.bound_by_step, memorized=memorized)),
+            (run.bound_by_log_snr_figure, likelihood.bound_by_log_snr),
+            (run.rate_distortion_figure, likelihood.rate_distortion),
+        ):
+            with run.writing(figure):
+                draw(figure, bins, title)
             self.results.write_image(f"figures/{figure.stem}", figure, step, title)
         points = [((row.first_step + row.last_step) / 2, row.bits_per_dim_per_step, row.split) for row in bins]
         columns = ("step of the chain", "bits/dim per step", "split")
