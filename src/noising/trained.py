@@ -24,7 +24,7 @@ from noising.errors import ConfigError, config_errors, one_line
 from noising.experiment import Experiment
 from noising.runs.folder import Run
 from noising.runs.trust import require_trusted, with_variables_withheld
-from noising.training.checkpoint_content import OF_A_MODEL, averaged, require_entries, require_tensors
+from noising.training.checkpoint_content import OF_A_MODEL, require_entries, require_weights
 from noising.training.checkpoints import load_checkpoint
 
 
@@ -55,11 +55,10 @@ class TrainedRun:
         denoiser = self._experiment.denoiser
         raw = self.checkpoint["state_dict"].items()  # for the buffers, of which there is no average
         weights = {name.removeprefix("denoiser."): value for name, value in raw if name.startswith("denoiser.")}
-        average = self.checkpoint["ema"]["weights"]
+        average = self.checkpoint["ema"]
         with config_errors(f"checkpoint={self.path}"):
-            require_tensors("state_dict", weights, denoiser.state_dict())
-            require_tensors("ema.weights", average, averaged(denoiser))
-            denoiser.load_state_dict(weights | average)
+            require_weights(denoiser, average, weights, denoiser.state_dict())
+            denoiser.load_state_dict(weights | average["weights"])
         return denoiser.eval()
 
     @property

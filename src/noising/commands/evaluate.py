@@ -22,7 +22,7 @@ from noising.runs.status import run_status
 from noising.trained import load
 from noising.training.callbacks.quality import COST
 from noising.training.callbacks.results import ResultsCallback
-from noising.training.checkpoint_content import averaged, require_entries, require_tensors
+from noising.training.checkpoint_content import require_entries, require_weights
 from noising.training.ema import EMA
 from noising.training.progress import StepProgress
 
@@ -50,9 +50,9 @@ def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
         require_entries(config, ("validation_bound", "optimizer", "lr_schedule", "trainer"))
     module = Experiment(config, trained.data).module
     with config_errors(f"checkpoint={cfg.checkpoint}"):
-        require_tensors("state_dict", trained.checkpoint["state_dict"], module.state_dict())
-        require_tensors("ema.weights", trained.checkpoint["ema"]["weights"], averaged(module.denoiser))
-        module.load_state_dict(trained.checkpoint["state_dict"])
+        state = trained.checkpoint["state_dict"]
+        require_weights(module.denoiser, trained.checkpoint["ema"], state, module.state_dict())
+        module.load_state_dict(state)
     module.restored_step = trained.step
     ema = EMA(trained.weights["decay"])
     ema.load(trained.checkpoint)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from noising.config.leaves import leaves
 from noising.diffusion.times import TimeSampler
+from noising.training.ema import averaged
 from noising.training.losses import QuartileLosses
 
 _DEEPEST = 50
@@ -139,9 +140,15 @@ def _shape(tensors: Mapping[str, Any], name: str) -> str:
     return f"{tuple(tensor.shape)}" + (" of complex numbers" if tensor.is_complex() else "")
 
 
-def averaged(denoiser: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that have an average, by name."""
-    return {name: parameter for name, parameter in denoiser.named_parameters() if parameter.is_floating_point()}
+def require_weights(
+    denoiser: nn.Module, average: Mapping[str, Any], state: Mapping[str, Any], own: Mapping[str, Any]
+) -> None:
+    """Raise ValueError unless a checkpoint's averaged and raw weights are those of the network.
+
+    average: the entry `ema`; state: the raw weights, where `own` are those of the module that takes them.
+    """
+    require_tensors("state_dict", state, own)
+    require_tensors("ema.weights", average["weights"], averaged(denoiser))
 
 
 def require_training(trainer: Trainer, module: LightningModule, content: Mapping[str, Any]) -> None:
@@ -152,8 +159,7 @@ def require_training(trainer: Trainer, module: LightningModule, content: Mapping
     denoiser, times = module.denoiser, module.times
     assert isinstance(denoiser, nn.Module)
     assert isinstance(times, TimeSampler)
-    require_tensors("state_dict", content["state_dict"], module.state_dict())
-    require_tensors("ema.weights", content["ema"]["weights"], averaged(denoiser))
+    require_weights(denoiser, content["ema"], content["state_dict"], module.state_dict())
     parts: dict[str, Callable[[], None]] = {
         "state_dict": lambda: _require_state(module, content["state_dict"]),
         "times": lambda: _require_alike(content["times"], times.state_dict()),

@@ -13,6 +13,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 
+def averaged(denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that have an average, by name."""
+    return {name: parameter for name, parameter in denoiser.named_parameters() if parameter.is_floating_point()}
+
+
 class EMA(Callback):
     """float32 averages of the floating-point parameters of `pl_module.denoiser`; buffers stay as they are.
 
@@ -45,7 +50,7 @@ class EMA(Callback):
         """
         denoiser = pl_module.denoiser
         assert isinstance(denoiser, nn.Module)
-        parameters = {name: p for name, p in denoiser.named_parameters() if p.is_floating_point()}
+        parameters = averaged(denoiser)
         if not self.weights:
             self.weights = {name: p.detach().float().clone() for name, p in parameters.items()}
         elif self._denoiser is not denoiser:
