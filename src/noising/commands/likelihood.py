@@ -25,6 +25,7 @@ from noising.runs.folder import Run
 from noising.runs.status import run_status
 from noising.trained import load
 
+_NLL = Declaration("flow's -log p(x)", "bits/dim", "lower")
 _SEED = 0
 """Seed of all draws, which are keyed by the image's index: two models meet the same noise."""
 
@@ -57,7 +58,7 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
         return flow(denoiser, x, data.levels, places, probes, label if trained.classes else None)
 
     with run_status(results, without_secrets(cfg)):
-        results.declare({"flow_nll": Declaration("flow's -log p(x)", "bits/dim", "lower")})
+        results.declare({"flow_nll": _NLL})
         with in_evaluation(denoiser), config_errors("solver"):
             measured = [
                 flow_bits(batch)
@@ -94,8 +95,8 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
     low, high = map(number, result.interval)
     over_images = "not resolved" if math.isnan(result.image_se) else number(result.image_se)
     values = [number(result.mean), number(result.mc_se), over_images, f"{low} to {high}"]
-    columns = ("bits/dim", "value", "± Monte Carlo", "± images", "95% interval")
-    print_table(f"{data.name} test set, {count} images", columns, [["flow's -log p(x)", *values]])
+    columns = (_NLL.unit, "value", "± Monte Carlo", "± images", "95% interval")
+    print_table(f"{data.name} test set, {count} images", columns, [[_NLL.title, *values]])
     print(
         f"{spent:.0f} network evaluations an image, uniform dequantization (its offset {card['offset']:.4f}), "
         f"flow stopped at t = {flow.start_time:g}, T = {card['timesteps']}, clip {flow.clip}, "

@@ -21,6 +21,7 @@ from noising.runs.declarations import ERRORS, Declaration
 from noising.runs.folder import Run
 from noising.runs.status import run_status
 from noising.trained import load
+from noising.training.validation import bound_declarations
 
 
 def measure_difference(cfg: DictConfig, run: Run) -> None:
@@ -75,6 +76,6 @@ def measure_difference(cfg: DictConfig, run: Run) -> None:
 
 
 def _declared(unit: str) -> dict[str, Declaration]:
-    terms = {"prior": "prior L_T", "steps": "steps, sum of L_t", "decoder": "decoder L_0"}
+    terms, of = bound_declarations(unit), ("prior", "steps", "decoder")
     whole = Declaration("bound of the first less that of the second", unit, "lower")
-    return {"difference": whole, **{name: Declaration(f"difference of {term}", unit) for name, term in terms.items()}}
+    return {"difference": whole} | {name: Declaration(f"difference of {terms[name].title}", unit) for name in of}

@@ -84,12 +84,10 @@ def declarations(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Declaratio
     """The declarations of some runs' numbers; for a run of an earlier version, which stored none, those of today."""
     found: dict[str, Declaration] = {}
     if any("declared" not in summary for summary in summaries):
-        from noising.metrics.quality import ClassifierDistance, DINOv2Distance, InceptionDistance
+        from noising.metrics.quality import FEATURE_NUMBERS
         from noising.training.validation import bound_declarations  # here: they bring Lightning
 
-        found |= bound_declarations("bits/dim")
-        for metric in (ClassifierDistance(), InceptionDistance(), DINOv2Distance()):
-            found |= metric.declared
+        found |= bound_declarations("bits/dim") | FEATURE_NUMBERS
     for summary in summaries:
         found |= from_summary(summary)
     return found

@@ -18,7 +18,7 @@ from torchmetrics.utilities import dim_zero_cat
 from noising.data.image_data import ImageData
 from noising.errors import ConfigError, config_errors, one_line
 from noising.metrics.extractors import three_channels
-from noising.metrics.quality import ClassifierDistance, DINOv2Distance, ImageMetric, InceptionDistance, QualityMetric
+from noising.metrics.quality import FEATURE_NUMBERS, ImageMetric, QualityMetric
 from noising.metrics.reference_features import Reference, ReferenceFeatures
 from noising.metrics.scores import kernel_distance, nearest, precision_recall, radii, same_as_nearest
 from noising.metrics.statistics import FeatureStatistics, frechet_distance, read_statistics
@@ -42,7 +42,7 @@ def sample_quality(
         with config_errors("metrics"):
             metric = ImageMetric(metric)
     if isinstance(metric, ImageMetric):
-        quality, taken = ImageQuality(metric, data, options), {*taken, *FEATURE_NAMES}
+        quality, taken = ImageQuality(metric, data, options), {*taken, *FEATURE_NUMBERS}
     elif isinstance(metric, QualityMetric):
         quality = FeatureQuality(metric, data)
     else:
@@ -54,12 +54,6 @@ def sample_quality(
         if not re.fullmatch(r"[\w.-]+", name):
             raise ConfigError(f"metrics: {name!r} is no name of a number: letters, digits and _ . - make one")
     return quality
-
-
-FEATURE_NAMES = {
-    name for metric in (ClassifierDistance, InceptionDistance, DINOv2Distance) for name in metric().declared
-}
-"""Names of the numbers that are measured by features."""
 
 
 class DrawnSamples(Metric):
@@ -110,10 +104,16 @@ class SampleQuality(ABC):
     lost: int
     """Samples of the last measuring that were not finite; then nothing was measured."""
     _dims = 0
+    _device: torch.device | str = "cpu"
 
     def __init__(self, data: ImageData, count: int, repeats: int = 1) -> None:
         """count: samples of a repeat."""
         self.data, self.count, self.repeats = data, count, repeats
+
+    @property
+    def leading(self) -> str:
+        """The name of the number that stands for all."""
+        return next(iter(self.declared))
 
     @property
     def total(self) -> int:
@@ -322,7 +322,6 @@ class ImageQuality(SampleQuality):
         self.metric, self.options = metric, options or {}
         super().__init__(data, metric.n or _default_count(data, metric.split))
         self._real = "real" in inspect.signature(metric.metric.update).parameters
-        self.begin("cpu")
         real = data.test.pixels
         chosen = torch.arange(self.count) * len(real) // self.count  # some twice where there are fewer
         try:
@@ -358,8 +357,7 @@ class ImageQuality(SampleQuality):
     def _numbers(self, pixels: Tensor) -> dict[str, float]:
         metric = self.metric.metric.to(self._device)
         metric.reset()
-        kinds: list[dict[str, bool]] = [{"real": False}] if self._real else [{}]
-        given = [(pixels, kinds[0])]
+        given: list[tuple[Tensor, dict[str, bool]]] = [(pixels, {"real": False} if self._real else {})]
         if self._real:
             real: Tensor = getattr(self.data, self.metric.split).pixels
             given.append((real[torch.arange(self.count) * len(real) // self.count], {"real": True}))

@@ -165,3 +165,11 @@ class DINOv2Distance(QualityMetric):
         with config_errors("metrics"):
             three_channels(data.train.pixels[:1])
             return DINOv2(self.dinov2_weights, self.dinov2_repo)
+
+
+FEATURE_NUMBERS = {
+    name: declaration
+    for metric in (ClassifierDistance(), InceptionDistance(), DINOv2Distance())
+    for name, declaration in metric.declared.items()
+}
+"""Declarations of all numbers that are measured by features."""

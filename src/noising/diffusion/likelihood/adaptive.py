@@ -101,12 +101,12 @@ class Adaptive(BoundEstimator):
         x, label = images.fetch(index)
         draws = evaluate_draws(terms, plan, apart, index, x, label, at_once=count)
         values = draws.nats.reshape(count, plan.replicates, -1)  # one per stratum
-        bounds = draws.prior[:, None] + values @ plan.edges.diff().double()
+        bounds = draws.prior[:, None] + values @ plan.strata.diff().double()
         raw = float(bounds.mean(1).var()) if count > 1 else 0.0
         between = max(raw - float(bounds.var(1).mean()) / plan.replicates, 0.0)
         steps = draws.places.step.reshape(values.shape).double()
         deviation = _std_about_line(values.flatten(0, 1), steps.flatten(0, 1))
-        return Pilot(plan.edges, deviation, between, raw, max(count, 2), plan.evaluations, draws.dims)
+        return Pilot(plan.strata, deviation, between, raw, max(count, 2), plan.evaluations, draws.dims)
 
 
 class AdaptivePlan(BoundPlan):

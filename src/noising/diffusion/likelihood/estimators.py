@@ -132,17 +132,18 @@ class StrataPlan(BoundPlan):
     """One uniform draw per image, replicate and stratum of steps, weighted by the stratum's number of steps."""
 
     by_image = even = True
+    strata: Tensor
 
     def __init__(self, edges: Tensor, replicates: int, images: int) -> None:
         """edges: (K + 1,), stratum k holds the steps edges[k] .. edges[k + 1] − 1."""
-        self.edges = self.strata = edges
+        self.strata = edges
         self.replicates = replicates
         self.evaluations = images * replicates * (len(edges) - 1)
 
     def places(self, index: Tensor, streams: Streams) -> DrawIndex:
-        widths = self.edges.diff()
+        widths = self.strata.diff()
         shape = (len(index), self.replicates, len(widths))
-        drawn = self.edges[:-1] + (torch.from_numpy(streams.uniform(shape[1:])) * widths).long()
+        drawn = self.strata[:-1] + (torch.from_numpy(streams.uniform(shape[1:])) * widths).long()
         rows = torch.arange(shape[0])[:, None, None].expand(shape)
         replicate = torch.arange(shape[1])[:, None].expand(shape)
         fields = (rows, replicate, drawn, widths.double().expand(shape))

@@ -76,17 +76,11 @@ class QualityCheck(Callback):
             data = quality.data
             self.every = max(1, round(every_n_epochs * len(data.train.pixels) / data.batch_size))
         self.checked = quality.for_validation(n) if quality is not None and self.every else None
-        if keep_best and self.checked is not None and self.leading.better is None:
+        if keep_best and self.checked is not None and self.checked.declared[self.checked.leading].better is None:
             raise ValueError("keep_best=true: the metric does not say whether lower or higher is better")
         self.best = math.inf  # of the first number, negative where higher is better
         self.seconds = 0.0
         self._began = time.monotonic()
-
-    @property
-    def leading(self) -> Declaration:
-        """The declaration of the metric's first number."""
-        assert self.quality is not None
-        return next(iter(self.quality.declared.values()))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.quality is not None and trainer.is_global_zero:
@@ -104,11 +98,11 @@ class QualityCheck(Callback):
         changing = {name: value for name, value in numbers.items() if not name.endswith("_baseline")} | self._cost
         if trainer.is_global_zero:
             self.results.write_all({f"val/{name}": value for name, value in changing.items()}, trainer.global_step)
-        name = next(iter(self.checked.declared))
+        name = self.checked.leading
         numbers = trainer.strategy.broadcast(numbers)  # the first rank's
         pl_module.follow({f"val/{measured}": numbers[measured] for measured in measurements(numbers)})
         value = numbers.get(name, math.nan)
-        found = -value if self.leading.better == "higher" else value
+        found = -value if self.checked.declared[name].better == "higher" else value
         if found < self.best:
             before, self.best = self.best, found
             if self.keep_best and not saved(trainer, self.results.run.best_checkpoint.with_name(f"best_{name}.ckpt")):
