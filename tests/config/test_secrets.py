@@ -1,4 +1,4 @@
-"""What is taken for a secret by its name or form, and what is not."""
+"""Secrets are known by their name or form; other options are shown."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_checkpoint_holds_the_sums_after_the_last_whole_step(digits: ImageData, 
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_sums_of_other_ranks_go_on_with_the_first(digits: ImageData, ranks: int) -> None:
-    """Of all ranks together, as in older checkpoints, or of another number of ranks."""
+    """The first rank takes sums over all ranks, as in older checkpoints, and those of another number of ranks."""
     for sums in (torch.full((2, 4), 5.0), torch.full((5, 2, 4), 1.0)):
         modules = [restored(digits, sums, rank, ranks) for rank in range(ranks)]
         assert torch.equal(modules[0].losses.sums, torch.full((2, 4), 5.0, dtype=torch.float64))

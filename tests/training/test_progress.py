@@ -1,4 +1,4 @@
-"""What the progress display shows, and that it shows the throughput of the training alone."""
+"""The progress display shows steps, losses and the throughput of the training alone."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ class Clock:
 
 
 def steps(throughput: Throughput, clock: Clock, count: int) -> None:
-    """Of 6 images in 0.5 s each."""
+    """Count steps of 6 images, each of which takes 0.5 s."""
     for _ in range(count):
         clock.now += 0.5
         throughput.count(6)

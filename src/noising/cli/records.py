@@ -18,7 +18,7 @@ from noising.runs.trust import Source, allowed_names, require_trusted_targets
 _CODE = ("dinov2_repo", "feature_extractor_weights_path")
 """Options that are a folder of code, or a file that is unpickled: either is run."""
 _FOLDERS = (".hydra", "checkpoints", "figures", "samples", "shards", "tensorboard")
-"""What a run keeps in folders of its own."""
+"""Folders of a run that hold what it writes itself."""
 
 
 def require_trusted_overrides(words: Sequence[str], source: str, place: Path) -> None:

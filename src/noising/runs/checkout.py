@@ -43,7 +43,7 @@ class Checkout(NamedTuple):
         return self._ask("ls-files", "--error-unmatch", "--", str(file)) is not None
 
     def _ask(self, *arguments: str) -> str | None:
-        """What git says of this folder as that of a repository with no config but the user's own."""
+        """Ask git about this folder, as about a repository with no config but the user's own; None if it cannot say."""
         commit = self.commit
         if commit is None:
             return None

@@ -40,7 +40,7 @@ _PROGRAMS = frozenset(("conftest", "scripts", "setup", "tests"))
 
 
 class Source(NamedTuple):
-    """Where a config is from, for the message and for what is the user's own."""
+    """The origin of a config: it is named in the message, and decides which modules are the user's own."""
 
     name: str
     what: str

@@ -75,7 +75,7 @@ class DiffusionModule(LightningModule):
         self.nonfinite_guard = NonFiniteGuard()
         self.restored_step = 0
         self.results: Results | None = None
-        """Where numbers go; None in a Trainer without a run's folder: to Lightning's loggers."""
+        """The destination of numbers; None in a Trainer without a run's folder, whose loggers get them."""
         self.throughput = Throughput()
         self._images = 0  # of a step, over all ranks
         self.losses = QuartileLosses()  # since they were last logged
