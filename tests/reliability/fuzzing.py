@@ -144,11 +144,11 @@ class Command:
         added = parsed.is_add() or parsed.is_force_add()
         try:
             if not plain:
-                return self.composing.compose([*case.base, case.override])
+                return self.composing.compose([*case.base, case.override]).copy()
             with open_dict(config) if added else contextlib.nullcontext():
                 OmegaConf.update(config, parsed.key_or_group, parsed.value(), merge=True, force_add=added)
         except (OmegaConfBaseException, ValueError):
-            return self.composing.compose([*case.base, case.override])
+            return self.composing.compose([*case.base, case.override]).copy()
         config.hydra.overrides.task = [*case.base, case.override]
         return config
 

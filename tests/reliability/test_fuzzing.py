@@ -52,7 +52,7 @@ def training(folder: Path) -> fuzzing.Command:
 def share(cases: Iterable[Case], part: int | None) -> list[Case]:
     """One in SHARES of the cases, or all others (None)."""
     listed = list(cases)
-    return [case for place, case in enumerate(listed) if (place % SHARES == part) == (part is not None)]
+    return [case for place, case in enumerate(listed) if (place % SHARES == 0) == (part is not None)]
 
 
 def assert_all_taken(running: fuzzing.Command, cases: Iterable[Case]) -> None:
@@ -146,6 +146,15 @@ def test_there_are_enough_of_them(images: Path) -> None:
     others = [len(share(cases_of(command, images), 0)) for command in OTHERS]
     assert sum(groups) + sum(others) >= 500
     assert sum(count > 0 for count in groups) >= 15
+
+
+def test_a_case_is_in_one_share_and_can_be_tried_again(tmp_path: Path) -> None:
+    """Both shares may run in one process, where what a case has composed is kept."""
+    case = Case((*SMALLER, "data=digits"), "~data.batch_size")
+    cases = [case._replace(override=str(number)) for number in range(2 * SHARES)]
+    some, rest = share(cases, 0), share(cases, None)
+    assert (len(some), sorted([*some, *rest])) == (2, sorted(cases))
+    assert [complaint(training(tmp_path), case) for _ in range(2)] == [None, None]
 
 
 @pytest.mark.parametrize(
