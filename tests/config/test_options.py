@@ -67,7 +67,7 @@ def test_what_is_absent_is_not_asked_for() -> None:
         ("train", "tags", ["a", 3], "tags must be a list of words, got ['a', 3]: e.g. tags=[first,try]"),
         ("train", "trainer", {"max_steps": 0}, "trainer.max_steps must be a whole number from 1, got 0"),
         ("evaluate", "splits", [], "splits must be a list of test, train, val, got []: e.g. splits=[test]"),
-        ("evaluate", "splits", "test", "splits must be a list of test, train, val, got test: e.g. splits=[test]"),
+        ("evaluate", "splits", "tset", "splits must be a list of test, train, val, got tset: e.g. splits=[test]"),
         ("evaluate", "splits", ["tset"], "splits must be a list of test, train, val, got ['tset']: e.g. splits=[test]"),
         ("evaluate", "devices", 1025, "devices must be a whole number from 1 to 1024, got 1025"),
         ("sample", "n", 10**8, "n must be a whole number from 1 to 10000000, got 100000000"),
@@ -84,7 +84,7 @@ def test_what_is_absent_is_not_asked_for() -> None:
         ("likelihood", "start_time", "soon", "start_time=soon: expected a number or null"),
         ("likelihood", "clip", True, "clip=True: expected a number or null"),
         ("compare", "runs", ["a"], "runs must be two or more run folders, got ['a']: compare A B"),
-        ("compare", "vary", "a", "vary must be a list of entries of the cards, got a: e.g. vary=[sampler,grid]"),
+        ("compare", "vary", None, "vary must be a list of entries of the cards, got None: e.g. vary=[sampler,grid]"),
         ("compare", "split", "night", "split must be test, train or val, got night"),
         ("reference", "count", 1, "count must be a whole number from 2, got 1"),
         ("reference", "from", "", "from='': expected a file's path, or null"),
@@ -104,6 +104,20 @@ def test_what_is_read_otherwise_than_written() -> None:
     for value in ("3", ""):
         with pytest.raises(ConfigError, match=f"^seed must be a whole number from 0, got '{value}'$"):
             check_options("train", {"seed": value})
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "value"),
+    [
+        ("compare", "vary", "sampler"),
+        ("evaluate", "splits", "test"),
+        ("latents", "steps", 50),
+        ("train", "tags", "first"),
+    ],
+)
+def test_one_entry_of_a_list_needs_no_brackets(command: str, option: str, value: Any) -> None:
+    assert check_options(command, {option: value}) == {option: [value]}
+    assert check_options(command, {option: [value]}) == {}
 
 
 def test_what_is_left_out_of_the_trainer_is_named() -> None:

@@ -25,6 +25,11 @@ def _whole(least: int, most: int = LARGEST, null: bool = False) -> tuple[Any, st
     return whole | None if null else whole, f"{{}} must be a whole number {limits}, got {{}}"
 
 
+def _listed(type_: Any) -> Any:
+    """The type of a list, of which one entry may be given without brackets: splits=test."""
+    return Annotated[type_, BeforeValidator(lambda value: [value] if isinstance(value, str | int | float) else value)]
+
+
 _SPLIT = Literal["test", "train", "val"]
 _PATH = Annotated[str, Field(min_length=1)] | None
 OPTIONS: dict[str, tuple[Any, str]] = {
@@ -37,7 +42,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "skip_nonfinite_steps": (bool, "{} must be true or false, got {}"),
     "checkpoint_every_n_steps": _whole(1),
     "keep_checkpoints": _whole(1),
-    "tags": (list[str], "{} must be a list of words, got {}: e.g. tags=[first,try]"),
+    "tags": (_listed(list[str]), "{} must be a list of words, got {}: e.g. tags=[first,try]"),
     "trainer.max_steps": _whole(1),
     "trainer.val_check_interval": _whole(1),
     "trainer.log_every_n_steps": _whole(1),
@@ -49,18 +54,18 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "format": (Literal["npz", "png"], "{} must be one of npz, png, got {}"),
     "split": (_SPLIT, "{} must be test, train or val, got {}"),
     "splits": (
-        Annotated[list[_SPLIT], Field(min_length=1)],
+        _listed(Annotated[list[_SPLIT], Field(min_length=1)]),
         "{} must be a list of test, train, val, got {}: e.g. splits=[test]",
     ),
     "runs": (Annotated[list[Any], Field(min_length=2)], "{} must be two or more run folders, got {}: compare A B"),
-    "vary": (list[Any], "{} must be a list of entries of the cards, got {}: e.g. vary=[sampler,grid]"),
+    "vary": (_listed(list[Any]), "{} must be a list of entries of the cards, got {}: e.g. vary=[sampler,grid]"),
     "pairs": _whole(1),
     "between": _whole(1),
     "latents images": _whole(1),
     "likelihood images": _whole(2, null=True),
     "replicates": _whole(2),
     "steps": (
-        Annotated[list[Annotated[int, Field(ge=2, le=LARGEST)]], Field(min_length=1)],
+        _listed(Annotated[list[Annotated[int, Field(ge=2, le=LARGEST)]], Field(min_length=1)]),
         "{} must be a list of whole numbers from 2, as [10,50], got {}",
     ),
     "start_time": (float | None, "{}={}: expected a number or null"),
