@@ -56,9 +56,14 @@ def require(holds: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def in_one_line(text: str) -> str:
+    """The lines of a text joined by spaces; a path in one of them keeps its own."""
+    return " ".join(filter(None, map(str.strip, text.splitlines())))
+
+
 def one_line(error: BaseException) -> str:
     """The error's message on one line, explained where Python or torch says little."""
-    words = " ".join(str(error).split()) or type(error).__name__
+    words = in_one_line(str(error)) or type(error).__name__
     if isinstance(error, ArithmeticError):
         return f"a number is too large, or too small, to compute with ({words})"
     if isinstance(error, MemoryError | RuntimeError):

@@ -116,12 +116,16 @@ class TrainedRun:
 
 
 def load(run: str | Path) -> TrainedRun:
-    """A trained run from its folder, or from a checkpoint file. Raises ConfigError if there is none."""
+    """A trained run from its folder, its folder of checkpoints, or a checkpoint file.
+
+    Raises ConfigError if there is none.
+    """
     if not isinstance(run, str | Path) or not str(run):
         raise ConfigError(f"checkpoint={'null' if run is None else run}: expected a run's folder or a checkpoint file")
     path = Path(run)
     if path.is_dir():
-        path = Run(path).last_checkpoint
+        inside = path / "last.ckpt"  # of a folder of checkpoints
+        path = inside if inside.is_file() else Run(path).last_checkpoint
     if not path.is_file():
         raise ConfigError(f"checkpoint={run}: no run's folder or checkpoint file there (there is no {path})")
     with config_errors(f"checkpoint={run}"):
@@ -129,7 +133,8 @@ def load(run: str | Path) -> TrainedRun:
     with config_errors(f"checkpoint={run}: {path}"):
         require_entries(checkpoint, OF_A_MODEL)
     config = with_current_names(checkpoint["config"])
-    require_trusted(config, f"checkpoint={run}", run)
+    folder = path.absolute().parent
+    require_trusted(config, f"checkpoint={run}", folder.parent if folder.name == "checkpoints" else path)
     return TrainedRun(path, _checked(config, f"checkpoint={run}"), int(checkpoint["global_step"]), checkpoint)
 
 

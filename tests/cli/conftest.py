@@ -61,7 +61,7 @@ hydra:
   run: {dir: "runs/${now:%Y-%m-%d}/${now:%H-%M-%S}"}
   sweep:
     dir: sweeps/${now:%Y-%m-%d}/${now:%H-%M-%S}
-    subdir: ${hydra.job.num}_${file_name:${hydra.job.override_dirname}}
+    subdir: ${job_folder:${hydra.sweep.dir},${hydra.job.num},${hydra.job.override_dirname}}
   job: {config: {override_dirname: {exclude_keys: [resume]}}}
   callbacks: {sweep_table: {_target_: noising.cli.sweeps.SweepTable}}
   help: {template: "${hydra.help.header}\\n${hydra.help.footer}\\n${config_groups:}\\n"}

@@ -38,6 +38,9 @@ Run = Callable[..., tuple[int, str, str]]
         ("--config-dir nope", "--config-dir: there is no folder nope"),
         ("--foo", "unrecognized arguments: --foo; see --hydra-help"),
         ("--cfg job schedule=cosin", COSIN),
+        ("-m seed=0,1 --cfg job", "--cfg is of one run: leave out -m, and give each option one value"),
+        ("--info defaults -m", "--info is of one run: leave out -m, and give each option one value"),
+        ("seed=0,1 --cfg job", "seed=0,1: several values; --cfg is of one run: give one, or write key=[1,2]"),
         ("-m schedule=linear,cosin seed=0,1", COSIN),
         ("-m seed=0,1 model.width=4,wide", "model.width=wide: expected int"),
         (

@@ -18,13 +18,17 @@ from tests.helpers import read_table
 Run = Callable[..., tuple[int, str, str]]
 
 
-def test_resume_of_a_sweep(run: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [["0_seed-0", "1_seed-1"], ["0_seed=0", "1_seed=1"]], ids=["now", "earlier"])
+def test_resume_of_a_sweep(run: Run, tmp_path: Path, names: list[str]) -> None:
+    """Its jobs go on in the folders that they have, under the names of an earlier version too."""
     assert run("-m", "seed=0,1")[0] == 0
     (sweep,) = (tmp_path / "sweeps").glob("*/*")
+    for job, name in zip(sorted(path for path in sweep.iterdir() if path.is_dir()), names, strict=True):
+        job.rename(sweep / name)
     code, out, _ = run("-m", f"resume={sweep}")
     assert code == 0
-    assert f"RUN {sweep}/1_seed=1 1 True" in out
-    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == ["0_seed=0", "1_seed=1"]
+    assert f"RUN {sweep / names[1]} 1 True" in out
+    assert sorted(path.name for path in sweep.iterdir() if path.is_dir()) == names
     assert run(f"resume={sweep}")[2] == f"error: resume={sweep}: this is a sweep's folder; add -m\n"
 
 
@@ -41,7 +45,7 @@ def test_sweep_goes_on_after_a_failure_and_leaves_a_table(run: Run, tmp_path: Pa
         ("13", "failed", ""),
         ("6", "finished", "9.0"),
     ]
-    assert table[3]["folder"] == "3_model.width=6"
+    assert table[3]["folder"] == "3_model.width-6"
     reasons = ["", "model: width must be at least 1, got 0", "RuntimeError: a defect", ""]
     assert [row["error"] for row in table] == reasons
     for row in table[1:3]:

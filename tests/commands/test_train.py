@@ -134,7 +134,7 @@ def test_sweep_leaves_a_complete_run_for_each_job(tmp_path: Path) -> None:
     outcome = run_command("train", tmp_path, "-m", *options, "schedule=linear,cosine")
     assert outcome.code == 0, outcome.err
     jobs = sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir())
-    assert jobs == ["0_schedule=linear", "1_schedule=cosine"]
+    assert jobs == ["0_schedule-linear", "1_schedule-cosine"]
     assert {Run(tmp_path / "sweep" / job).status for job in jobs} == {"finished"}
     rows = read_table(tmp_path / "sweep" / "sweep.csv")
     assert [row["schedule"] for row in rows] == ["linear", "cosine"]

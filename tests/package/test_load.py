@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,15 @@ def test_load_gives_the_averaged_weights_that_drew_the_samples(trained: Path) ->
         pixels = np.asarray(grid)[9::18, 9::18]  # the middle of every enlarged pixel
     first = run.data.to_8bit(run.data.unscale(images[0]))[0].numpy()
     np.testing.assert_array_equal(pixels[1:9, 1:9], first)
+
+
+def test_load_takes_the_last_of_a_runs_checkpoints(trained: Path, tmp_path: Path) -> None:
+    last = trained / "checkpoints" / "last.ckpt"
+    assert [package.load(path).path for path in (trained, last.parent, last)] == [last, last, last]
+    elsewhere = tmp_path / "on_a_larger_disk"
+    elsewhere.mkdir()
+    shutil.copy(last, elsewhere)
+    assert package.load(elsewhere).path == elsewhere / "last.ckpt"
 
 
 def test_load_refuses_what_is_no_run(tmp_path: Path) -> None:

@@ -210,6 +210,20 @@ def test_a_checkpoint_makes_no_folder_and_downloads_nothing(
     assert not (tmp_path / "theirs").exists()
 
 
+@pytest.mark.parametrize("checkpoint", [".", "checkpoints", "checkpoints/last.ckpt"])
+def test_code_beside_a_runs_checkpoints_came_with_it(
+    checkpoint: str, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "theirs_beside.py").write_text("class Cosine: ...\n")
+    config = load_checkpoint(Run(trained).last_checkpoint)["config"]
+    (tmp_path / "checkpoints").mkdir()
+    changed(trained, Run(".").last_checkpoint, config=config | {"schedule": {"_target_": "theirs_beside.Cosine"}})
+    with pytest.raises(ConfigError, match=r"theirs_beside\.Cosine, which is not of noising: if you trust it"):
+        package.load(checkpoint)
+
+
 def test_a_choice_is_no_path(trained: Path, noising: Command, tmp_path: Path) -> None:
     """A group's choice that leaves the folders of configs would be any YAML, with any `_target_`."""
     shutil.copytree(trained, tmp_path / "run")

@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from noising.runs.folder import Run
+from noising.runs.folder import Run, run_folder
 
 
 def test_a_run_from_start_to_finish(tmp_path: Path) -> None:
@@ -41,14 +40,20 @@ def test_a_run_from_start_to_finish(tmp_path: Path) -> None:
 def test_the_words_to_go_on_with_are_a_shells_and_hydras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert Run(tmp_path / "runs" / "12-00-00").resuming == "resume=runs/12-00-00"
-    odd = Run(tmp_path / "it's, a=b")
-    (said,) = shlex.split(odd.resuming)
-    (override,) = OverridesParser.create().parse_overrides([said])
-    assert override.value() == odd.path.name
-    job = tmp_path / "sweeps" / "noon" / "0_seed=1"
+    assert shlex.split(Run(tmp_path / "it's, a=b").resuming) == ['resume="it\'s, a=b"']
+    job = tmp_path / "sweeps" / "noon" / "0_seed-1"
     job.mkdir(parents=True)
     (job.parent / "multirun.yaml").touch()
     assert Run(job).resuming == "-m resume=sweeps/noon"
+
+
+def test_a_run_is_found_by_its_checkpoints(tmp_path: Path) -> None:
+    run = Run(tmp_path / "checkpoints")  # a run of the user's, of that name
+    run.start({})
+    for path in (run.path, run.last_checkpoint.parent, run.last_checkpoint):
+        assert run_folder(path) == run.path
+    for path in (tmp_path, run.best_checkpoint, tmp_path / "no_run" / "checkpoints"):
+        assert run_folder(path) == path
 
 
 def test_environment_names_versions_and_hides_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -11,23 +12,34 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from noising.cli.commands import COMMANDS
+from noising.cli.paths import NO, YES, with_paths
 from noising.cli.records import require_own_files, require_trusted_overrides
+from noising.config.words import quoted, shell_word, unquoted
 from noising.errors import ConfigError, UsageError, printable
-from noising.runs.folder import Run
-from noising.runs.resume import find_resumable, find_sweep, quoted, read_overrides
+from noising.runs.folder import Run, run_folder
+from noising.runs.resume import find_resumable, find_sweep, read_overrides
 from noising.runs.rows import flat
 from noising.runs.trust import require_trusted
 
 _MAX_NAME_BYTES = 200  # file systems take 255, and the job's number goes before
 _ROOM = 2**16
 """Bytes that a run needs before it begins: its options and its log."""
-_NO = ("false", "null", "no", "off", "0")
-_YES = ("true", "yes", "on", "1")
+
+
+def _job_folder(sweep: str, number: int, overrides: str) -> str:
+    """`${job_folder:...}` in conf/: the folder of a job in its sweep's, by its number and overrides."""
+    earlier = f"{number}_{_cut(overrides.replace('/', '-'))}"  # 0_seed=0, as a sweep that goes on may have named it
+    return earlier if Path(sweep, earlier).is_dir() else f"{number}_{_file_name(overrides)}"
 
 
 def _file_name(text: str) -> str:
-    """`text` as one path component: no slashes, and cut, with a digest of the whole, if it is too long."""
-    text = text.replace("/", "-")
+    """`text` as one path component that a shell and Hydra take without quotes, and not too long."""
+    bare = re.sub(r"[\[\](){}'\"]", "", text).replace(",", "_")
+    return _cut(re.sub("[^A-Za-z0-9_.+-]+", "-", bare))
+
+
+def _cut(text: str) -> str:
+    """`text`, or if it is too long its beginning, with a digest of the whole."""
     if len(text.encode()) <= _MAX_NAME_BYTES:
         return text
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
@@ -42,7 +54,7 @@ def _output_folder(config_name: str, kind: str = "run") -> str:
     return command.sweeps if kind == "sweep" and command.sweeps else command.folder
 
 
-OmegaConf.register_new_resolver("file_name", _file_name, replace=True)
+OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
 OmegaConf.register_new_resolver("output_folder", _output_folder, replace=True)
 
 
@@ -64,13 +76,17 @@ def resumed(overrides: Sequence[str], multirun: bool, defaults: Callable[[], Dic
     other options are given.
     """
     wish, others = _given(overrides, "resume"), _without(overrides, "resume")
-    if wish is None or wish.lower() in _NO:
+    if wish is None:
         return Resumed(list(overrides))
+    if wish.lower() in NO:
+        return Resumed([*others, "resume=false"])
     if not wish:
         raise ConfigError("resume= is empty: write resume=true, or resume= and a run's folder")
     options = [override for override in others if not _of_hydra(override)]
-    if wish.lower() not in _YES:
-        folder = Path(wish)
+    if wish.lower() not in YES:
+        folder = run_folder(wish)
+        if folder.is_file():
+            raise ConfigError(f"resume={folder}: a file; name the run's folder: it goes on from its last checkpoint")
         require_own_files(folder, f"resume={folder}")
         recorded = _recorded(folder, multirun, defaults)
         if multirun and options:
@@ -116,17 +132,21 @@ def begin_anew(config: DictConfig, overrides: Sequence[str]) -> list[str]:
     return _without(overrides, "resume")
 
 
-def of_child(overrides: Sequence[str]) -> list[str] | None:
+def of_child(words: Sequence[str]) -> list[str] | None:
     """Overrides of another rank that Lightning started: those that the first has recorded in the run's folder.
 
-    None if this process is not such a rank.
+    words: as they were typed, and then Lightning's. None if this process is not such a rank.
     """
-    folder = _given(overrides, "hydra.run.dir")
-    if "LOCAL_RANK" not in os.environ or _launched() or folder is None:
+    named = [word.partition("=")[2] for word in words if word.startswith("hydra.run.dir=")]
+    if "LOCAL_RANK" not in os.environ or _launched() or not named:
         return None
+    found = re.fullmatch('"(.*)"', named[-1], re.DOTALL)  # Lightning puts quotes around, and leaves those within
+    folder = found[1] if found else unquoted(named[-1])
+    given = with_paths(_without(words, "hydra.run.dir"), multirun=False)
     record = Path(folder, ".hydra", "overrides.yaml")
-    task = (read_overrides(record) or []) if record.is_file() else _without(overrides, "resume")
-    return [*(word for word in task if not _of_hydra(word)), *filter(_of_hydra, overrides)]
+    task = (read_overrides(record) or []) if record.is_file() else _without(given, "resume")
+    ours = [f"hydra.run.dir={quoted(folder)}", *filter(_of_hydra, given)]
+    return [*(word for word in task if not _of_hydra(word)), *ours]
 
 
 def _launched() -> bool:
@@ -146,7 +166,7 @@ def _given(overrides: Sequence[str], key: str) -> str | None:
     for override in overrides:
         name, equals, value = override.partition("=")
         if equals and name.lstrip("+") == key:
-            found = value.strip("'\"")
+            found = unquoted(value)
     return found
 
 
@@ -191,7 +211,7 @@ def _require_same_sweep(folder: Path, recorded: Sequence[str], options: Sequence
     if changed:
         raise ConfigError(
             f"resume={folder}: that sweep was started with other options (there or here alone: {', '.join(changed)}); "
-            f"go on with -m resume={folder} alone, or start anew without resume"
+            f"go on with -m {shell_word('resume', folder)} alone, or start anew without resume"
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -24,11 +25,12 @@ from noising.cli.commands import COMMANDS
 from noising.cli.help import register_group_list
 from noising.cli.launch import NO_ROOM, Task, launch, say, see_current_folder, sweep
 from noising.cli.overrides import Composer, composer, each_choice_once
+from noising.cli.paths import is_path, with_paths
 from noising.cli.sweeps import prepare_jobs, presets, refuse_ddp_sweep
 from noising.config.choices import conf_dir
 from noising.config.instantiate import nearest
-from noising.errors import ConfigError, UsageError, printable
-from noising.runs.resume import quoted
+from noising.config.words import quoted
+from noising.errors import ConfigError, UsageError, in_one_line, printable
 from noising.runs.status import INTERRUPTED
 from noising.runs.trust import allowing
 
@@ -89,10 +91,11 @@ def _main(name: str, words: list[str], conf: Path) -> None:
 def _run(task: Task, name: str, words: list[str], conf: Path) -> None:
     flags = _Flags().parse_intermixed_args(words)  # flags stand between the overrides too
     config_name, place = flags.config_name or name, flags.config_path or str(conf)
-    overrides = with_names(name, flags.overrides)
+    multirun = flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides
+    overrides = with_paths(with_names(name, flags.overrides), multirun)
     if not any(getattr(flags, shown) for shown in _SHOWING):
         with composer(name, place, flags.config_dir, config_name) as composing:
-            if (as_first := folders.of_child(overrides)) is not None:
+            if (as_first := folders.of_child(flags.overrides)) is not None:
                 config = composing.compose(as_first)
                 composing.check(config, as_first)
                 launch(task, config)
@@ -103,8 +106,12 @@ def _run(task: Task, name: str, words: list[str], conf: Path) -> None:
             else:
                 launch(task, config)
         return
+    if flags.multirun and (shows := next((flag for flag in ("cfg", "info") if getattr(flags, flag)), None)):
+        raise UsageError(f"--{shows} is of one run: leave out -m, and give each option one value")
     if flags.cfg:
         with composer(name, place, flags.config_dir, config_name) as composing:
+            if several := _swept(composing.parse(overrides)):
+                raise ConfigError(f"{several[0]}: several values; --cfg is of one run: give one, or write key=[1,2]")
             composing.compose(overrides)  # our words for a mistake, before Hydra's
     _show(name, config_name, place, flags, overrides)
 
@@ -113,7 +120,7 @@ def _prepare(task: Task, composing: Composer, words: Sequence[str], multirun: bo
     """The config of the run, or of the sweep, after all checks that need no job; its folder is made."""
     overrides, folder, newest = folders.resumed(words, multirun, lambda: composing.compose([]))
     parsed = composing.parse(overrides)
-    several = [override.input_line for override in parsed if override.is_sweep_override()]
+    several = _swept(parsed)
     first = each_choice_once(parsed)[0] if several else overrides
     config = composing.compose([*first, "hydra.mode=MULTIRUN"] if multirun else first)
     if config.hydra.mode == RunMode.MULTIRUN and not multirun:  # the config's own wish
@@ -138,6 +145,11 @@ def _prepare(task: Task, composing: Composer, words: Sequence[str], multirun: bo
     return config
 
 
+def _swept(parsed: Sequence[Override]) -> list[str | None]:
+    """The overrides with several values."""
+    return [override.input_line for override in parsed if override.is_sweep_override()]
+
+
 def _without_allowed(words: Sequence[str]) -> tuple[list[str], str]:
     """The words without `allow=NAME,NAME`, and those names: no record of a run holds them, which would allow itself."""
     given = [word for word in words if word.startswith("allow=")]
@@ -147,10 +159,11 @@ def _without_allowed(words: Sequence[str]) -> tuple[list[str], str]:
 def with_names(command: str, words: Sequence[str]) -> list[str]:
     """The overrides; where a command takes bare words (two runs to compare), they become the option they stand for."""
     option = COMMANDS[command].positional
-    bare = [word for word in words if Path(word).is_dir() or ("=" not in word and not word.startswith("~"))]
+    paths = "[" in option
+    bare = [word for word in words if ("=" not in word and not word.startswith("~")) or (paths and is_path(word))]
     if not option or not bare:
         return list(words)
-    value = ",".join(map(quoted, bare) if "[" in option else bare)
+    value = ",".join(map(quoted, bare) if paths else bare)
     return [option.format(value), *(word for word in words if word not in bare)]
 
 
@@ -172,7 +185,7 @@ class _Flags(argparse.ArgumentParser):
         for names in self.SWITCHES:
             self.add_argument(*names, action="store_true")
         for names in self.VALUES:
-            self.add_argument(*names)
+            self.add_argument(*names, type=os.path.expanduser)  # no shell does in --config-dir=~/conf
         self.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
         self.add_argument("--info", "-i", nargs="?", const="all")
         self.add_argument("overrides", nargs="*")
@@ -189,7 +202,7 @@ def _show(name: str, config_name: str, place: str, flags: argparse.Namespace, ov
         """Nothing is run."""
 
     job.__module__ = f"noising.{name}"  # Hydra names the job after the last part
-    words = [f"--{flag.replace('_', '-')}" for flag, value in vars(flags).items() if value is True]
+    words = [f"--{flag.replace('_', '-')}" for flag, value in vars(flags).items() if value is True and flag != "run"]
     for flag in ("cfg", "package", "info", "config_dir"):
         if (value := getattr(flags, flag)) is not None:
             words += [f"--{flag.replace('_', '-')}", value]
@@ -254,5 +267,5 @@ class Output:
 
 
 def _stop(message: str) -> NoReturn:
-    say(f"error: {' '.join(printable(message).split())}")
+    say(f"error: {printable(in_one_line(message))}")
     raise SystemExit(2)

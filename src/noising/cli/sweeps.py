@@ -8,9 +8,9 @@ from hydra.core.override_parser.types import Override
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from noising.config.words import quoted
 from noising.errors import UsageError, printable
 from noising.runs.declarations import declaration, measurements
-from noising.runs.resume import quoted
 from noising.runs.sweep import columns, declarations, rows, write_sweep
 
 

@@ -14,7 +14,7 @@ from noising.config.instantiate import nearest
 from noising.config.secrets import masked, without_secrets
 from noising.errors import ConfigError, config_errors
 from noising.runs.declarations import ERRORS, Declarations, declaration, measurements
-from noising.runs.folder import Run
+from noising.runs.folder import Run, run_folder
 from noising.runs.rows import Row, flat, write_csv
 from noising.runs.status import run_status
 
@@ -26,12 +26,13 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
 
         measure_difference(cfg, Run(run_dir))
         return
-    summaries = [_summary(path) for path in cfg.runs]
-    rows = [_row(path, summary) for path, summary in zip(cfg.runs, summaries, strict=True)]
+    runs = [str(run_folder(path)) for path in cfg.runs]
+    summaries = [_summary(path) for path in runs]
+    rows = [_row(path, summary) for path, summary in zip(runs, summaries, strict=True)]
     declared = declarations(summaries)
     columns = list(dict.fromkeys(name for row in rows for name in row))
     _require_entries(cfg.vary, columns)
-    paths = [os.path.relpath(path) for path in cfg.runs]
+    paths = [os.path.relpath(path) for path in runs]
     differ = [name for name in columns if len({str(row.get(name)) for row in rows}) > 1]
     options = [name for name in differ if name.startswith("option ") and not name.startswith(_ADDRESSES)]
     cards = [name for name in differ if name.startswith("card ") and all(_number_of(name) in row for row in rows)]

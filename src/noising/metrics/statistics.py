@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from noising.config.words import shell_word
+
 
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
@@ -112,7 +114,8 @@ def read_statistics(path: str | Path, count: int | None = None) -> StatisticsFil
         raise ValueError(f"{path} says itself that it is of {given} images, not of count={count}")
     if given is None:
         raise ValueError(
-            f"{path} does not say of how many images it is: noising reference from={path} count=50000 to=NEW.npz does"
+            f"{path} does not say of how many images it is: noising reference {shell_word('from', path)} count=50000 "
+            "to=NEW.npz does"
         )
     mean, covariance = (torch.from_numpy(np.asarray(fields[name], np.float64)) for name in ("mu", "sigma"))
     card = json.loads(str(fields["card"])) if "card" in fields else {}

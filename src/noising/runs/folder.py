@@ -6,8 +6,6 @@ Only rank 0 may call the methods that write. Every file appears whole or not at 
 import json
 import logging
 import os
-import re
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +15,7 @@ import yaml  # type: ignore[import-untyped]
 
 from noising.config.moved import with_current_names
 from noising.config.secrets import masked
+from noising.config.words import shell_word
 from noising.errors import ConfigError, UsageError
 from noising.runs.environment import environment
 
@@ -58,9 +57,7 @@ class Run:
         """The words that make the command go on with this run, quoted for a shell; for a job, with its sweep."""
         sweep = (self.path.parent / "multirun.yaml").exists()
         path = os.path.relpath(self.path.parent if sweep else self.path)
-        if not re.fullmatch(r"[A-Za-z0-9_/.:@+-]+", path):  # other characters are Hydra's grammar
-            path = '"{}"'.format(path.replace('"', '\\"'))
-        return ("-m " if sweep else "") + shlex.quote(f"resume={path}")
+        return ("-m " if sweep else "") + shell_word("resume", path)
 
     @contextmanager
     def writing(self, file: Path) -> Iterator[None]:
@@ -142,6 +139,14 @@ class Run:
             return _read(self.config_file, yaml.safe_load, ": bring it back, or start anew without resume")
         except (FileNotFoundError, NotADirectoryError):
             raise ConfigError(f"{self.path} holds no run: there is no config.yaml in it") from None
+
+
+def run_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder of the run whose folder, folder of checkpoints or last checkpoint this is."""
+    given = Path(path)
+    inner = given.parent if given.name == "last.ckpt" else given
+    of_run = inner.name == "checkpoints" and Run(inner.parent).config_file.is_file()
+    return inner.parent if of_run else given
 
 
 _ADVICE = ": delete it and start the run again with resume=true"

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,6 @@ from noising.runs.rows import flat
 log = logging.getLogger(__name__)
 
 _DEPTH = 3  # how many folders below the root a run or a sweep may lie
-
-
-def quoted(text: str) -> str:
-    """The text as one value of Hydra's grammar: in quotes, where a backslash counts only before a quote."""
-    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (r"\'" if found[2] else ""), text) + "'"
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], may_differ: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from noising.config.secrets import masked
+from noising.config.words import unquoted
 from noising.runs.declarations import Declaration, from_summary
 from noising.runs.folder import Run
 from noising.runs.resume import read_overrides
@@ -21,7 +22,7 @@ def rows(sweep: Path) -> list[Row]:
         for override in read_overrides(job / ".hydra" / "overrides.yaml") or []:
             key, _, value = override.partition("=")
             if key != "resume":
-                row[key.lstrip("+")] = masked(value, key)
+                row[key.lstrip("+")] = masked(unquoted(value), key)
         try:
             summary = Run(job).summary
         except ValueError:  # damaged

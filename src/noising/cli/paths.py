@@ -1,0 +1,76 @@
+"""Options that name a file or a folder: taken as they are typed, whatever characters they hold.
+
+In Hydra's grammar `=`, `,`, `[`, ... mean something else, and `~` and `é` nothing.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+
+from noising.config.words import QUOTED, quoted, unquoted
+
+NO = ("false", "null", "no", "off", "0")
+YES = ("true", "yes", "on", "1")
+"""Values of `resume` that are no path."""
+_AT_THE_TOP = ("checkpoint", "from", "resume", "runs", "to")
+_BY_NAME = re.compile(
+    r".+\.(?:(?:\w+_)?(?:dir|file|folder|path|repo|root)|dirpath|filename|subdir"
+    r"|checkpoint|reference|dinov2_weights|inception_weights)"
+)
+_SWEEP = re.compile(r"(?:choice|glob|interval|range|shuffle|sort|tag)\(.*\)", re.DOTALL)
+_PART = re.compile(rf"\s*{QUOTED}(?=\s*(?:,|\Z))|(?:\$\{{[^}}]*\}}|[^,])+", re.DOTALL)
+
+
+def with_paths(words: Sequence[str], multirun: bool) -> list[str]:
+    """The overrides with their paths as values of Hydra's grammar.
+
+    A path that exists is taken as it is typed; of another, quotes are taken off, and with multirun a comma outside of
+    them stands between two. `~` is the home folder, `${...}` an interpolation.
+    """
+    return [_with_path(word, multirun) for word in words]
+
+
+def is_path(word: str) -> bool:
+    """Whether a word that may be an override is a path: it is there, or it has a slash before its `=`."""
+    key = word.partition("=")[0]
+    return _exists(word) or ("/" in key and not key.lstrip("+~").startswith("hydra/"))
+
+
+def _with_path(word: str, multirun: bool) -> str:
+    key, equals, value = word.partition("=")
+    option = key.lstrip("+~")
+    if not equals or not (option in _AT_THE_TOP or _BY_NAME.fullmatch(option)) or _is_no_path(option, value):
+        return word
+    if option == "runs" and value.startswith("[") and value.endswith("]"):
+        paths = map(unquoted, _parts(value[1:-1]))
+        return f"{key}=[{','.join(map(_value, paths))}]"
+    swept = multirun and option != "resume" and not option.startswith("hydra.")
+    if swept and _SWEEP.fullmatch(value) and not _exists(value):
+        return word
+    return f"{key}={','.join(map(_value, _paths(value, swept)))}"
+
+
+def _is_no_path(option: str, value: str) -> bool:
+    return value in ("", "???") or value.lower() in ((*YES, *NO) if option == "resume" else ("null",))
+
+
+def _paths(value: str, swept: bool) -> list[str]:
+    """The path, or all that are swept over, or would be if -m had not been forgotten."""
+    if _exists(value):
+        return [value]
+    parts = [unquoted(part) for part in _parts(value)]
+    several = len(parts) > 1 and (swept or all(map(_exists, parts)))
+    return parts if several else [unquoted(value)]
+
+
+def _parts(value: str) -> list[str]:
+    """What stands between the commas that are outside of quotes."""
+    return [part.strip() for part in _PART.findall(value)]
+
+
+def _exists(path: str) -> bool:
+    return os.path.lexists(os.path.expanduser(path))
+
+
+def _value(path: str) -> str:
+    return quoted(os.path.expanduser(path))
