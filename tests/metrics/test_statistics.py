@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +169,16 @@ def test_torch_fidelity_reads_ours_and_we_read_its(tmp_path: Path) -> None:
 
 
 def test_statistics_of_edm_and_clean_fid(tmp_path: Path) -> None:
-    np.savez(tmp_path / "edm.npz", mu=np.arange(3.0), sigma=np.eye(3))
-    read, _ = read_statistics(tmp_path / "edm.npz", count=50000)
+    path = tmp_path / "a = b.npz"
+    np.savez(path, mu=np.arange(3.0), sigma=np.eye(3))
+    read, _ = read_statistics(path, count=50000)
     assert (read.count, read.mean.tolist()) == (50000, [0, 1, 2])
     torch.testing.assert_close(read.covariance, torch.eye(3, dtype=torch.float64))
-    with pytest.raises(ValueError, match=r"does not say of how many images it is: noising reference from="):
-        read_statistics(tmp_path / "edm.npz")
+    line = (
+        f"{path} does not say of how many images it is: noising reference 'from=\"{path}\"' count=50000 to=NEW.npz does"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        read_statistics(path)
 
 
 class Malicious:
