@@ -156,5 +156,6 @@ def test_a_run_in_a_folder_of_any_name_is_sampled_and_compared(
         shutil.rmtree(tmp_path / "x,y" / "a=b")
     compared = noising("compare", f"~/{ODD}", "0_seed=0/checkpoints", "vary=decoder")
     assert (compared.code, "test/bound" in compared.out) == (0, True), compared.err
-    absent = noising("compare", "0_seed=0", "sweeps/1_seed=1")
-    assert absent.err.startswith("error: runs: sweeps/1_seed=1 holds no summary.json")
+    for path in ("sweeps/1_seed=1", f"{ODD}/1"):
+        absent = noising("compare", "0_seed=0", path)
+        assert absent.err.startswith(f"error: runs: {path} holds no summary.json")

@@ -31,9 +31,10 @@ def with_paths(words: Sequence[str], multirun: bool) -> list[str]:
 
 
 def is_path(word: str) -> bool:
-    """Whether a word that may be an override is a path: it is there, or it has a slash before its `=`."""
-    key = word.partition("=")[0]
-    return _exists(word) or ("/" in key and not key.lstrip("+~").startswith("hydra/"))
+    """Whether a word that may be an override is a path: it or its folder is there, or it has a slash before its `=`."""
+    key, folder = word.partition("=")[0], os.path.dirname(word)
+    there = _exists(word) or (folder != "" and _exists(folder))
+    return there or ("/" in key and not key.lstrip("+~").startswith("hydra/"))
 
 
 def _with_path(word: str, multirun: bool) -> str:
