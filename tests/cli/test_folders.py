@@ -25,9 +25,9 @@ def test_runs_of_one_second_have_their_own_folders(run: Run, monkeypatch: pytest
 
 def test_folder_that_holds_a_run_is_not_written_over(run: Run) -> None:
     assert run("hydra.run.dir=mine")[0] == 0
-    code, _, error = run("hydra.run.dir=mine")
-    assert code == 2
-    assert error == "error: hydra.run.dir=mine already holds a run: choose another, or add resume=true\n"
+    line = "error: hydra.run.dir=mine already holds a run: choose another, or add resume=true\n"
+    for resume in ("false", "no", "off"):
+        assert run("hydra.run.dir=mine", f"resume={resume}") == (2, "", line)
 
 
 def test_folder_names(run: Run, tmp_path: Path) -> None:

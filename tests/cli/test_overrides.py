@@ -40,6 +40,10 @@ Run = Callable[..., tuple[int, str, str]]
         ("--cfg job schedule=cosin", COSIN),
         ("-m seed=0,1 --cfg job", "--cfg is of one run: leave out -m, and give each option one value"),
         ("--info defaults -m", "--info is of one run: leave out -m, and give each option one value"),
+        (
+            "--cfg job --info defaults",
+            "argument --info/-i: not allowed with argument --cfg/-c; see --hydra-help",
+        ),
         ("seed=0,1 --cfg job", "seed=0,1: several values; --cfg is of one run: give one, or write key=[1,2]"),
         ("-m schedule=linear,cosin seed=0,1", COSIN),
         ("-m seed=0,1 model.width=4,wide", "model.width=wide: expected int"),
@@ -52,6 +56,11 @@ Run = Callable[..., tuple[int, str, str]]
 def test_mistake_is_one_line_and_leaves_no_folder(run: Run, tmp_path: Path, words: str, line: str) -> None:
     assert run(*words.split()) == (2, "", f"error: {line}\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_config_of_a_run_is_shown(run: Run) -> None:
+    code, out, _ = run("--run", "--cfg", "job", "seed=5")
+    assert (code, "seed: 5\n" in out) == (0, True)
 
 
 def test_bad_syntax(run: Run) -> None:

@@ -9,12 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from noising.cli import folders
 from noising.cli.paths import with_paths
 from noising.config.words import quoted
 from noising.runs.folder import Run as Job
-from tests.helpers import Command
+from tests.helpers import Command, read_table
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -87,12 +88,13 @@ def test_a_comma_of_a_sweep(word: str, becomes: str, tmp_path: Path, monkeypatch
 
 
 def test_a_run_in_a_folder_of_any_name_goes_on(run: Run, tmp_path: Path) -> None:
-    assert run("seed=3", f"hydra.run.dir={ODD}")[0] == 0
+    assert run("seed=3", f"+trainer.default_root_dir={ODD}", f"hydra.run.dir={ODD}")[0] == 0
     folder = tmp_path / ODD
     Job(folder).start({})
     for path in (folder, folder.relative_to(tmp_path), folder / "checkpoints", folder / "checkpoints" / "last.ckpt"):
         code, out, _ = run(f"resume={path}")
         assert (code, f"RUN {folder} 3 True" in out) == (0, True)
+        assert yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())["trainer"]["default_root_dir"] == ODD
     (word,) = shlex.split(Job(folder).resuming)
     assert f"RUN {folder} 3 True" in run(word)[1]
     best = folder / "checkpoints" / "best.ckpt"
@@ -142,6 +144,12 @@ def test_the_jobs_of_a_sweep_have_such_names(run: Run, tmp_path: Path) -> None:
         "0_+trainer.notes-a-b_-c",
         "1_+trainer.notes-d",
     }
+    assert [row["trainer.notes"] for row in read_table(tmp_path / "s" / "sweep.csv")] == ["é (a=b), c", "[d]"]
+
+
+def test_a_folder_of_configs_may_be_at_home(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("--config-dir=~/nope")[2] == f"error: --config-dir: there is no folder {tmp_path}/nope\n"
 
 
 def test_a_run_in_a_folder_of_any_name_is_sampled_and_compared(

@@ -140,6 +140,8 @@ def test_finds_the_newest_unfinished_run_of_the_same_command(tmp_path: Path) -> 
     assert find_resumable(tmp_path, ["+resume=true", "seed=1", "hydra.verbose=true", "model=unet"]) == newest
     assert find_resumable(tmp_path, ["seed=7"]) == bare
     assert find_resumable(tmp_path / "nowhere", ["seed=7"]) is None
+    unquoted = make_run(tmp_path / "earlier", ["data.root=my images"], "running", age=7)
+    assert find_resumable(tmp_path, ['data.root="my images"']) == unquoted
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "[" * 100_000, '{"status": 3}', '{"cards": [1]}', None])

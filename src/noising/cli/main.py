@@ -186,8 +186,9 @@ class _Flags(argparse.ArgumentParser):
             self.add_argument(*names, action="store_true")
         for names in self.VALUES:
             self.add_argument(*names, type=os.path.expanduser)  # no shell does in --config-dir=~/conf
-        self.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
-        self.add_argument("--info", "-i", nargs="?", const="all")
+        one = self.add_mutually_exclusive_group()
+        one.add_argument("--cfg", "-c", choices=["job", "hydra", "all"])
+        one.add_argument("--info", "-i", nargs="?", const="all")
         self.add_argument("overrides", nargs="*")
 
     def error(self, message: str) -> NoReturn:

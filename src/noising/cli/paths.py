@@ -24,8 +24,8 @@ _PART = re.compile(rf"\s*{QUOTED}(?=\s*(?:,|\Z))|(?:\$\{{[^}}]*\}}|[^,])+", re.D
 def with_paths(words: Sequence[str], multirun: bool) -> list[str]:
     """The overrides with their paths as values of Hydra's grammar.
 
-    A path that exists is taken as it is typed; of another, quotes are taken off, and with multirun a comma outside of
-    them stands between two. `~` is the home folder, `${...}` an interpolation.
+    A path that exists is taken as it is typed. Any other loses the quotes around it, and with multirun is several where
+    it has commas outside of quotes. `~` is the home folder, `${...}` an interpolation, `null` no path.
     """
     return [_with_path(word, multirun) for word in words]
 
@@ -56,7 +56,7 @@ def _is_no_path(option: str, value: str) -> bool:
 
 
 def _paths(value: str, swept: bool) -> list[str]:
-    """The path, or all that are swept over, or would be if -m had not been forgotten."""
+    """The path; or several, to sweep over, or to be told that -m is missing."""
     if _exists(value):
         return [value]
     parts = [unquoted(part) for part in _parts(value)]
@@ -65,7 +65,7 @@ def _paths(value: str, swept: bool) -> list[str]:
 
 
 def _parts(value: str) -> list[str]:
-    """What stands between the commas that are outside of quotes."""
+    """The parts of a value between its commas that are outside of quotes."""
     return [part.strip() for part in _PART.findall(value)]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 
 from noising.config.secrets import masked
+from noising.config.words import unquoted
 from noising.errors import ConfigError
 from noising.runs.folder import Run
 from noising.runs.rows import flat
@@ -65,10 +66,12 @@ def _finished(job: Path) -> bool:
         return False
 
 
-def _essential(overrides: Sequence[str] | None) -> list[str] | None:
+def _essential(overrides: Sequence[str] | None) -> list[tuple[str, str]] | None:
+    """The options of overrides and their values, however these are quoted."""
     if overrides is None:  # no list of options can be read: it equals no other
         return None
-    return sorted(o for o in overrides if not o.lstrip("+~").startswith(("resume=", "hydra.", "hydra/")))
+    words = (o.partition("=") for o in overrides if not o.lstrip("+~").startswith(("resume=", "hydra.", "hydra/")))
+    return sorted((option, unquoted(value)) for option, _, value in words)
 
 
 def _newest_first(root: Path, name: str) -> list[Path]:
