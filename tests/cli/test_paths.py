@@ -52,6 +52,7 @@ def test_a_path_is_taken_as_it_is_typed(option: str, multirun: bool) -> None:
         ("hydra.run.dir=", "hydra.run.dir="),
         ("checkpoint=a,b", 'checkpoint="a,b"'),
         ("checkpoint=here,there", "checkpoint=here,there"),  # a forgotten -m, of which the next line tells
+        ("hydra.run.dir=here,there", 'hydra.run.dir="here,there"'),
         ("checkpoint=both,one", 'checkpoint="both,one"'),
         ("runs=[a=b, 'c,d',~/e]", 'runs=["a=b","c,d",/home/me/e]'),
         ("model.attention=[4]", "model.attention=[4]"),

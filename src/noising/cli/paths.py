@@ -43,30 +43,32 @@ def _with_path(word: str, multirun: bool) -> str:
     if not equals or not (option in _AT_THE_TOP or _BY_NAME.fullmatch(option)) or _is_no_path(option, value):
         return word
     if option == "runs" and value.startswith("[") and value.endswith("]"):
-        paths = map(unquoted, _parts(value[1:-1]))
-        return f"{key}=[{','.join(map(_value, paths))}]"
-    swept = multirun and option != "resume" and not option.startswith("hydra.")
-    if swept and _SWEEP.fullmatch(value) and not _exists(value):
+        return f"{key}=[{','.join(map(_value, _parts(value[1:-1])))}]"
+    if _exists(value):
+        paths = [value]
+    elif option == "resume" or option.startswith("hydra."):  # of which there is one, in a sweep too
+        paths = [unquoted(value)]
+    elif multirun and _SWEEP.fullmatch(value):
         return word
-    return f"{key}={','.join(map(_value, _paths(value, swept)))}"
+    else:
+        paths = _paths(value, multirun)
+    return f"{key}={','.join(map(_value, paths))}"
 
 
 def _is_no_path(option: str, value: str) -> bool:
     return value in ("", "???") or value.lower() in ((*YES, *NO) if option == "resume" else ("null",))
 
 
-def _paths(value: str, swept: bool) -> list[str]:
+def _paths(value: str, multirun: bool) -> list[str]:
     """The path; or several, to sweep over, or to be told that -m is missing."""
-    if _exists(value):
-        return [value]
-    parts = [unquoted(part) for part in _parts(value)]
-    several = len(parts) > 1 and (swept or all(map(_exists, parts)))
+    parts = _parts(value)
+    several = len(parts) > 1 and (multirun or all(map(_exists, parts)))
     return parts if several else [unquoted(value)]
 
 
 def _parts(value: str) -> list[str]:
-    """The parts of a value between its commas that are outside of quotes."""
-    return [part.strip() for part in _PART.findall(value)]
+    """The paths between the commas of a value that are outside of quotes."""
+    return [unquoted(part.strip()) for part in _PART.findall(value)]
 
 
 def _exists(path: str) -> bool:
