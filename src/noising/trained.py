@@ -17,7 +17,7 @@ from noising.config.options import check_options
 from noising.data.image_data import ImageData
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.guidance import Guided, Unconditional, unconditional
-from noising.diffusion.likelihood.estimators import ImageSet
+from noising.diffusion.likelihood.image_set import ImageSet
 from noising.diffusion.likelihood.terms import ModelTerms
 from noising.diffusion.transitions import Chain
 from noising.errors import ConfigError, config_errors, one_line

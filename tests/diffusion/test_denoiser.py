@@ -9,7 +9,8 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.grids import uniform as uniform_grid
 from noising.diffusion.likelihood.adaptive import Adaptive
 from noising.diffusion.likelihood.decoders import DiscretizedGaussian
-from noising.diffusion.likelihood.estimators import BoundEstimator, Exact, ImageSet, Stratified, evaluate_draws
+from noising.diffusion.likelihood.estimators import BoundEstimator, Exact, Stratified, evaluate_draws
+from noising.diffusion.likelihood.image_set import ImageSet
 from noising.diffusion.likelihood.terms import ModelTerms, variational_bound
 from noising.diffusion.noise_labels import DiscreteStep, LogSNR, NoiseLabel, QuarterLogSigma, ScaledLogSNR, ScaledTime
 from noising.diffusion.objectives import Regression

@@ -9,15 +9,18 @@ import torch
 from noising.commands.benchmark import Benchmark, Ratio
 from noising.commands.tables import evaluations_bar
 from noising.diffusion.likelihood.adaptive import Adaptive
-from noising.diffusion.likelihood.estimators import ImageSet, log_strata
+from noising.diffusion.likelihood.controls import ControlVariates
+from noising.diffusion.likelihood.estimators import log_strata
+from noising.diffusion.likelihood.image_set import ImageSet
 from noising.diffusion.likelihood.meter import evaluate_bound
+from noising.diffusion.likelihood.pilot import evaluate_rows, summarize
 from noising.diffusion.likelihood.terms import BoundTerms
 from noising.errors import ConfigError
 from noising.randomness import Streams
 from noising.trained import TrainedRun
 
-PILOT_IMAGES = 1000
-"""Images that the variance over images is estimated from: their bounds have a long tail."""
+PILOT_IMAGES, IMAGE_STRATA = 1000, 16
+"""Images that the variance over images is estimated from, since their bounds have a long tail, and strata of steps."""
 NOISE_STRATA, NOISE_IMAGES = 100, 128
 """Strata of steps, and images, that the noise of one image's sum of all terms is estimated from."""
 
@@ -51,8 +54,7 @@ class BoundBenchmark(Benchmark):
         assert trained is not None
         terms, images = trained.bound_terms(self.clip, device), trained.image_set("test", device)
         noise = full_sum_variance(terms, images)
-        pilot = Adaptive(self.stderr, pilot_images=PILOT_IMAGES, clip=self.clip).pilot(terms, images)
-        between = pilot.image_variance / (pilot.dims * math.log(2)) ** 2
+        between = image_variance(terms, images)
         over_images, left = math.sqrt(between / images.size), self.stderr**2 - between / images.size
         if left <= 0:
             raise ConfigError(
@@ -77,6 +79,13 @@ class BoundBenchmark(Benchmark):
         }
         what, baseline = f"bound ± {reached:.4f}, images random", f"{full_sum:,.0f} (of {few_images:,.0f} images)"
         random = Ratio("images_random", what, baseline, f"{evaluations:,.0f}", full_sum / evaluations, card)
+        # were the terms of an image known from one evaluation, as many images would be needed
+        limit = between / reached**2
+        what, ours = (
+            "the same, one evaluation an image",
+            f"{evaluations:,.0f} ({evaluations / limit:.2f} times as many)",
+        )
+        one_each = Ratio("one_each", what, f"{limit:,.0f}", ours, limit / evaluations, card)
 
         # these very images: the full sum errs by its noise alone, √(N/n)
         some = images._replace(size=min(self.full_sum_images or images.size, images.size))
@@ -93,7 +102,7 @@ class BoundBenchmark(Benchmark):
             "evaluations": round(evaluations),
         }
         what, ours = f"these {some.size:,} images ± {wanted:.4f}", f"{evaluations:,.0f} (± {mc_se:.4f})"
-        return [random, Ratio("whole_set", what, f"{full_sum:,}", ours, full_sum / equal, card)]
+        return [random, one_each, Ratio("whole_set", what, f"{full_sum:,}", ours, full_sum / equal, card)]
 
 
 def _repeated(
@@ -106,6 +115,15 @@ def _repeated(
         variance += bound.numbers()["bound_mc_se"] ** 2 / repeats
         evaluations += bound.plan.evaluations / repeats
     return math.sqrt(variance), evaluations
+
+
+def image_variance(terms: BoundTerms, images: ImageSet) -> float:
+    """The variance of the bound between images, (bits/dim)², from a pilot of many."""
+    edges, variates = log_strata(terms.timesteps, IMAGE_STRATA), ControlVariates(images)
+    rows = evaluate_rows(terms, images, variates, edges, range(min(PILOT_IMAGES, images.size)))
+    pilot = summarize(rows, images, variates, edges)
+    assert pilot.image_spread is not None  # no image comes twice
+    return pilot.image_spread.variance / (pilot.dims * math.log(2)) ** 2
 
 
 def full_sum_variance(terms: BoundTerms, images: ImageSet) -> float:

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from noising.commands.devices import find_device
 from noising.commands.loggers import open_results
-from noising.commands.tables import evaluations_bar, number, print_files, print_table, relative
+from noising.commands.tables import evaluations_bar, limited_words, number, print_files, print_table, relative
 from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import in_evaluation
@@ -72,6 +72,8 @@ def measure_difference(cfg: DictConfig, run: Run) -> None:
     sure = numbers["bound_low"] > 0 or numbers["bound_high"] < 0
     words = f"{better} is the better one on these images" if sure else "neither is better by more than the interval"
     print(f"{words}; {bound.plan.evaluations:,} network evaluations of each")
+    if bound.plan.limited:
+        print(limited_words(cfg.bound.stderr, numbers["bound_mc_se"]))
     print_files(run.summary_file)
 
 

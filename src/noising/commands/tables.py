@@ -156,6 +156,16 @@ def _print_bound(summary: Mapping[str, Any], split: str, declared: Declarations)
         f"EMA weights of step {card['step']}; ± is one standard error"
     )
     print(printable(words))
+    if card.get("limited_to_the_full_sum"):
+        print(printable(limited_words(card["stderr"], found["bound_mc_se"])))
+
+
+def limited_words(asked: float, reached: float) -> str:
+    """What became of a standard error that would cost more than all terms, in bits/dim."""
+    return (
+        f"bound.stderr={asked:g} would cost more than all terms of all images, and no more than these was spent: "
+        f"± {number(reached)} was reached"
+    )
 
 
 def _row(words: str, numbers: Mapping[str, float | None], name: str, beside: Sequence[str]) -> list[str]:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.likelihood.decoders import Decoder
-from noising.diffusion.likelihood.estimators import BoundEstimator, BoundPlan, ImageSet, evaluate_draws
+from noising.diffusion.likelihood.estimators import BoundEstimator, BoundPlan, evaluate_draws
+from noising.diffusion.likelihood.image_set import ImageSet
 from noising.diffusion.likelihood.meter import BoundEstimate, BoundMeter
 from noising.diffusion.likelihood.terms import ModelTerms
 from noising.diffusion.transitions import Chain
@@ -109,6 +110,7 @@ class BoundEvaluation:
             "grid": "t = i/T",
             "evaluations": self.plan.evaluations,
             "evaluations_of_the_full_sum": self.timesteps * self.estimate.images,
+            "limited_to_the_full_sum": self.plan.limited,
             "replicates": self.plan.replicates,
             "decoder": type(self.decoder).__name__,
             "split": self.split,

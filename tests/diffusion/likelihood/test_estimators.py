@@ -17,12 +17,12 @@ from noising.diffusion.likelihood.estimators import (
     BoundEstimator,
     BoundPlan,
     Exact,
-    ImageSet,
     StrataPlan,
     Stratified,
     evaluate_draws,
     log_strata,
 )
+from noising.diffusion.likelihood.image_set import ImageSet
 from noising.diffusion.likelihood.meter import BoundMeter
 from noising.diffusion.likelihood.terms import Difference, ModelTerms, variational_bound
 from noising.diffusion.parameterizations import CleanImage
@@ -192,7 +192,7 @@ def drawn(plan: BoundPlan, streams: Streams, nats: Callable[[torch.Tensor, torch
     places = plan.places(torch.arange(count), streams)
     zeros = torch.zeros(count, dtype=torch.float64)
     found = nats(places.row, places.step)
-    return BoundDraws(zeros, zeros, places, found, torch.zeros_like(found), 1)
+    return BoundDraws(zeros, zeros, zeros, places, found, torch.zeros_like(found), 1)
 
 
 def test_error_of_the_curve_is_that_of_a_bin_whose_number_of_draws_is_random() -> None:

@@ -1,68 +1,39 @@
 """Adaptive estimation of the bound: steps drawn in proportion to the spread of their terms, for a given standard error.
 
-A pilot on a few images measures the standard deviation of L_t by stratum. Its losses are then discarded, so that the
-estimate is unbiased for any pilot, which affects its variance only. The number of draws is fixed from the pilot
-beforehand: to stop as soon as the estimated error is small enough would be biased.
+A pilot on a few images measures the spread of L_t by stratum, and what of it control variates foresee. Its losses are
+then discarded, so that the estimate is unbiased for any pilot, which affects its variance only. The number of draws is
+fixed from the pilot beforehand: to stop as soon as the estimated error is small enough would be biased.
 
 Each of R replicates is a systematic sample with its own random shift U, u_i = (i + U)/m through the inverse
 distribution function of the steps, over its own random order of the images. A single systematic sample has no unbiased
 estimate of its variance; R independent ones do, and Student's t gives the interval. Owen, "Monte Carlo theory, methods
 and examples" (2013), chapters 8 to 10. https://artowen.su.domains/mc/
+
+No more draws are taken than cost as much as all T terms of every image. Where that is too few, and these terms err
+less, which they do by their noise alone, they are evaluated instead, with the error that the pilot foresees.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from noising.diffusion.likelihood.estimators import (
-    BoundEstimator,
-    BoundPlan,
-    DrawIndex,
-    ImageSet,
-    ImageSpread,
-    Stratified,
-    evaluate_draws,
-)
+from noising.diffusion.likelihood.controls import Controls, ControlVariates
+from noising.diffusion.likelihood.estimators import BoundEstimator, BoundPlan, DrawIndex, StrataPlan, log_strata
+from noising.diffusion.likelihood.image_set import ImageSet
+from noising.diffusion.likelihood.pilot import ImageSpread, Pilot, VarianceEstimate, run_pilot
 from noising.diffusion.likelihood.terms import BoundTerms
 from noising.errors import require
 from noising.randomness import Streams, generator
 
-DEFENSIVE = 0.05  # share of draws uniform over the strata, in case the pilot underestimates the spread of one
-MAX_FULL_SUMS = 100  # upper limit of the evaluations, in multiples of those of all terms of all images
 SMALLEST_SHARE = 4  # least average draws per stratum in a replicate, so that rounding to whole draws keeps the shares
-
-
-class Pilot(NamedTuple):
-    """Statistics of the terms of a few images of D = dims numbers each, in nats.
-
-    edges: (K + 1,), stratum k holds the steps edges[k] .. edges[k + 1] − 1; std: (K,), standard deviation of a term
-    about its step's mean in each stratum, over images and noise; image_variance: variance of the bound between images,
-    Monte Carlo variance subtracted; raw_variance: the same with it; evaluations: the network's.
-    """
-
-    edges: Tensor
-    std: Tensor
-    image_variance: float
-    raw_variance: float
-    images: int
-    evaluations: int
-    dims: int
-
-    @property
-    def shares(self) -> Tensor:
-        """(K,): share of the draws in each stratum, which sum to 1: p_t ∝ std_t, mixed with uniform shares."""
-        size = self.std * self.edges.diff()
-        even = torch.full_like(size, 1 / len(size))
-        return (1 - DEFENSIVE) * size / size.sum() + DEFENSIVE * even if float(size.sum()) > 0 else even
-
-    @property
-    def variance(self) -> float:
-        """Variance of one draw L_t/p_t about its step's mean, over images and noise."""
-        return float(((self.std * self.edges.diff()) ** 2 / self.shares).sum())
+PILOT_SHARE = 0.15  # of all evaluations, at most
+PILOT_ERRORS = 6  # rows
+GROWTH = 0.6  # of the draws that a pilot foresees: a larger one foresees fewer
+LEAST_ROWS = 8  # of a pilot, where they cost less than that share of the full sum
 
 
 class Adaptive(BoundEstimator):
@@ -76,66 +47,74 @@ class Adaptive(BoundEstimator):
         pilot_times: int = 32,
         clip: float | None = 1.0,
     ) -> None:
-        """stderr: of the mean, bits/dim; replicates: independent samples; pilot_times: draws of each pilot image."""
+        """stderr: of the mean, bits/dim; replicates: the fewest independent samples, at most twice as many are taken;
+        pilot_images: the most, each at pilot_times/2 steps with two noises."""
         super().__init__(clip)
         require(stderr > 0, f"stderr must be positive, got {stderr}")
         require(replicates >= 8, f"replicates must be at least 8 to tell an error from, got {replicates}")
         require(pilot_images >= 2, f"pilot_images must be at least 2, got {pilot_images}")
+        even = pilot_times >= 4 and pilot_times % 2 == 0
+        require(even, f"pilot_times must be an even number from 4, got {pilot_times}")
         self.stderr = stderr
         self.replicates = replicates
         self.pilot_images = pilot_images
         self.pilot_times = pilot_times
-        self._pilot = Stratified(pilot_times)
 
-    def plan(self, terms: BoundTerms, images: ImageSet, share: Callable[[Any], Any] | None = None) -> "AdaptivePlan":
-        pilot: Pilot = self.pilot(terms, images)
-        return AdaptivePlan(pilot if share is None else share(pilot), self.stderr, self.replicates, images)
+    def plan(
+        self, terms: BoundTerms, images: ImageSet, share: Callable[[Any], Any] | None = None
+    ) -> "AdaptivePlan | FullSum":
+        variates = ControlVariates(images)
+        pilot = self._pilot(terms, images, variates)
+        pilot = pilot if share is None else share(pilot)
+        controls, full = Controls(variates, pilot.edges, pilot.coefficients), images.size * terms.timesteps
+        replicates, draws = self._draws(pilot, images)
+        if pilot.evaluations + replicates * draws <= full:
+            return AdaptivePlan(pilot, controls, replicates, draws, images)
+        draws = (full - pilot.evaluations) // self.replicates  # as many as cost no more than all terms
+        draws -= draws % images.size if draws > images.size else 0
+        few = draws < SMALLEST_SHARE * len(pilot.spread)
+        of_all_terms = pilot.noise_of_sum(slice(None)).value / images.size
+        if few or of_all_terms < variance_of_draws(pilot, draws, images.size) / self.replicates:
+            return FullSum(pilot, controls, images.size)
+        plan = AdaptivePlan(pilot, controls, self.replicates, draws, images)
+        plan.limited = True
+        return plan
 
-    def pilot(self, terms: BoundTerms, images: ImageSet) -> Pilot:
-        """Evaluate a fixed choice of few images, in one batch of their own."""
-        count = min(self.pilot_images, images.size)
-        order = generator(images.seed, f"bound/{images.purpose}/pilot images").permutation(images.size)
-        index = torch.from_numpy(order[:count].copy())
-        apart = images._replace(purpose=f"{images.purpose}/pilot")
-        plan = self._pilot.plan(terms, apart._replace(size=count))
-        x, label = images.fetch(index)
-        draws = evaluate_draws(terms, plan, apart, index, x, label, at_once=count)
-        values = draws.nats.reshape(count, plan.replicates, -1)  # one per stratum
-        bounds = draws.prior[:, None] + values @ plan.strata.diff().double()
-        raw = float(bounds.mean(1).var()) if count > 1 else 0.0
-        between = max(raw - float(bounds.var(1).mean()) / plan.replicates, 0.0)
-        steps = draws.places.step.reshape(values.shape).double()
-        deviation = _std_about_line(values.flatten(0, 1), steps.flatten(0, 1))
-        return Pilot(plan.strata, deviation, between, raw, max(count, 2), plan.evaluations, draws.dims)
+    def _pilot(self, terms: BoundTerms, images: ImageSet, variates: ControlVariates) -> Pilot:
+        edges = log_strata(terms.timesteps, self.pilot_times // 2)
+
+        def affordable(evaluations: float) -> int:
+            return min(self.pilot_images, int(PILOT_SHARE * evaluations) // (2 * (len(edges) - 1)))
+
+        most = affordable(images.size * terms.timesteps)
+
+        def enough(pilot: Pilot) -> int:
+            return min(most, affordable(GROWTH * math.prod(self._draws(pilot, images))))
+
+        return run_pilot(terms, images, variates, edges, max(2, min(LEAST_ROWS, most)), enough)
+
+    def _draws(self, pilot: Pilot, images: ImageSet) -> tuple[int, int]:
+        return draws_needed(pilot, self.stderr * pilot.dims * math.log(2), self.replicates, images.size)
 
 
 class AdaptivePlan(BoundPlan):
-    """R systematic samples over shuffled images."""
+    """R systematic samples of m draws over shuffled images."""
 
     by_image = False
 
-    def __init__(self, pilot: Pilot, stderr: float, replicates: int, images: ImageSet) -> None:
-        """stderr: of the mean over the images, bits/dim. Raises ValueError if it needs too many evaluations."""
-        self.pilot = pilot
-        self.replicates = replicates
-        self.draws = draws_needed(pilot, stderr * pilot.dims * math.log(2), replicates, images.size)
-        full = images.size * int(pilot.edges[-1] - 1)
-        if replicates * self.draws > MAX_FULL_SUMS * full:
-            raise ValueError(
-                f"stderr={stderr:g} would take {replicates * self.draws:.2g} network evaluations, where all terms of "
-                f"all images take {full:.2g}: ask for a larger one"
-            )
+    def __init__(self, pilot: Pilot, controls: Controls | None, replicates: int, draws: int, images: ImageSet) -> None:
+        """draws: of each replicate."""
+        self.replicates, self.draws, self.controls = replicates, draws, controls
         self.pilot_evaluations = pilot.evaluations
-        self.evaluations = pilot.evaluations + replicates * self.draws
-        self.even = self.draws % images.size == 0
-        square = (pilot.dims * math.log(2)) ** 2
-        self.image_spread = ImageSpread(pilot.image_variance / square, pilot.raw_variance / square, pilot.images - 1)
-        counts = _whole(pilot.shares.numpy(), self.draws)
+        self.evaluations = pilot.evaluations + replicates * draws
+        self.even = draws % images.size == 0
+        self.image_spread = _in_bits(pilot)
+        counts = _whole(pilot.shares.numpy(), draws)
         samples = [_systematic_sample(pilot.edges.numpy(), counts, images, i) for i in range(replicates)]
         index, steps, weights = (np.stack(parts).ravel() for parts in zip(*samples, strict=True))
         by_index = np.argsort(index, kind="stable")  # the draws of an image together, replicate after replicate
         self._first = np.searchsorted(index[by_index], np.arange(images.size + 1))
-        self._replicates = by_index // self.draws
+        self._replicates = by_index // draws
         self._steps = steps[by_index]
         self._weights = images.size * weights[by_index]
 
@@ -147,29 +126,59 @@ class AdaptivePlan(BoundPlan):
         return DrawIndex(*(torch.from_numpy(values) for values in chosen))
 
 
-def draws_needed(pilot: Pilot, stderr: float, replicates: int, images: int) -> int:
-    """Number of draws m in each replicate for a standard error, in nats, of the mean over replicates.
+class FullSum(StrataPlan):
+    """All T terms of every image once, less control variates, with the error that a pilot foresees."""
+
+    limited = True
+
+    def __init__(self, pilot: Pilot, controls: Controls, images: int) -> None:
+        super().__init__(torch.arange(1, int(pilot.edges[-1]) + 1), 1, images)
+        self.controls = controls
+        self.pilot_evaluations = pilot.evaluations
+        self.evaluations += pilot.evaluations
+        square = images * (pilot.dims * math.log(2)) ** 2
+        parts = (pilot.noise_of_sum(strata) for strata in (slice(1, None), slice(0, 1), slice(None)))
+        steps, decoder, both = (VarianceEstimate(part.value / square, part.freedom) for part in parts)
+        self.noise = steps, decoder, both
+
+
+def variance_of_draws(pilot: Pilot, draws: int, images: int) -> float:
+    """The variance of a replicate of m draws, nats²; m at most the number of images n, or a multiple of it.
 
     With V the variance of a draw and A the part of it between images, which vanishes if a replicate takes all n images
-    equally often, a replicate's variance is (V − A)/m + A (1/m − 1/n) up to m = n, and (V − A)/m at multiples of n.
+    equally often, it is (V − A)/m + A (1/m − 1/n) up to m = n, and (V − A)/m at multiples of n.
+    V is taken larger by 1 + 6/J: what a pilot of J rows errs by costs up to as much (measured, with heavy tails too).
     """
-    target = replicates * stderr**2
-    between = min(pilot.image_variance, pilot.variance)
-    least = SMALLEST_SHARE * len(pilot.std)
-    few = max(least, math.ceil(pilot.variance / (target + between / images)))
+    variance, between = _parts(pilot)
+    return (variance - between) / draws + between * max(1 / draws - 1 / images, 0)
+
+
+def draws_needed(pilot: Pilot, stderr: float, replicates: int, images: int) -> tuple[int, int]:
+    """Numbers of replicates and of draws in each for a standard error, in nats, of the mean over replicates."""
+    variance, between = _parts(pilot)
+    least = (1 / PILOT_SHARE - 1) * pilot.evaluations
+    smallest = SMALLEST_SHARE * len(pilot.spread)
+    few = math.ceil(max(least / replicates, smallest, variance / (replicates * stderr**2 + between / images)))
     if few <= images:
-        return few
-    return images * math.ceil(max(least, (pilot.variance - between) / target) / images)
+        return replicates, few
+    total = max(least, (variance - between) / stderr**2)
+    draws = images * max(math.ceil(smallest / images), int(total / (replicates * images)))
+    return max(replicates, math.ceil(total / draws)), draws
 
 
-def _std_about_line(values: Tensor, steps: Tensor) -> Tensor:
-    """Standard deviation of values about their regression line in the steps: (n, K) both -> (K,).
+def _parts(pilot: Pilot) -> tuple[float, float]:
+    """V and A of `variance_of_draws`."""
+    variance = pilot.variance * (1 + PILOT_ERRORS / pilot.rows)
+    return variance, min(pilot.image_variance, variance)
 
-    A systematic sample has no variance from a linear trend within a stratum.
-    """
-    y, x = values - values.mean(0), steps - steps.mean(0)
-    explained = (y * x).sum(0) ** 2 / (x**2).sum(0).clamp(min=1e-9)
-    return (((y**2).sum(0) - explained).clamp(min=0) / max(len(values) - 2, 1)).sqrt()
+
+def _in_bits(pilot: Pilot) -> ImageSpread | None:
+    """The spread of the images in (bits/dim)²."""
+    if pilot.image_spread is None:
+        return None
+    square = (pilot.dims * math.log(2)) ** 2
+    variance, raw, freedom = pilot.image_spread
+    return ImageSpread(variance / square, raw / square, freedom)
 
 
 def _whole(shares: np.ndarray, draws: int) -> np.ndarray:

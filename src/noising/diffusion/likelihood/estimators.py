@@ -12,22 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from noising.diffusion.likelihood.controls import Controls
+from noising.diffusion.likelihood.image_set import ImageSet
+from noising.diffusion.likelihood.pilot import ImageSpread, VarianceEstimate
 from noising.diffusion.likelihood.terms import BoundTerms
 from noising.errors import require
 from noising.randomness import Streams
-
-
-class ImageSet(NamedTuple):
-    """A set of images with indices 0..size − 1.
-
-    fetch: indices (B,) -> images (B, C, H, W) on the network's device, and class labels for a network with classes;
-    purpose: name of the split, part of the key of every draw.
-    """
-
-    size: int
-    fetch: Callable[[Tensor], tuple[Tensor, Tensor | None]]
-    purpose: str
-    seed: int = 0
 
 
 class DrawIndex(NamedTuple):
@@ -42,29 +32,24 @@ class DrawIndex(NamedTuple):
 class BoundDraws(NamedTuple):
     """The evaluated draws of B images of D = dims numbers each: float64 on the host, in nats.
 
-    prior: L_T, exact, and floor: least possible L_0, (B,); nats: L_t, and error: ‖x − x̂‖²/D, of each draw (E,).
+    prior: L_T, exact, floor: least possible L_0, and taken_off: what control variates take off the sum of the terms,
+    (B,); nats: L_t less control variates, and error: ‖x − x̂‖²/D, of each draw (E,).
     """
 
     prior: Tensor
     floor: Tensor
+    taken_off: Tensor
     places: DrawIndex
     nats: Tensor
     error: Tensor
     dims: int
 
 
-class ImageSpread(NamedTuple):
-    """The variance of the bound between images, (bits/dim)², Monte Carlo variance subtracted; `raw` includes it."""
-
-    variance: float
-    raw: float
-    freedom: int
-
-
 class BoundPlan(ABC):
     """The draws of a set of images, fixed before the first is evaluated.
 
-    evaluations: the network's over all images, those of a pilot included; image_spread: as estimated by a pilot.
+    evaluations: the network's over all images, those of a pilot included; image_spread, (bits/dim)²: as estimated by
+    a pilot.
     """
 
     replicates: int
@@ -75,6 +60,12 @@ class BoundPlan(ABC):
     image_spread: ImageSpread | None = None
     strata: Tensor | None = None
     """Edges (K + 1,) of strata with one random step each an image and replicate; None if steps are evenly spaced."""
+    limited: bool = False
+    """Whether the error that was asked for would cost more evaluations than all terms of all images."""
+    controls: Controls | None = None
+    """Control variates that are taken off the terms."""
+    noise: tuple[VarianceEstimate, VarianceEstimate, VarianceEstimate] | None = None
+    """Variances of the mean of the steps, the decoder and both, (bits/dim)², where the draws themselves tell none."""
 
     @abstractmethod
     def places(self, index: Tensor, streams: Streams) -> DrawIndex:
@@ -114,18 +105,26 @@ def evaluate_draws(
     streams = Streams(images.seed, f"bound/{images.purpose}", index.tolist(), x.device)
     floor = terms.floor(x, streams.normal(x.shape[1:]).to(x))
     places = plan.places(index, streams)
-    parts = [torch.zeros(2, 0, dtype=torch.float64, device=x.device)]
+    controls, dims = plan.controls, x[0].numel()
+    parts = [torch.zeros(2 if controls is None else 3, 0, dtype=torch.float64, device=x.device)]
     for rows, steps in zip(torch.split(places.row, at_once), torch.split(places.step, at_once), strict=True):
         if not len(rows):
             continue  # few draws over many images: these got none
         noise = streams.normal(x.shape[1:], rows.tolist()).to(x)
         here = rows.to(x.device, non_blocking=True)
         classes = None if class_label is None else class_label[here]
-        parts.append(torch.stack(terms.at(x[here], steps, noise, classes)).double())
+        values = [*terms.at(x[here], steps, noise, classes)]
+        if controls is not None:
+            values.append(controls.variates.of_noise(x[here], terms.level(steps), noise))
+        parts.append(torch.stack(values).double())
         if advance is not None:
             advance(len(rows))
-    nats, error = torch.cat(parts, 1).cpu()
-    return BoundDraws(terms.prior(x).double().cpu(), floor.double().cpu(), places, nats, error, x[0].numel())
+    prior, floor = terms.prior(x).double().cpu(), floor.double().cpu()
+    nats, error, *control = torch.cat(parts, 1).cpu()
+    if controls is None:
+        return BoundDraws(prior, floor, torch.zeros_like(prior), places, nats, error, dims)
+    nats = nats - controls(index[places.row], places.step, control[0])
+    return BoundDraws(prior, floor, controls.of_bound(index), places, nats, error, dims)
 
 
 class StrataPlan(BoundPlan):

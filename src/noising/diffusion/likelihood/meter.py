@@ -17,11 +17,11 @@ from noising.diffusion.likelihood.estimators import (
     BoundDraws,
     BoundEstimator,
     BoundPlan,
-    ImageSet,
-    ImageSpread,
     evaluate_draws,
     log_strata,
 )
+from noising.diffusion.likelihood.image_set import ImageSet
+from noising.diffusion.likelihood.pilot import ImageSpread
 from noising.diffusion.likelihood.sums import SumsOverRanks
 from noising.diffusion.likelihood.terms import BoundTerms
 
@@ -105,6 +105,8 @@ class BoundEstimate:
     def _monte_carlo(self) -> list["_Error"]:
         """Monte Carlo errors of the steps, the decoder and their sum."""
         replicates = self.plan.replicates
+        if self.plan.noise is not None:
+            return [_Error(math.sqrt(noise.value), noise.freedom) for noise in self.plan.noise]
         if replicates == 1:
             return [_Error(math.nan, 1)] * 3
         n = self._images[0]
@@ -121,6 +123,7 @@ class BoundEstimate:
         if self.plan.even and n > 1:
             raw = max(square / n - (total / n) ** 2, 0.0) * n / (n - 1)
             noise = within / n if math.isfinite(within) else 0.0
+            noise = noise if self.plan.noise is None else self.plan.noise[2].value * n
             spreads.append(ImageSpread(max(raw - noise, 0.0), raw, int(n) - 1))
         if not spreads or n == 1:
             return _Error(math.nan, 1)
@@ -179,7 +182,7 @@ class BoundMeter(SumsOverRanks):
         which = torch.searchsorted(self._edges, step, right=True) - 1
         for sums, values in zip(self.bin_sums, (torch.ones_like(bits), bits, bits**2, draws.error), strict=True):
             sums.index_add_(0, which, values)
-        means = prior + table.sum(2).mean(1)
+        means = prior + draws.taken_off / nats + table.sum(2).mean(1)
         moments = [torch.ones_like(prior), prior, floor, means, means**2]
         variances = [_variance_of_mean(values) for values in (table[..., 0], table[..., 1], table.sum(2))]
         moments += [*variances, *(variance**2 for variance in variances)]

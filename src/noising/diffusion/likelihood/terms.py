@@ -22,7 +22,7 @@ from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser, Prediction
 from noising.diffusion.gaussian import Gaussian
-from noising.diffusion.levels import cast_to
+from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import ReverseVariance
@@ -109,6 +109,10 @@ class BoundTerms(ABC):
         """The least possible L_0, as `decoder_floor`: (B,) nats."""
 
     @abstractmethod
+    def level(self, steps: Tensor) -> NoiseLevel:
+        """The noise level of each step; steps: (B,) on the host."""
+
+    @abstractmethod
     def at(self, x: Tensor, steps: Tensor, noise: Tensor, class_label: Tensor | None = None) -> Term:
         """The term of each image's own step; steps: (B,) on the host; noise: of x's shape."""
 
@@ -129,6 +133,9 @@ class ModelTerms(BoundTerms):
 
     def floor(self, x: Tensor, noise: Tensor) -> Tensor:
         return decoder_floor(self.denoiser.variance, self.chain, x, noise, self.decoder)
+
+    def level(self, steps: Tensor) -> NoiseLevel:
+        return self.chain.level(steps)
 
     def at(self, x: Tensor, steps: Tensor, noise: Tensor, class_label: Tensor | None = None) -> Term:
         level = self.chain.level(steps)
@@ -154,6 +161,10 @@ class Difference(BoundTerms):
 
     def floor(self, x: Tensor, noise: Tensor) -> Tensor:
         return self.first.floor(x, noise) - self.second.floor(x, noise)
+
+    def level(self, steps: Tensor) -> NoiseLevel:
+        """Those of the first."""
+        return self.first.level(steps)
 
     def at(self, x: Tensor, steps: Tensor, noise: Tensor, class_label: Tensor | None = None) -> Term:
         first, second = (terms.at(x, steps, noise, class_label) for terms in (self.first, self.second))
