@@ -143,7 +143,6 @@ def test_every_mistake_is_one_line_that_names_its_cure(tmp_path: Path) -> None:
     cut = (broken / "017.png").read_bytes()[:40]
     (broken / "017.png").write_bytes(cut)
     (empty / "inner" / "notes.txt").write_text("not an image")
-    train = sum(int(hashlib.sha256(f"{n:03}.png".encode()).hexdigest()[:16], 16) / 2**64 >= 0.2 for n in range(60))
     mistakes: list[tuple[str, dict[str, Any]]] = [
         (f"data.root={tmp_path / 'none'} does not exist", {"root": tmp_path / "none"}),
         (f"data.root={full / '000.png'} is not a folder", {"root": full / "000.png"}),
@@ -153,7 +152,6 @@ def test_every_mistake_is_one_line_that_names_its_cure(tmp_path: Path) -> None:
             f"data.labels=true needs sub-folders, but {loose / '001.png'} is in none",
             {"root": loose, "labels": True},
         ),
-        (f"data.batch_size=61 is more than the {train} training images: lower it", {"batch_size": 61}),
         ("data.test_fraction=1e-09 takes none of the 60 images: raise it", {"test_fraction": 1e-9}),
         ("data.val_fraction=1e-09 takes none of the 60 images: raise it", {"val_fraction": 1e-9}),
         ("batch_size must be at least 1, got 0", {"batch_size": 0}),

@@ -113,7 +113,6 @@ class ImageFolder(ImageData):
         for name, fraction in (("val", self.val_fraction), ("test", self.test_fraction)):
             if not parts[name]:
                 raise ValueError(f"data.{name}_fraction={fraction} takes none of the {len(paths)} images: raise it")
-        self.check_batch_size(len(parts["train"]))  # before minutes of decoding
         train, val, test = (self._read(part, classes) for part in parts.values())
         self.skipped = len(self._refused)
         if self.skipped:
