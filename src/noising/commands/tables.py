@@ -1,6 +1,7 @@
 """Printing for commands: tables, numbers with their errors, files, and a bar of network evaluations."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from noising.errors import printable
+from noising.errors import encodable, printable
 from noising.runs.declarations import ERRORS, Declaration, Declarations, declaration, from_summary, measurements
 from noising.runs.folder import Run, reading_summary
 from noising.runs.rows import Row
@@ -36,8 +37,11 @@ def print_table(
 
 
 def literal(text: str | Text) -> Text:
-    """A cell that shows the text as it is: none of rich's markup, nothing that a terminal would obey."""
-    return text if isinstance(text, Text) else Text(printable(text))
+    """A cell that shows the text as it is: none of rich's markup, nothing that a terminal would obey.
+
+    It is spelt as the stream will show it, so that a column is as wide as what stands in it.
+    """
+    return text if isinstance(text, Text) else Text(encodable(printable(text), sys.stdout.encoding))
 
 
 def relative(path: str | Path) -> str:
