@@ -189,7 +189,7 @@ def test_every_mode_that_a_format_holds(tmp_path: Path) -> None:
     indexed.save(tmp_path / "x.png", transparency=bytes([0, 255]))
     assert _pixels(tmp_path / "x.png") == [255, 255, 255, 40, 50, 60]
     lab = _tiff(tmp_path / "lab.tif", "<", bytes([255, 0, 0, 138, 81, 70]), (8, 8, 8), 8)  # white, and sRGB red in D50
-    assert _pixels(lab) == pytest.approx([255, 255, 255, 255, 0, 0], abs=3)
+    assert _pixels(lab) == pytest.approx([255, 255, 255, 255, 0, 0], abs=5)
     assert _pixels(lab, "L") == pytest.approx([255, 76], abs=3)
 
 
