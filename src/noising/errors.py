@@ -26,6 +26,42 @@ def printable(text: object) -> str:
     return "".join(shown)
 
 
+_SPELT = {
+    **{"±": "+-", "−": "-", "–": "-", "—": "-", "·": "*", "×": "x", "…": "...", "²": "^2", "³": "^3", "½": "1/2"},
+    **{"≤": "<=", "≥": ">=", "≈": "~", "≠": "!=", "→": "->", "←": "<-", "∞": "inf", "√": "sqrt", "µ": "u", "•": "*"},
+    **{"\u0302": "-hat", "\u0304": "-bar", "\u0303": "-tilde", "λ": "lambda", "Λ": "Lambda", "ß": "ss", "💡": ""},
+    **dict.fromkeys("‘’", "'"),
+    **dict.fromkeys("“”", '"'),
+    **dict.fromkeys("│┃║", "|"),
+    **dict.fromkeys("─━═╸╺", "-"),
+    **dict.fromkeys("┌┐└┘├┤┬┴┼┏┓┗┛┡┩╇", "+"),
+}
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """Text with the letters that an encoding lacks spelt in ASCII: λ is lambda. None is an encoding that has all."""
+    try:
+        text.encode(encoding or "utf-8")
+    except UnicodeEncodeError:
+        return "".join(_encodable_letter(letter, encoding or "utf-8") for letter in text)
+    return text
+
+
+def _encodable_letter(letter: str, encoding: str) -> str:
+    try:
+        letter.encode(encoding)
+    except UnicodeEncodeError:
+        if letter in _SPELT:
+            return _SPELT[letter]
+        family, _, name = unicodedata.name(letter, "").partition(" LETTER ")
+        if family in ("GREEK SMALL", "GREEK CAPITAL"):
+            word = name.split()[0]
+            return word.lower() if family.endswith("SMALL") else word.capitalize()
+        base = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()  # é is e, ₂ is 2
+        return base or letter.encode("ascii", "backslashreplace").decode()
+    return letter
+
+
 class UsageError(ValueError):
     """A request of the user's that cannot be met; its message is one line, shown without a traceback."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from noising.cli.help import GROUPS
-from noising.cli.main import Output
+from noising.cli.streams import Output
 from noising.config.choices import conf_dir
 from tests.helpers import ROOT
 

@@ -11,7 +11,7 @@ import torch
 from noising.metrics import reference_features as references
 from noising.metrics.statistics import read_statistics
 from noising.runs.folder import Run
-from tests.helpers import Command
+from tests.helpers import Command, write_images
 
 
 def test_statistics_go_from_data_to_a_file_to_another(
@@ -32,6 +32,19 @@ def test_statistics_go_from_data_to_a_file_to_another(
     assert after.count == 200
     torch.testing.assert_close(after.mean, before.mean, rtol=1e-6, atol=1e-7)  # torch-fidelity's is single precision
     assert torch.equal(after.covariance, before.covariance)
+
+
+@pytest.mark.slow
+def test_a_batch_size_is_for_training_alone(noising: Command, tmp_path: Path) -> None:
+    """Fewer training images than the 128 that a step of training would take."""
+    (tmp_path / "images").mkdir()
+    for number, name in enumerate("ab"):
+        images = np.random.default_rng(number).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+        write_images(tmp_path / "images" / name, images)
+    options = ["data=image_folder", "data.root=images", "data.resolution=8", "data.labels=true", "hydra.run.dir=run"]
+    outcome = noising("reference", *options)
+    assert outcome.code == 0, outcome.err
+    assert Run(tmp_path / "run").summary["reference/images"] == 49
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,10 @@ def test_errors_of_the_batch_size() -> None:
     with pytest.raises(ValueError, match=r"^batch_size must be at least 1, got 0$"):
         Numbered(0)
     with pytest.raises(ValueError, match=r"^data\.batch_size=41 is more than the 40 training images: lower it$"):
-        Numbered(41).setup()
+        with_trainer(Numbered(41))
+    unfitted = Numbered(41)
+    unfitted.setup()  # what does not train needs no batch of training images
+    assert len(unfitted.train.pixels) == 40
     with pytest.raises(ValueError, match=r"^data\.batch_size=8 must be a multiple of 3 "):
         with_trainer(Numbered(8), world=3)
 

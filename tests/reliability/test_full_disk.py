@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from noising.cli.main import Output
+from noising.cli.streams import Output
 from noising.commands.sample_jobs import SampleShards
 from noising.runs.folder import Run
 from noising.runs.results import Results

@@ -339,7 +339,7 @@ def _agreed_name() -> str:
         raise UsageError("torchrun on several nodes: add --rdzv-id=NAME or hydra.run.dir=FOLDER, for all to agree")
     agent = os.getppid()
     try:  # ticks from boot to the agent's start; the command's name, in brackets, may hold spaces
-        start = Path(f"/proc/{agent}/stat").read_text().rpartition(")")[2].split()[19]
+        start = Path(f"/proc/{agent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except OSError:
         start = "0"
     return f"torchrun-{agent}-{start}"

@@ -2,6 +2,7 @@
 
 import errno
 import importlib
+import logging
 import os
 import sys
 import traceback
@@ -47,6 +48,7 @@ class Task:
 
     def __call__(self, config: DictConfig) -> None:
         see_current_folder()
+        _log_in_utf8()
         hydra = HydraConfig.get()
         sweeping = hydra.mode == RunMode.MULTIRUN
         which = f"job {hydra.job.num} ({' '.join(hydra.overrides.task)}): " if sweeping else ""
@@ -135,6 +137,13 @@ class _Callbacks:
                     warnings.warn(f"Callback {name} raised {type(error).__name__}: {error}", stacklevel=2)
 
         return notify
+
+
+def _log_in_utf8() -> None:
+    """Hydra opens the log's file in the encoding of the locale, which may lack a letter."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and handler.stream is not None:
+            handler.stream.reconfigure(encoding="utf-8", errors="backslashreplace")
 
 
 def see_current_folder() -> None:

@@ -9,10 +9,10 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra.core.override_parser.types import Override
@@ -26,6 +26,7 @@ from noising.cli.help import register_group_list
 from noising.cli.launch import NO_ROOM, Task, launch, say, see_current_folder, sweep
 from noising.cli.overrides import Composer, composer, each_choice_once
 from noising.cli.paths import is_path, with_paths
+from noising.cli.streams import standard_streams
 from noising.cli.sweeps import prepare_jobs, presets, refuse_ddp_sweep
 from noising.config.choices import conf_dir
 from noising.config.instantiate import nearest
@@ -40,7 +41,14 @@ def cli() -> None:
     name, words = (sys.argv[1], sys.argv[2:]) if len(sys.argv) > 1 else ("--help", [])
     if name in COMMANDS:
         main(name, words)
-    elif name in ("--help", "-h", "help"):
+    else:
+        with standard_streams():
+            _list_commands(name)
+
+
+def _list_commands(name: str) -> None:
+    """What the commands are, or which of them was meant."""
+    if name in ("--help", "-h", "help"):
         print("usage: noising NAME [key=value ...]; noising NAME --help tells more\n")
         print("\n".join(f"  {name:11} {command.help}" for name, command in COMMANDS.items()))
     else:
@@ -56,13 +64,8 @@ def main(name: str, words: Sequence[str] | None = None, conf: Path | None = None
     stderr), with 1 if a job failed.
     """
     logging.raiseExceptions = False  # a log that cannot be written is no reason to write tracebacks beside it
-    output, errors = Output(sys.stdout, "standard output"), Output(sys.stderr, "standard error")
-    with redirect_stdout(output), redirect_stderr(errors):  # type: ignore[type-var]
-        try:
-            _main(name, sys.argv[1:] if words is None else list(words), conf or conf_dir())
-        finally:
-            output.close_quietly()
-            errors.close_quietly()
+    with standard_streams():
+        _main(name, sys.argv[1:] if words is None else list(words), conf or conf_dir())
 
 
 def _main(name: str, words: list[str], conf: Path) -> None:
@@ -221,50 +224,6 @@ def _argv(words: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         sys.argv = before
-
-
-class Output:
-    """A stream of a terminal, a pipe or a file that may fail before the work is done: the work goes on.
-
-    `... | head` has seen enough; a file may lie on a full disk.
-    """
-
-    def __init__(self, stream: Any, name: str) -> None:
-        self._stream, self._name = stream, name
-        self._failed = self._said = False
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        self._try(lambda: self._stream.write(text))
-        return len(text)
-
-    def flush(self) -> None:
-        self._try(self._stream.flush)
-
-    def close_quietly(self) -> None:
-        """Write what is buffered; if that is impossible, forget it, or Python would end with a code of its own."""
-        self.flush()
-        if self._failed:
-            self._forget()
-
-    def _try(self, act: Callable[[], Any]) -> None:
-        try:
-            act()
-            self._failed = False
-        except BrokenPipeError:
-            self._forget()
-        except OSError as error:
-            first, self._failed, self._said = not self._said, True, True
-            if first and self._stream is not sys.__stderr__:
-                print(f"{self._name} cannot be written ({error.strerror}); the work goes on", file=sys.stderr)
-
-    def _forget(self) -> None:
-        with suppress(OSError):  # not a file
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
-            self._stream.flush()
-            self._failed = False
 
 
 def _stop(message: str) -> NoReturn:

@@ -1,6 +1,7 @@
 """Printing for commands: tables, numbers with their errors, files, and a bar of network evaluations."""
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from noising.errors import printable
+from noising.errors import encodable, printable
 from noising.runs.declarations import ERRORS, Declaration, Declarations, declaration, from_summary, measurements
 from noising.runs.folder import Run, reading_summary
 from noising.runs.rows import Row
@@ -36,8 +37,11 @@ def print_table(
 
 
 def literal(text: str | Text) -> Text:
-    """A cell that shows the text as it is: none of rich's markup, nothing that a terminal would obey."""
-    return text if isinstance(text, Text) else Text(printable(text))
+    """A cell that shows the text as it is: none of rich's markup, nothing that a terminal would obey.
+
+    It is spelt as the stream will show it, so that a column is as wide as what stands in it.
+    """
+    return text if isinstance(text, Text) else Text(encodable(printable(text), sys.stdout.encoding))
 
 
 def relative(path: str | Path) -> str:
@@ -160,10 +164,10 @@ def _print_bound(summary: Mapping[str, Any], split: str, declared: Declarations)
         print(printable(limited_words(card["stderr"], found["bound_mc_se"])))
 
 
-def limited_words(asked: float, reached: float) -> str:
+def limited_words(wanted: float, reached: float) -> str:
     """What became of a standard error that would cost more than all terms, in bits/dim."""
     return (
-        f"bound.stderr={asked:g} would cost more than all terms of all images, and no more than these was spent: "
+        f"bound.stderr={wanted:g} would cost more than all terms of all images, and no more than these was spent: "
         f"± {number(reached)} was reached"
     )
 

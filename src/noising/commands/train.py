@@ -26,6 +26,7 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     experiment = Experiment(cfg)
     module = experiment.module  # denoiser + objective + times + optimizer, validated and tested by the bound
     data = experiment.data  # images, with their resolution, channels and grey levels
+    data.check_batch_size()
     results = open_results(run, cfg, "train")  # where every number goes: summary.json, metrics.csv, the loggers
     callbacks = experiment.callbacks(results)  # EMA, checkpoints, samples, quality, results
     trainer = experiment.trainer(results, callbacks)

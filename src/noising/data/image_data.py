@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noising.data.order import BatchSlice, StepOrder, evaluation_batches
+from noising.errors import ConfigError
 from noising.randomness import generator
 
 SPLITS = ("test", "train", "val")  # in evaluation order
@@ -84,10 +85,9 @@ class ImageData(LightningDataModule, ABC):
         """Read the whole set into memory; the split must not depend on the run's seed."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the images, if not loaded. Raises ValueError for a batch size that cannot be trained with."""
+        """Load the images, if not loaded. Raises ValueError where a batch size cannot be trained with, before a fit."""
         if not hasattr(self, "train"):
             splits = self.load()
-            self.check_batch_size(len(splits.train.pixels))
             self.train, self.val, self.test, self.levels, self.classes = splits
             self.channels, self.resolution = self.train.pixels.shape[1:3]
             self._check_ranges()
@@ -95,6 +95,7 @@ class ImageData(LightningDataModule, ABC):
                 found = f"resolution {self.resolution} and {self.levels} levels"
                 raise ValueError(f"{self.place}: declares (resolution, levels) = {self.declared}, and has {found}")
         if self.trainer is not None and stage in (None, "fit"):
+            self.check_batch_size()
             self._order()  # the divisibility of the batch is checked by the order itself
 
     def _check_ranges(self) -> None:
@@ -119,10 +120,11 @@ class ImageData(LightningDataModule, ABC):
                     sha.update(memoryview(tensor.contiguous().numpy()).cast("B"))
         return sha.hexdigest()
 
-    def check_batch_size(self, images: int) -> None:
-        """Raise ValueError if one step needs more training images than there are."""
+    def check_batch_size(self) -> None:
+        """Raise ConfigError if one step needs more training images than there are: for training alone."""
+        images = len(self.train.pixels)
         if self.batch_size > images:
-            raise ValueError(f"data.batch_size={self.batch_size} is more than the {images} training images: lower it")
+            raise ConfigError(f"data.batch_size={self.batch_size} is more than the {images} training images: lower it")
 
     # Pixels 0..levels-1 <-> [-1, 1]
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
 from noising.data.image_data import ImageData, Images, Splits
 from noising.errors import printable
@@ -42,9 +43,9 @@ class ImageFolder(ImageData):
     """The images under ``root``, in sub-folders of any depth, of FORMATS.
 
     Hidden files and files without an image's suffix are passed over, and the first frame of an animation is taken.
-    Rotation marks of cameras are applied, 16-bit grey is rounded to 8 bits, transparency is laid on white, grey becomes
-    three equal channels (``channels=3``) and colour its luma (``channels=1``). Images are resized by Pillow's Lanczos
-    filter, which averages over all the pixels it shrinks.
+    Rotation marks of cameras are applied, grey of 12 or 16 bits is rounded to 8, transparency is laid on white, grey
+    becomes three equal channels (``channels=3``) and colour its luma (``channels=1``). Images are resized by Pillow's
+    Lanczos filter, which averages over all the pixels it shrinks.
 
     An image's split is a function of a hash of its path below ``root``: no seed changes it, and images added later do
     not move others.
@@ -113,7 +114,6 @@ class ImageFolder(ImageData):
         for name, fraction in (("val", self.val_fraction), ("test", self.test_fraction)):
             if not parts[name]:
                 raise ValueError(f"data.{name}_fraction={fraction} takes none of the {len(paths)} images: raise it")
-        self.check_batch_size(len(parts["train"]))  # before minutes of decoding
         train, val, test = (self._read(part, classes) for part in parts.values())
         self.skipped = len(self._refused)
         if self.skipped:
@@ -198,7 +198,7 @@ class ImageFolder(ImageData):
                 millions = math.prod(opened.size) / 1e6  # known before anything is decoded
                 if millions > self.max_megapixels:
                     raise ValueError(f"{millions:.0f} million pixels are more than data.max_megapixels")
-                image = _eight_bits(ImageOps.exif_transpose(opened)).convert(self.mode)
+                image = _eight_bits(opened).convert(self.mode)
         except UnidentifiedImageError as error:
             raise ValueError(f"data.root: cannot read {path}: it is no image of {', '.join(FORMATS)}") from error
         except Exception as error:  # Pillow's readers raise nearly anything on a broken file
@@ -215,14 +215,35 @@ class ImageFolder(ImageData):
         return np.asarray(image).reshape(self.side, self.side, len(self.mode))
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Convert to 8 bits a channel without transparency: 16 bits are rounded, transparency is laid on white."""
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+def _eight_bits(opened: ImageFile.ImageFile) -> Image.Image:
+    """Decode to 8 bits a channel without transparency, upright: 12 and 16 bits are rounded, clear is laid on white."""
+    coding = _sample_coding(opened)  # known only before the image is loaded
+    image = ImageOps.exif_transpose(opened)
+    tags = opened.tag_v2 if isinstance(opened, TiffImageFile) else {}
+    if 2 in tags.get(SAMPLEFORMAT, ()):
+        raise ValueError("signed grey has no known range: save it with 8 or 16 bits without a sign")
+    if image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM")):
         # Not by Pillow's convert, which in many versions clips everything above 255 to white.
-        return Image.fromarray(((np.asarray(image).astype(np.int64) + 128) // 257).astype(np.uint8))
+        deep, most = np.asarray(image).astype(np.int64), 4095 if coding == "I;12" else 65535
+        grey = (2 * 255 * deep + most) // (2 * most)
+        if tags.get(PHOTOMETRIC_INTERPRETATION) == 0:  # white is zero, which Pillow sees to for 8 bits alone
+            grey = 255 - grey
+        if "transparency" in image.info:
+            grey[deep == image.info["transparency"]] = 255
+        return Image.fromarray(grey.astype(np.uint8))
     if image.mode in ("I", "F"):
         raise ValueError("32-bit grey has no known range: save it with 8 or 16 bits")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        if "transparency" in image.info and coding == "RGB;16B":  # Pillow has dropped the lower bytes of the pixels
+            raise ValueError("16-bit colour with a transparent colour: save it with an alpha channel, or with 8 bits")
+        if coding in ("L;2", "L;4"):  # Pillow has scaled the pixels to 8 bits, and not the transparent grey
+            image.info["transparency"] *= {"L;2": 85, "L;4": 17}[coding]
+        image = image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image
+    return image.convert("RGB") if image.mode == "LAB" else image  # Pillow has no way from LAB to grey
+
+
+def _sample_coding(opened: ImageFile.ImageFile) -> str:
+    """Pillow's name for how the file holds its samples, such as `I;12` for 12 bits."""
+    coding = opened.tile[0][3] if opened.tile else ""
+    return str(coding[0] if isinstance(coding, tuple) and coding else coding)

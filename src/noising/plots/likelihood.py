@@ -83,7 +83,7 @@ def write_bins(path: Path, bins: Sequence[StepBin]) -> None:
 
 def read_bins(path: Path) -> list[StepBin]:
     """Read every row, in the order of the file."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         _, *rows = csv.reader(file)
     return [StepBin(split, int(first), int(last), *map(float, numbers)) for split, first, last, *numbers in rows]
 

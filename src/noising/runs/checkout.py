@@ -50,7 +50,7 @@ class Checkout(NamedTuple):
         kind = "[core]\nrepositoryformatversion = 1\n[extensions]\nobjectformat = sha256\n" if len(commit) > 40 else ""
         with tempfile.TemporaryDirectory() as folder:
             for name, text in (("HEAD", commit), ("config", kind)):
-                Path(folder, name).write_text(text + "\n")
+                Path(folder, name).write_text(text + "\n", encoding="utf-8")
             Path(folder, "refs").mkdir()
             own = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
             places = {

@@ -59,6 +59,6 @@ def _git() -> dict[str, Any] | None:
 
 def _cpu() -> str:
     with suppress(OSError):
-        if found := re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(), re.MULTILINE):
+        if found := re.search(r"^model name\s*:(.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE):
             return found[1].strip()
     return platform.processor() or platform.machine()

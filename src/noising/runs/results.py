@@ -211,7 +211,7 @@ class Results:
         """Make the record of a run that has a table alone, as earlier versions left it."""
         with replacing(self.record) as record:
             if self.table.exists():
-                whole, newline, _ = self.table.read_text().rpartition("\n")
+                whole, newline, _ = self.table.read_text(encoding="utf-8").rpartition("\n")
                 for cells in csv.DictReader(io.StringIO(whole + newline)):
                     record.write(_line({name: _number(cell) for name, cell in cells.items() if cell}))
 

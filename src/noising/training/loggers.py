@@ -363,7 +363,7 @@ def _stable_id(file: Path, given: str | None) -> str:
     if given or not file.exists():
         with replacing(file) as out:
             out.write((given or uuid.uuid4().hex[:12]).encode())
-    return file.read_text().strip()
+    return file.read_text(encoding="utf-8").strip()
 
 
 def _artifact_name(kind: str, run_id: str) -> str:
