@@ -26,6 +26,21 @@ def test_a_spread_that_was_not_seen_is_no_error_of_zero(
     assert ("0.0200" in said, "0.0000" in said) == (bool(spread), False)
 
 
+@pytest.mark.parametrize("limited", [True, False])
+def test_an_error_that_would_cost_more_than_all_terms_is_beside_what_was_reached(
+    limited: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path)
+    card = dict.fromkeys(("estimator", "clip", "timesteps", "step"), 1)
+    card |= {"images": 4, "evaluations": 1, "evaluations_of_the_full_sum": 1}
+    card |= {"limited_to_the_full_sum": limited, "stderr": 0.001}
+    run.update({"test/bound": 3.5, "test/bound_mc_se": 0.0234}, cards={"test/bound": card})
+    print_summary(run)
+    said = capsys.readouterr().out
+    assert ("bound.stderr=0.001 would cost more than all terms" in said) == limited
+    assert ("± 0.0234 was reached" in said) == limited
+
+
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
