@@ -31,7 +31,7 @@ from noising.randomness import Streams, generator
 
 SMALLEST_SHARE = 4  # least average draws per stratum in a replicate, so that rounding to whole draws keeps the shares
 PILOT_SHARE = 0.15  # of all evaluations, at most
-PILOT_ERRORS = 6  # rows
+PILOT_ERRORS = 4  # rows
 GROWTH = 0.6  # of the draws that a pilot foresees: a larger one foresees fewer
 LEAST_ROWS = 8  # of a pilot, where they cost less than that share of the full sum
 
@@ -147,7 +147,7 @@ def variance_of_draws(pilot: Pilot, draws: int, images: int) -> float:
 
     With V the variance of a draw and A the part of it between images, which vanishes if a replicate takes all n images
     equally often, it is (V − A)/m + A (1/m − 1/n) up to m = n, and (V − A)/m at multiples of n.
-    V is taken larger by 1 + 6/J: what a pilot of J rows errs by costs up to as much (measured, with heavy tails too).
+    V is taken larger by 1 + 4/J: what a pilot of J rows errs by costs about as much (measured, on digits and MNIST).
     """
     variance, between = _parts(pilot)
     return (variance - between) / draws + between * max(1 / draws - 1 / images, 0)

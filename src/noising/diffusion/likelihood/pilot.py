@@ -4,7 +4,8 @@ Its losses are then discarded, so that an estimate that was planned by it is unb
 
 A row of the pilot is an image with one step of each stratum, evaluated twice, with two noises. The difference of the
 two tells the spread over the noise, their mean that over images and steps. The trend of the steps within a stratum is
-no spread, since they are evenly spaced in the estimate that follows: a line is taken off.
+no spread, since they are evenly spaced in the estimate that follows: a line is taken off. Nor is what differs between
+very few images, of which every stratum has equally many draws: each comes in two rows, and has a mean of its own.
 """
 
 import math
@@ -20,7 +21,7 @@ from noising.diffusion.likelihood.terms import BoundTerms
 from noising.randomness import Streams, generator
 
 DEFENSIVE = 0.05  # share of draws uniform over the strata, in case the pilot underestimates the spread of one
-FEW = 8  # fewer rows tell no coefficients, fewer images none of their own, and twice as many are needed for A
+FEW = 8  # fewer rows tell no coefficients, fewer images none of their own
 MARGIN = 4  # rows; coefficients are taken where they lessen the error of a value left out by (1 + 4/rows)
 PRIOR_ROWS = 2  # weight, in rows, of an even spread in that of each stratum, when the draws are shared out
 AT_ONCE = 64  # evaluations in a batch
@@ -46,7 +47,7 @@ class Pilot(NamedTuple):
 
     edges: (K + 1,), stratum k holds the steps edges[k] .. edges[k + 1] − 1; noise: (K,), variance of a term, times the
     stratum's number of steps, over the noise; spread: (K,), that over images and steps too, about a line in the steps;
-    coefficients: (K, 3), as in `Controls`; image_variance: of the bound between images, 0 where it is not known;
+    coefficients: (K, 3), as in `Controls`; image_variance: of the bound between images, less a standard error;
     image_spread: that with nothing taken off, None where an image comes twice.
     """
 
@@ -120,9 +121,10 @@ def run_pilot(
 def evaluate_rows(
     terms: BoundTerms, images: ImageSet, variates: ControlVariates, edges: Tensor, numbers: range
 ) -> PilotRows:
-    """Evaluate the rows of these numbers; their images come in a random order, that begins anew after the last."""
+    """Evaluate the rows of these numbers; the images come in a random order, that begins anew after the last."""
     order = torch.from_numpy(generator(images.seed, f"bound/{images.purpose}/pilot images").permutation(images.size))
-    index = order[torch.tensor(numbers) % images.size]
+    together = 2 if images.size < FEW else 1
+    index = order[torch.tensor(numbers) // together % images.size]
     x, label = images.fetch(index)
     streams = Streams(images.seed, f"bound/{images.purpose}/pilot", numbers, x.device)
     widths = edges.diff()
@@ -148,19 +150,22 @@ def summarize(rows: PilotRows, images: ImageSet, variates: ControlVariates, edge
     noise = of_noise.variance / 2
 
     mean = nats.mean(2) - of_noise.coefficients * control.mean(2)
-    line = torch.stack([torch.ones_like(steps), steps - steps.mean(1, keepdim=True)][: 1 + (count > 2)], 2)
+    means = (index[:, None] == torch.unique(index)) if images.size < FEW else torch.ones(count, 1)
+    slope = (steps - steps.mean(1, keepdim=True))[..., None] * (count > 2)
+    line = torch.cat([means.double().expand(len(widths), -1, -1), slope], 2)
     features = (min(count, images.size) >= FEW) * variates.of_images[index]
     of_images = _fit(mean, line, features.expand(len(widths), -1, -1))
     monte_carlo = float(noise.sum() / 2)  # of the bound of a row
-    left = float(of_images.residuals.sum(0).square().sum() / of_images.freedom.min())
+    free = float(of_images.freedom.min())
+    left = float(of_images.residuals.sum(0).square().sum()) / free
     bounds = _least_squares(mean, line).residuals.sum(0)
     return Pilot(
         edges=edges,
         noise=noise,
         spread=(of_images.variance - noise / 2).clamp(min=0) + noise,
         coefficients=torch.cat([of_noise.coefficients, of_images.coefficients], 1) / widths[:, None],
-        image_variance=max(left - monte_carlo, 0.0) if min(count, images.size) >= 2 * FEW else 0.0,
-        image_spread=_image_spread(bounds, features, variates, monte_carlo) if count <= images.size else None,
+        image_variance=max(left - monte_carlo - math.sqrt(2 / free) * left, 0.0),
+        image_spread=_image_spread(bounds, features, variates, monte_carlo) if FEW <= images.size >= count else None,
         rows=count,
         dims=images.fetch(index[:1])[0].numel(),
     )
