@@ -14,7 +14,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 
-from noising.config.instantiate import make
+from noising.config.instantiate import locate, make, parameters
 from noising.config.options import MAX_DEVICES
 from noising.config.secrets import without_secrets
 from noising.config.theory import build_recipe, build_sampler
@@ -25,7 +25,7 @@ from noising.diffusion.recipe import Recipe
 from noising.diffusion.samplers import Sampler
 from noising.errors import ConfigError, config_errors
 from noising.metrics.measurement import SampleQuality, sample_quality
-from noising.metrics.quality import ClassifierDistance
+from noising.metrics.reference_features import UnmeasurableError
 from noising.runs.results import Results
 from noising.training.callbacks.quality import COST
 from noising.training.callbacks.variance_fit import VarianceFit
@@ -137,17 +137,22 @@ class Experiment:
 
     @cached_property
     def quality(self) -> SampleQuality | None:
-        """The measure of samples; None without metrics, and where the default ones need labels that are not there."""
-        if self.config.get("metrics") is None:
+        """The measure of samples; None without metrics or a callback for them, and where the data set allows none."""
+        if self.config.get("metrics") is None or not self._measured:
             return None
         metric = make(self.config.metrics, "metrics", object)
-        if isinstance(metric, ClassifierDistance) and not self.data.classes:
-            log.info(
-                "samples are not measured: metrics=fd needs labels, and %s has none; metrics=fid does not",
-                self.data.name,
-            )
+        try:
+            return build_quality(self.config.metrics, metric, self.data)
+        except UnmeasurableError as why:
+            log.info("samples are not measured: %s", why)
             return None
-        return build_quality(self.config.metrics, metric, self.data)
+
+    @property
+    def _measured(self) -> bool:
+        """Whether one of the callbacks is given the measure of samples: not with callbacks.quality=null."""
+        nodes = (self.config.get("callbacks") or {}).values()
+        targets = [node["_target_"] for node in nodes if isinstance(node, DictConfig) and "_target_" in node]
+        return any("quality" in parameters(locate(target, "callbacks")) for target in targets)
 
     def callbacks(self, results: Results) -> list[Callback]:
         """The average, the progress bar, the checkpoints, and what the `callbacks` group names."""

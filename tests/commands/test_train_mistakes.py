@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from noising.data.digits import Digits
+from noising.metrics.quality import ClassifierDistance
+from noising.runs.folder import Run
 from tests.helpers import SMALL, Command, write_images
 
 
@@ -152,6 +154,61 @@ def test_a_folder_of_images_gets_its_line(
     assert outcome.err.count("\n") == 1
     assert all(word in outcome.err for word in words), outcome.err
     assert not (tmp_path / "runs").exists()
+
+
+WITH_METRICS = [option for option in SMALL if option != "~metrics"]
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "why"),
+    [
+        (
+            40,
+            2,
+            "metrics.split=train: image_folder has 35 of these images, and a Fréchet distance of 64 features needs",
+        ),
+        (100, 2, "metrics.n is as many as there are test images of image_folder by default, 9, and"),
+        (40, 1, "metrics=fd: image_folder has a single class for the classifier"),
+    ],
+)
+def test_images_that_are_too_few_to_measure_samples_by_are_trained_on(
+    images: int, classes: int, why: str, noising: Command, tmp_path: Path
+) -> None:
+    for label in range(classes):
+        folder = tmp_path / "images" / f"class{label}"
+        folder.parent.mkdir(exist_ok=True)
+        write_images(folder, np.zeros((images // classes, 8, 8, 3), np.uint8))
+    data = ["data=image_folder", "data.root=images", "data.labels=true", "data.resolution=8", "data.batch_size=2"]
+    short = ["trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.samples=null", "hydra.run.dir=run"]
+    outcome = noising("train", *WITH_METRICS, *data, *short)
+    assert outcome.code == 0, outcome.err
+    assert f"samples are not measured: {why}" in (tmp_path / "run" / "train.log").read_text()
+    assert "test/fd" not in Run(tmp_path / "run").summary
+    outcome = noising("evaluate", "checkpoint=run", "sampler=ddim")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {why}")
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["metrics=null", "callbacks.quality=null"])
+def test_a_training_without_measuring_fits_no_classifier(
+    option: str, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClassifierDistance, "extractor", lambda self, data: pytest.fail("a classifier was fitted"))
+    outcome = noising("train", *WITH_METRICS, option, "trainer.max_steps=1", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    summary = Run(tmp_path / "run").summary
+    assert "test/bound" in summary
+    assert "test/fd" not in summary
+
+
+def test_nothing_to_measure_is_told(trained: Path, noising: Command) -> None:
+    outcome = noising("evaluate", f"checkpoint={trained}", "sampler=ddim", "metrics=null")
+    assert outcome.code == 2
+    assert outcome.err == "error: with sampler=NAME samples are measured, by metrics=fd, fid or fd_dinov2: choose one\n"
+    outcome = noising("reference", "metrics=null")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: metrics: statistics are of features: choose fd")
 
 
 @pytest.mark.parametrize("name", ["sample", "evaluate"])

@@ -30,7 +30,7 @@ from noising.config.leaves import leaves
 from noising.config.secrets import require_no_secret
 from noising.errors import ConfigError
 
-_DISPENSABLE = ("callbacks", "logger", "metrics")  # groups that a run may be without: ~metrics
+_DISPENSABLE = ("callbacks", "logger", "metrics")  # groups that a run may be without: ~metrics, metrics=null
 
 _FAILURES = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises plain ValueErrors too
 
@@ -256,6 +256,12 @@ def composer(
     finally:
         HydraConfig.instance().cfg = before
         _ConfigDir.folder = None
+
+
+def without_null_groups(words: Iterable[str]) -> list[str]:
+    """The words, `metrics=null` as `~metrics`: Hydra has no null for a group that its config chooses."""
+    nulls = {f"{group}=null": f"~{group}" for group in _DISPENSABLE}
+    return [nulls.get(word, word) for word in words]
 
 
 def each_choice_once(parsed: Sequence[Override]) -> list[list[str]]:

@@ -94,7 +94,7 @@ def _call(
     facts: Mapping[str, Any],
     partially: bool,
 ) -> Any:
-    names = _parameters(target)
+    names = parameters(target)
     options |= {name: fact for name, fact in facts.items() if name in names and name not in options}
     if partially:
         return partial(target, *positional, **options)
@@ -159,7 +159,8 @@ def locate(target: Any, path: str) -> Callable[..., Any]:
     return typing.cast("Callable[..., Any]", found)
 
 
-def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a class or function by name; empty where it does not tell them."""
     try:
         return inspect.signature(target).parameters
     except (ValueError, TypeError):  # some builtins have no signature
@@ -168,7 +169,7 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 def _options(target: Callable[..., Any], given: Mapping[str, Any], path: str) -> dict[str, Any]:
     """The given options in the annotated types; raises ConfigError for a wrong name or type."""
-    names = _parameters(target)
+    names = parameters(target)
     kinds = {parameter.kind for parameter in names.values()}
     hints = _hints(target)
     options = {}
