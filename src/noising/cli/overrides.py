@@ -86,8 +86,12 @@ class Composer:
                 choices = self.options(name)
                 wanted = f"={'|'.join(choices)}" if choices else "=..."
                 raise ConfigError(f"{name} is left out, and nothing runs without it: add {name}{wanted}")
-        for override in self.parse(overrides):
+        parsed = self.parse(overrides)
+        for override in parsed:
             self._refuse_unread(override, config)
+        given = {override.key_or_group for override in parsed if override.value() is not None}
+        if given >= {"trainer.max_epochs", "trainer.max_steps"}:
+            raise ConfigError("trainer.max_epochs and trainer.max_steps: give one of them, and null for the other")
         HydraConfig.instance().set_config(config)  # for ${hydra:...}
         OmegaConf.set_readonly(config.hydra, False)  # which set_config has done
         with open_dict(config.hydra.runtime):
