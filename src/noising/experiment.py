@@ -317,7 +317,7 @@ def _trainer(node: dict[str, Any], results: Results, callbacks: list[Callback], 
         )
     except (MisconfigurationException, RuntimeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
-    if hidden:
+    if hidden and trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.disable()
     meet_in_private(trainer)
     return trainer

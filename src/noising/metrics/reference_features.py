@@ -99,14 +99,15 @@ class ReferenceFeatures:
         return self._read[choice]
 
 
-def require_classes(data: ImageData) -> None:
-    """Raise UnmeasurableError if a classifier cannot be fitted to the data set."""
+def require_classes(data: ImageData) -> Tensor:
+    """The labels (N,) of the training images; raises UnmeasurableError if there are none, or of a single class."""
     if data.classes < 2 or data.train.labels is None:
         what = "a single class" if data.classes == 1 else "no labels"
         raise UnmeasurableError(
             f"metrics=fd: {data.name} has {what} for the classifier in whose features samples are measured: "
             "use metrics=fid, or metrics=null for none"
         )
+    return data.train.labels
 
 
 def fitted_classifier(data: ImageData) -> Classifier:
@@ -114,8 +115,7 @@ def fitted_classifier(data: ImageData) -> Classifier:
 
     Raises UnmeasurableError if the data set has no labels, or a single class.
     """
-    require_classes(data)
-    pixels, labels = data.train.pixels, data.train.labels
+    pixels, labels = data.train.pixels, require_classes(data)
     shape = (data.channels, data.resolution, data.classes)
     made_by = Path(classifier_code.__file__).read_bytes()  # other code fits another classifier
     key = digest(made_by, f"{torch.__version__} {shape} {data.levels}".encode(), pixels, labels)
