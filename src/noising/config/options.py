@@ -25,9 +25,9 @@ def _whole(least: int, most: int = LARGEST, null: bool = False) -> tuple[Any, st
     return whole | None if null else whole, f"{{}} must be a whole number {limits}, got {{}}"
 
 
-def _elsewhere(kept: Any, advice: str) -> tuple[Any, str]:
+def _elsewhere(value: Any, advice: str) -> tuple[Any, str]:
     """An option of Lightning's that has one value here, or null; advice: what does its work."""
-    return (None if kept is None else Literal[kept] | None), f"{{}} is not to be set here: {advice}"
+    return (None if value is None else Literal[value] | None), f"{{}} is not to be set here: {advice}"
 
 
 _ELSEWHERE = {
