@@ -13,8 +13,9 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
+from torch.optim import Optimizer
 
-from noising.config.instantiate import make
+from noising.config.instantiate import locate, make, parameters, tried
 from noising.config.options import MAX_DEVICES
 from noising.config.secrets import without_secrets
 from noising.config.theory import build_recipe, build_sampler
@@ -23,10 +24,11 @@ from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.likelihood.estimators import BoundEstimator
 from noising.diffusion.recipe import Recipe
 from noising.diffusion.samplers import Sampler
-from noising.errors import ConfigError, config_errors
+from noising.errors import ConfigError
 from noising.metrics.measurement import SampleQuality, sample_quality
-from noising.metrics.quality import ClassifierDistance
+from noising.metrics.reference_features import UnmeasurableError
 from noising.runs.results import Results
+from noising.training.callbacks.lightning_callbacks import require_usable
 from noising.training.callbacks.quality import COST
 from noising.training.callbacks.variance_fit import VarianceFit
 from noising.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
@@ -107,16 +109,40 @@ class Experiment:
         return build_sampler(self.config, self.config.timesteps, self.recipe.schedule)
 
     @cached_property
+    def train_batches(self) -> int | None:
+        """The number of batches of an epoch where training is limited to fewer than all images, else None."""
+        for option in ("overfit_batches", "limit_train_batches"):
+            limit, images = self.config.trainer.get(option), len(self.data.train.pixels)
+            if not limit or (limit == 1.0 and isinstance(limit, float)):
+                continue
+            batches = limit if isinstance(limit, int) else int(limit * images / self.data.batch_size)
+            if not batches:
+                raise ConfigError(
+                    f"trainer.{option}={limit}: this part of the {images} training images is less than a batch of "
+                    f"{self.data.batch_size}: raise it, or give a number of batches"
+                )
+            return None if batches * self.data.batch_size >= images else int(batches)
+        return None
+
+    @cached_property
+    def max_steps(self) -> int:
+        """The number of optimizer steps of the training: trainer.max_steps, or those of trainer.max_epochs."""
+        epochs = self.config.trainer.get("max_epochs")
+        if epochs is None:
+            return int(self.config.trainer.max_steps)
+        images, size = len(self.data.train.pixels), self.data.batch_size
+        return int(epochs * self.train_batches if self.train_batches else -(-epochs * images // size))
+
+    @cached_property
     def module(self) -> DiffusionModule:
         """The LightningModule."""
         cfg, recipe = self.config, self.recipe
         validation, test = self._bound("validation_bound", "val"), self._bound("bound", "test")
         optimizer: Any = make(cfg.optimizer, "optimizer", object)
-        lr_schedule: Any = make(cfg.lr_schedule, "lr_schedule", object, max_steps=cfg.trainer.max_steps)
-        with config_errors("optimizer"):
-            optimizer([torch.nn.Parameter(torch.zeros(1))])  # its options are checked only when it is made
-        with config_errors("lr_schedule"):
-            lr_schedule(0)
+        lr_schedule: Any = make(cfg.lr_schedule, "lr_schedule", object, max_steps=self.max_steps)
+        # what they are called with, and what they give, is known only when they are called
+        tried("optimizer", Optimizer, optimizer, [torch.nn.Parameter(torch.zeros(1))])
+        tried("lr_schedule", float, lambda step: float(lr_schedule(step)), 0)
         return DiffusionModule(
             self.denoiser,
             recipe.objective,
@@ -137,17 +163,22 @@ class Experiment:
 
     @cached_property
     def quality(self) -> SampleQuality | None:
-        """The measure of samples; None without metrics, and where the default ones need labels that are not there."""
-        if self.config.get("metrics") is None:
+        """The measure of samples; None without metrics or a callback for them, and where the data set allows none."""
+        if self.config.get("metrics") is None or not self._measured:
             return None
         metric = make(self.config.metrics, "metrics", object)
-        if isinstance(metric, ClassifierDistance) and not self.data.classes:
-            log.info(
-                "samples are not measured: metrics=fd needs labels, and %s has none; metrics=fid does not",
-                self.data.name,
-            )
+        try:
+            return build_quality(self.config.metrics, metric, self.data)
+        except UnmeasurableError as why:
+            log.info("samples are not measured: %s", why)
             return None
-        return build_quality(self.config.metrics, metric, self.data)
+
+    @property
+    def _measured(self) -> bool:
+        """Whether one of the callbacks is given the measure of samples: not with callbacks.quality=null."""
+        nodes = (self.config.get("callbacks") or {}).values()
+        targets = [node["_target_"] for node in nodes if isinstance(node, DictConfig) and "_target_" in node]
+        return any("quality" in parameters(locate(target, "callbacks")) for target in targets)
 
     def callbacks(self, results: Results) -> list[Callback]:
         """The average, the progress bar, the checkpoints, and what the `callbacks` group names."""
@@ -165,6 +196,7 @@ class Experiment:
             "quality": self.quality,
         }
         named = make(cfg.get("callbacks") or {}, "callbacks", dict, **facts)
+        require_usable(named)
         best, last = checkpoint_callbacks(results, cfg.checkpoint_every_n_steps, cfg.get("keep_checkpoints", 1))
         # the average first: it is swapped in before, and out after, whatever the others do with the weights
         return [
@@ -182,8 +214,6 @@ class Experiment:
         cfg, options = self.config, self.config.trainer
         if isinstance(options.get("devices"), int) and options.devices > MAX_DEVICES:
             raise ConfigError(f"trainer.devices={options.devices} is more than the {MAX_DEVICES} a machine may have")
-        if options.get("max_epochs") is not None:
-            raise ConfigError("trainer.max_epochs: training counts optimizer steps; use trainer.max_steps")
         clip = options.get("gradient_clip_val")
         if isinstance(clip, int | float) and clip < 0:
             raise ConfigError(f"trainer.gradient_clip_val must not be negative, got {clip}")
@@ -191,14 +221,22 @@ class Experiment:
             raise ConfigError(
                 f"trainer.precision={options.precision} cannot clip with optimizer.fused=true: set it to false"
             )
+        plugins = options.get("plugins") or []
+        plugins = [plugins] if isinstance(plugins, str | DictConfig) else plugins
         facts: dict[str, Any] = {
             "max_epochs": -1,
             "check_val_every_n_epoch": None,
             "num_sanity_val_steps": 0,
-            "plugins": [AtomicCheckpointIO()],
+            "plugins": [AtomicCheckpointIO(), *make(plugins, "trainer.plugins", list)],
         }
-        node = {**options, "val_check_interval": options.val_check_interval * options.accumulate_grad_batches}
+        ours = ("max_epochs", "plugins", "overfit_batches", "limit_train_batches")
+        node = {name: value for name, value in options.items() if name not in ours}
+        node["max_steps"] = self.max_steps
+        node["val_check_interval"] = options.val_check_interval * options.accumulate_grad_batches
+        if options.get("overfit_batches"):
+            node["limit_val_batches"] = options.overfit_batches
         trainer = _trainer(node, results, callbacks, **facts)
+        self.data.train_batches = self.train_batches
         self.module.results = results
         devices, accumulate = trainer.num_devices * trainer.num_nodes, trainer.accumulate_grad_batches
         if self.data.batch_size % (devices * accumulate):
@@ -251,6 +289,9 @@ _CHATTER = _Chatter()
 
 
 def _trainer(node: dict[str, Any], results: Results, callbacks: list[Callback], **facts: Any) -> Trainer:
+    hidden = node.get("enable_progress_bar") is False
+    # what is null is as it is without; the bar is needed by callbacks, and Lightning would miss it
+    node = {name: value for name, value in node.items() if value is not None and name != "enable_progress_bar"}
     for name in _Chatter.LOGGERS:
         logging.getLogger(f"lightning.{name}").addFilter(_CHATTER)
     # true of Lightning's own loops, not of data in memory and an order that is a function of the step
@@ -276,5 +317,7 @@ def _trainer(node: dict[str, Any], results: Results, callbacks: list[Callback], 
         )
     except (MisconfigurationException, RuntimeError) as error:
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
+    if hidden and trainer.progress_bar_callback is not None:
+        trainer.progress_bar_callback.disable()
     meet_in_private(trainer)
     return trainer

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from noising.runs.folder import Run
+from noising.training.module import DiffusionModule
 from tests.helpers import SMALL, Command, read_table, run_command, run_script, write_images
 
 
@@ -127,6 +128,49 @@ def test_two_processes_train_as_one_and_count_every_image_once(trained: Path, tm
     # the same times and images, other noise: a bound as good, within the noise of so short a training
     assert two.summary["test/bound"] == pytest.approx(Run(trained).summary["test/bound"], rel=0.05)
     assert [row["step"] for row in read_table(two.metrics)] == ["5", "10", "15", "20"]
+
+
+def test_epochs_are_steps_and_more_of_them_go_on(noising: Command, tmp_path: Path) -> None:
+    # 1,309 images in batches of 655: two epochs are 3.997 steps, three 5.995
+    words = ["data.batch_size=655", "callbacks.samples=null", "lr_schedule.warmup=0", "hydra.run.dir=run"]
+    small = [option for option in SMALL if "max_steps" not in option]
+    outcome = noising("train", *small, *words, "trainer.max_epochs=2")
+    assert outcome.code == 0, outcome.err
+    assert "4 steps of 655 images" in outcome.out
+    outcome = noising("train", "resume=run", "trainer.max_epochs=3")
+    assert outcome.code == 0, outcome.err
+    run = Run(tmp_path / "run")
+    assert run.summary["cards"]["test/bound"]["step"] == 6
+    (rate,) = (float(row["train/lr"]) for row in read_table(run.metrics) if row["train/lr"])  # of step 5
+    assert rate == pytest.approx(8e-3 * 0.5 * (1 + np.cos(np.pi * 5 / 6)))  # a cosine over 6 steps
+
+
+@pytest.mark.parametrize("option", ["overfit_batches=1", "limit_train_batches=0.1"])
+def test_a_limited_training_sees_the_first_batch_alone(
+    option: str, noising: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    step = DiffusionModule.training_step
+
+    def noted(module: DiffusionModule, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        seen.append(batch["index"].tolist())
+        return step(module, batch, batch_idx)
+
+    monkeypatch.setattr(DiffusionModule, "training_step", noted)
+    words = ["trainer.max_steps=3", "trainer.accumulate_grad_batches=2", "data.batch_size=120", f"+trainer.{option}"]
+    outcome = noising("train", *SMALL, *words, "callbacks.samples=null")
+    assert outcome.code == 0, outcome.err
+    assert "120 of 1309 images" in outcome.out
+    assert len(seen) == 6
+    assert seen[:2] == seen[2:4] == seen[4:]
+    assert len({*seen[0], *seen[1]}) == 120
+
+
+def test_no_progress_is_shown_where_none_is_wanted(noising: Command) -> None:
+    words = ("trainer.max_steps=1", "callbacks.samples=null", "+trainer.enable_progress_bar=false")
+    outcome = noising("train", *SMALL, *words)
+    assert outcome.code == 0
+    assert outcome.err == ""
 
 
 def test_sweep_leaves_a_complete_run_for_each_job(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from noising.data.digits import Digits
+from noising.metrics.quality import ClassifierDistance
+from noising.runs.folder import Run
 from tests.helpers import SMALL, Command, write_images
 
 
@@ -94,10 +96,37 @@ def test_velocity_with_min_snr_is_fine_without_terminal_signal(noising: Command)
         ("bound.replicates=4", "bound: replicates must be at least 8 to tell an error from, got 4"),
         ("trainer.max_steps=0", "trainer.max_steps must be a whole number from 1, got 0"),
         ("trainer.val_check_interval=0", "trainer.val_check_interval must be a whole number from 1, got 0"),
+        ("trainer.max_epochs=0", "trainer.max_epochs must be a whole number from 1, got 0"),
+        ("trainer.max_epochs=3 trainer.max_steps=9", "trainer.max_epochs and trainer.max_steps: give one of them"),
+        ("trainer.precision=bf16-true", "trainer.precision=bf16-true: weights and bounds are float32 here; choose "),
+        ("trainer.precision=64-true", "trainer.precision=64-true: weights and bounds are float32 here; choose "),
         (
-            "+trainer.max_epochs=3",
-            "trainer.max_epochs: training counts optimizer steps; use trainer.max_steps",
+            "trainer.precision=transformer-engine",
+            "trainer.precision=transformer-engine: weights and bounds are float32",
         ),
+        ("trainer.precision=half", "trainer.precision=half: weights and bounds are float32 here; choose "),
+        ("+trainer.limit_train_batches=0", "trainer.limit_train_batches must be a number of batches from 1, or a part"),
+        (
+            "+trainer.overfit_batches=0.01",
+            "trainer.overfit_batches=0.01: this part of the 1309 training images is less",
+        ),
+        ("+trainer.logger=false", "trainer.logger is not to be set here: loggers are the group logger"),
+        ("+trainer.callbacks=[]", "trainer.callbacks is not to be set here: callbacks are the group callbacks"),
+        ("+trainer.check_val_every_n_epoch=1", "trainer.check_val_every_n_epoch is not to be set here: validation is"),
+        ("+trainer.enable_checkpointing=false", "trainer.enable_checkpointing is not to be set here: a run is tested"),
+        ("+callbacks.x._target_=lightning.pytorch.callbacks.BatchSizeFinder", "callbacks.x: a run takes no BatchSize"),
+        (
+            "+callbacks.x._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.x.monitor=val_bound",
+            "callbacks.x: monitor=val_bound: no such number is logged; did you mean val/bound?",
+        ),
+        (
+            "+callbacks.x._target_=lightning.pytorch.callbacks.ModelCheckpoint +callbacks.x.monitor=fid",
+            "callbacks.x: monitor=fid: no such number is logged; ",
+        ),
+        ("+optimizer._args_=[3]", "optimizer: "),
+        ("optimizer._target_=builtins.dict", "optimizer: "),
+        ("grid._target_=builtins.len", "grid: len() takes exactly one argument"),
+        ("+lr_schedule._args_=[3]", "lr_schedule: "),
         ("trainer.gradient_clip_val=-1", "trainer.gradient_clip_val must not be negative, got -1"),
         ("trainer.accelerator=abacus", "trainer: "),
         ("checkpoint_every_n_steps=0", "checkpoint_every_n_steps must be a whole number from 1, got 0"),
@@ -152,6 +181,61 @@ def test_a_folder_of_images_gets_its_line(
     assert outcome.err.count("\n") == 1
     assert all(word in outcome.err for word in words), outcome.err
     assert not (tmp_path / "runs").exists()
+
+
+WITH_METRICS = [option for option in SMALL if option != "~metrics"]
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "why"),
+    [
+        (
+            40,
+            2,
+            "metrics.split=train: image_folder has 35 of these images, and a Fréchet distance of 64 features needs",
+        ),
+        (100, 2, "metrics.n is as many as there are test images of image_folder by default, 9, and"),
+        (40, 1, "metrics=fd: image_folder has a single class for the classifier"),
+    ],
+)
+def test_images_that_are_too_few_to_measure_samples_by_are_trained_on(
+    images: int, classes: int, why: str, noising: Command, tmp_path: Path
+) -> None:
+    for label in range(classes):
+        folder = tmp_path / "images" / f"class{label}"
+        folder.parent.mkdir(exist_ok=True)
+        write_images(folder, np.zeros((images // classes, 8, 8, 3), np.uint8))
+    data = ["data=image_folder", "data.root=images", "data.labels=true", "data.resolution=8", "data.batch_size=2"]
+    short = ["trainer.max_steps=2", "trainer.val_check_interval=2", "callbacks.samples=null", "hydra.run.dir=run"]
+    outcome = noising("train", *WITH_METRICS, *data, *short)
+    assert outcome.code == 0, outcome.err
+    assert f"samples are not measured: {why}" in (tmp_path / "run" / "train.log").read_text()
+    assert "test/fd" not in Run(tmp_path / "run").summary
+    outcome = noising("evaluate", "checkpoint=run", "sampler=ddim")
+    assert outcome.code == 2
+    assert outcome.err.startswith(f"error: {why}")
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["metrics=null", "callbacks.quality=null"])
+def test_a_training_without_measuring_fits_no_classifier(
+    option: str, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClassifierDistance, "extractor", lambda self, data: pytest.fail("a classifier was fitted"))
+    outcome = noising("train", *WITH_METRICS, option, "trainer.max_steps=1", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    summary = Run(tmp_path / "run").summary
+    assert "test/bound" in summary
+    assert "test/fd" not in summary
+
+
+def test_nothing_to_measure_is_told(trained: Path, noising: Command) -> None:
+    outcome = noising("evaluate", f"checkpoint={trained}", "sampler=ddim", "metrics=null")
+    assert outcome.code == 2
+    assert outcome.err == "error: with sampler=NAME samples are measured, by metrics=fd, fid or fd_dinov2: choose one\n"
+    outcome = noising("reference", "metrics=null")
+    assert outcome.code == 2
+    assert outcome.err.startswith("error: metrics: statistics are of features: choose fd")
 
 
 @pytest.mark.parametrize("name", ["sample", "evaluate"])

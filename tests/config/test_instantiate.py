@@ -144,6 +144,28 @@ def test_target_that_cannot_be_imported(target: str, why: str) -> None:
     assert message({"_target_": target}) == f"model: cannot import _target_ {target!r}: {why}"
 
 
+@pytest.mark.parametrize(
+    ("directive", "value", "expected"),
+    [
+        ("_args_", float("nan"), "list"),
+        ("_args_", 3, "list"),
+        ("_args_", None, "list"),
+        ("_partial_", 1, "bool"),
+        ("_recursive_", "no", "bool"),
+        ("_convert_", "most", "one of none, partial, object, all"),
+        ("_target_", None, "text"),
+        ("_target_", 3, "text"),
+    ],
+)
+def test_a_directive_of_the_wrong_kind_is_an_option_of_the_wrong_kind(
+    directive: str, value: Any, expected: str
+) -> None:
+    shown = "null" if value is None else value
+    wrong = {**node("Grid", timesteps=3), directive: value}
+    with pytest.raises(ConfigError, match=rf"^sampler\.{directive}={shown}: expected {expected}$"):
+        check(wrong, "sampler")
+
+
 def test_check_builds_nothing_and_needs_no_facts() -> None:
     check(node("Network", width=2, grid=node("Grid", timesteps=0)), "model")  # Grid(0) would raise
 

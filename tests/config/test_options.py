@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import Trainer
 
 from noising.config.choices import conf_dir
 from noising.config.options import OPTIONS, check_options
@@ -28,8 +30,7 @@ def test_defaults_are_what_they_must_be(command: str) -> None:
 
 
 def test_every_option_is_of_a_command() -> None:
-    files = [conf_dir() / "train.yaml", conf_dir() / "trainer" / "default.yaml"]
-    names = {f"trainer.{name}" for name in yaml.safe_load(files[1].read_text())}
+    names = {f"{command}trainer.{name}" for command in ("", "evaluate ") for name in signature(Trainer).parameters}
     for command in COMMANDS:
         config = yaml.safe_load((conf_dir() / f"{command}.yaml").read_text())
         names |= {name for name in config} | {f"{command} {name}" for name in config}

@@ -28,6 +28,13 @@ def test_the_order_depends_on_the_seed_alone() -> None:
     assert not torch.equal(first, other)
 
 
+def test_a_limited_order_goes_round_in_the_first_batches_of_the_whole_one() -> None:
+    whole, limited = take(StepOrder(13, 4, seed=3), 2), take(StepOrder(13, 4, seed=3, batches=2), 5)
+    assert [part.step for part in limited] == [0, 1, 2, 3, 4]
+    for part in limited:
+        assert torch.equal(part.indices, whole[part.step % 2].indices)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("step", [0, 1, 3, 9])
 def test_a_restart_at_a_step_gives_exactly_the_tail(step: int, accumulate: int) -> None:

@@ -24,7 +24,7 @@ from noising.cli import folders
 from noising.cli.commands import COMMANDS
 from noising.cli.help import register_group_list
 from noising.cli.launch import NO_ROOM, Task, launch, say, see_current_folder, sweep
-from noising.cli.overrides import Composer, composer, each_choice_once
+from noising.cli.overrides import Composer, composer, each_choice_once, without_null_groups
 from noising.cli.paths import is_path, with_paths
 from noising.cli.streams import standard_streams
 from noising.cli.sweeps import prepare_jobs, presets, refuse_ddp_sweep
@@ -95,7 +95,7 @@ def _run(task: Task, name: str, words: list[str], conf: Path) -> None:
     flags = _Flags().parse_intermixed_args(words)  # flags stand between the overrides too
     config_name, place = flags.config_name or name, flags.config_path or str(conf)
     multirun = flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides
-    overrides = with_paths(with_names(name, flags.overrides), multirun)
+    overrides = without_null_groups(with_paths(with_names(name, flags.overrides), multirun))
     if not any(getattr(flags, shown) for shown in _SHOWING):
         with composer(name, place, flags.config_dir, config_name) as composing:
             if (as_first := folders.of_child(flags.overrides)) is not None:

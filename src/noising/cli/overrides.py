@@ -30,7 +30,7 @@ from noising.config.leaves import leaves
 from noising.config.secrets import require_no_secret
 from noising.errors import ConfigError
 
-_DISPENSABLE = ("callbacks", "logger", "metrics")  # groups that a run may be without: ~metrics
+_DISPENSABLE = ("callbacks", "logger", "metrics")  # groups that a run may be without: ~metrics, metrics=null
 
 _FAILURES = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises plain ValueErrors too
 
@@ -86,8 +86,12 @@ class Composer:
                 choices = self.options(name)
                 wanted = f"={'|'.join(choices)}" if choices else "=..."
                 raise ConfigError(f"{name} is left out, and nothing runs without it: add {name}{wanted}")
-        for override in self.parse(overrides):
+        parsed = self.parse(overrides)
+        for override in parsed:
             self._refuse_unread(override, config)
+        given = {override.key_or_group for override in parsed if override.value() is not None}
+        if given >= {"trainer.max_epochs", "trainer.max_steps"}:
+            raise ConfigError("trainer.max_epochs and trainer.max_steps: give one of them, and null for the other")
         HydraConfig.instance().set_config(config)  # for ${hydra:...}
         OmegaConf.set_readonly(config.hydra, False)  # which set_config has done
         with open_dict(config.hydra.runtime):
@@ -256,6 +260,12 @@ def composer(
     finally:
         HydraConfig.instance().cfg = before
         _ConfigDir.folder = None
+
+
+def without_null_groups(words: Iterable[str]) -> list[str]:
+    """The words, `metrics=null` as `~metrics`: Hydra has no null for a group that its config chooses."""
+    nulls = {f"{group}=null": f"~{group}" for group in _DISPENSABLE}
+    return [nulls.get(word, word) for word in words]
 
 
 def each_choice_once(parsed: Sequence[Override]) -> list[list[str]]:

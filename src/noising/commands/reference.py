@@ -22,6 +22,8 @@ def reference(cfg: DictConfig, run_dir: Path) -> None:
     run, target = Run(run_dir), None if cfg.to is None else Path(cfg.to)
     if target is not None and target.suffix not in SUFFIXES:
         raise ConfigError(f"to={cfg.to}: statistics are written to {' or '.join(SUFFIXES)} files")
+    if cfg["from"] is None and cfg.get("metrics") is None:
+        raise ConfigError("metrics: statistics are of features: choose fd, fid or fd_dinov2, or give a file with from=")
     if cfg["from"] is not None:
         with config_errors("from"):
             moments, card = read_statistics(cfg["from"], cfg.count)

@@ -54,8 +54,10 @@ def _description(experiment: Experiment, run: Run) -> str:
     """One line on a training about to begin: folder, data, network, length."""
     data, network = experiment.data, experiment.denoiser.model
     millions = sum(p.numel() for p in experiment.denoiser.parameters()) / 1e6
+    images = len(data.train.pixels)
+    seen = f"{data.train_batches * data.batch_size} of {images}" if data.train_batches else images
     return (
-        f"{relative(run.path)}: {len(data.train.pixels)} images of {data.name} "
+        f"{relative(run.path)}: {seen} images of {data.name} "
         f"({data.resolution}x{data.resolution}x{data.channels}), {type(network).__name__} of {millions:.2f}M "
-        f"parameters, {experiment.config.trainer.max_steps} steps of {data.batch_size} images"
+        f"parameters, {experiment.max_steps} steps of {data.batch_size} images"
     )

@@ -11,7 +11,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,7 +21,13 @@ from noising.config.secrets import masked, without_values
 from noising.errors import ConfigError, config_errors, one_line
 
 T = TypeVar("T")
-_DIRECTIVES = {"_target_", "_partial_", "_args_", "_convert_", "_recursive_"}
+_DIRECTIVES: dict[str, Any] = {
+    "_target_": str,
+    "_partial_": bool,
+    "_args_": list,
+    "_convert_": Literal["none", "partial", "object", "all"],  # Hydra's; every node is made of plain containers here
+    "_recursive_": bool,
+}
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
@@ -46,6 +52,19 @@ def make(node: Any, path: str, kind: type[T], /, **facts: Any) -> T:
         found = "null" if built is None else type(built).__qualname__
         raise ConfigError(f"{path}: expected a {kind.__qualname__} of {kind.__module__}, got {found}")
     return built
+
+
+def tried(path: str, kind: Any, part: Callable[..., Any], *given: Any) -> Any:
+    """What a part made with `_partial_` gives when it is called; ConfigError if it raises, or gives another kind."""
+    try:
+        with config_errors(path):
+            result = part(*given)
+    except (TypeError, AttributeError) as error:  # it takes, or is, something else
+        raise ConfigError(f"{path}: {one_line(error)}") from error
+    if not isinstance(result, kind):
+        expected = getattr(kind, "__name__", kind)
+        raise ConfigError(f"{path}: gives a {type(result).__qualname__}, where {expected} is expected")
+    return result
 
 
 def check(node: Any, path: str) -> None:
@@ -73,6 +92,9 @@ def _visit(node: Any, path: str, facts: Mapping[str, Any] | None = None) -> Any:
         return [_visit(value, _join(path, place), facts) for place, value in enumerate(node)]
     if not isinstance(node, Mapping):
         return node
+    for name, kind in _DIRECTIVES.items():
+        if name in node:
+            _converted(node[name], kind, _join(path, name), name)
     given = {name: value for name, value in node.items() if name not in _DIRECTIVES}
     if facts is None or node.get("_recursive_", True):
         given = {name: _visit(value, _join(path, name), facts) for name, value in given.items()}
@@ -80,9 +102,9 @@ def _visit(node: Any, path: str, facts: Mapping[str, Any] | None = None) -> Any:
         return given
     target = locate(node["_target_"], path)
     options = _options(target, given, path)
+    positional = _visit(node.get("_args_", []), _join(path, "_args_"), facts)
     if facts is None:
         return Built()
-    positional = _visit(list(node.get("_args_", ())), path, facts)
     return _call(target, positional, options, path, facts, partially=node.get("_partial_", False))
 
 
@@ -94,7 +116,7 @@ def _call(
     facts: Mapping[str, Any],
     partially: bool,
 ) -> Any:
-    names = _parameters(target)
+    names = parameters(target)
     options |= {name: fact for name, fact in facts.items() if name in names and name not in options}
     if partially:
         return partial(target, *positional, **options)
@@ -159,7 +181,8 @@ def locate(target: Any, path: str) -> Callable[..., Any]:
     return typing.cast("Callable[..., Any]", found)
 
 
-def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a class or function by name; empty where it does not tell them."""
     try:
         return inspect.signature(target).parameters
     except (ValueError, TypeError):  # some builtins have no signature
@@ -168,7 +191,7 @@ def _parameters(target: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 def _options(target: Callable[..., Any], given: Mapping[str, Any], path: str) -> dict[str, Any]:
     """The given options in the annotated types; raises ConfigError for a wrong name or type."""
-    names = _parameters(target)
+    names = parameters(target)
     kinds = {parameter.kind for parameter in names.values()}
     hints = _hints(target)
     options = {}
@@ -180,12 +203,17 @@ def _options(target: Callable[..., Any], given: Mapping[str, Any], path: str) ->
                 f"{_join(path, name)}: no such option{hint} ({_name(target)} has: {', '.join(names) or 'no options'})"
             )
         implicit = value is None and name in names and names[name].default is None  # def f(x: int = None)
-        try:
-            options[name] = value if implicit else convert(value, hints.get(name, Any))
-        except MismatchError as wrong:
-            shown = "null" if value is None else masked(value, name)
-            raise ConfigError(f"{_join(path, name)}={shown}: expected {wrong}") from None
+        options[name] = value if implicit else _converted(value, hints.get(name, Any), _join(path, name), name)
     return options
+
+
+def _converted(value: Any, kind: Any, path: str, name: str) -> Any:
+    """The value in the annotated type; raises ConfigError for another."""
+    try:
+        return convert(value, kind)
+    except MismatchError as wrong:
+        shown = "null" if value is None else masked(value, name)
+        raise ConfigError(f"{path}={shown}: expected {wrong}") from None
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:

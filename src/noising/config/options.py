@@ -30,6 +30,40 @@ def _listed(type_: Any) -> Any:
     return Annotated[type_, BeforeValidator(lambda value: [value] if isinstance(value, str | int | float) else value)]
 
 
+def _elsewhere(value: Any, advice: str) -> tuple[Any, str]:
+    """An option of Lightning's that has one value here, or null; advice: what does its work."""
+    return (None if value is None else Literal[value] | None), f"{{}} is not to be set here: {advice}"
+
+
+_ELSEWHERE = {
+    "logger": _elsewhere(None, "loggers are the group logger, as logger=[csv,tensorboard]"),
+    "callbacks": _elsewhere(None, "callbacks are the group callbacks, as '+callbacks.mine={{_target_: NAME}}'"),
+    "default_root_dir": _elsewhere(None, "all files go to the run's folder, hydra.run.dir"),
+    "min_epochs": _elsewhere(None, "everything is counted in optimizer steps; use trainer.min_steps"),
+    "check_val_every_n_epoch": _elsewhere(None, "validation is every trainer.val_check_interval steps"),
+    "reload_dataloaders_every_n_epochs": _elsewhere(
+        0, "the images lie in memory, in an order that is a function of the step"
+    ),
+    "use_distributed_sampler": _elsewhere(False, "the order of the images shares them among the devices by itself"),
+    "enable_checkpointing": _elsewhere(
+        True, "a run is tested from its checkpoint; checkpoint_every_n_steps says how often"
+    ),
+    "limit_predict_batches": _elsewhere(None, "nothing is predicted; scripts/sample.py n=... draws samples"),
+    "barebones": _elsewhere(False, "it leaves out checkpoints and numbers, which a run is made of"),
+    "enable_autolog_hparams": _elsewhere(True, "the config is written to config.yaml and the loggers"),
+    "model_registry": _elsewhere(
+        None, "checkpoints go to the run's folder, and to W&B by logger.wandb.artifacts=[checkpoints]"
+    ),
+}
+"""Options of Lightning's Trainer whose work is done otherwise: taken, they would be ignored or break it."""
+_OF_TRAINING = (
+    *("max_steps", "min_steps", "max_epochs", "overfit_batches", "limit_train_batches", "limit_val_batches"),
+    *("val_check_interval", "num_sanity_val_steps", "accumulate_grad_batches", "log_every_n_steps", "max_time"),
+    *("gradient_clip_val", "gradient_clip_algorithm"),
+)
+_BATCHES = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0, le=1)] | None
+_BATCHES_LINE = "{} must be a number of batches from 1, or a part of the images in (0, 1], got {}"
+_ZERO = Literal[0] | Annotated[float, Field(ge=0, le=0)]
 _SPLIT = Literal["test", "train", "val"]
 _PATH = Annotated[str, Field(min_length=1)] | None
 OPTIONS: dict[str, tuple[Any, str]] = {
@@ -44,6 +78,21 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "keep_checkpoints": _whole(1),
     "tags": (_listed(list[str]), "{} must be a list of words, got {}: e.g. tags=[first,try]"),
     "trainer.max_steps": _whole(1),
+    "trainer.max_epochs": _whole(1, null=True),
+    "trainer.limit_train_batches": (_BATCHES, _BATCHES_LINE),
+    "trainer.overfit_batches": (_BATCHES | _ZERO, _BATCHES_LINE),
+    "trainer.enable_progress_bar": (bool | None, "{} must be true or false, got {}"),
+    "trainer.precision": (
+        Literal["32-true", "32", 32, "bf16-mixed", "bf16", "16-mixed", "16", 16] | None,
+        "{}={}: weights and bounds are float32 here; choose 32-true, bf16-mixed or 16-mixed",
+    ),
+    "evaluate trainer.precision": (
+        Literal["32-true", "32", 32] | None,
+        "{}={}: bounds are measured in float32: leave it out",
+    ),
+    **{f"trainer.{name}": entry for name, entry in _ELSEWHERE.items()},
+    "evaluate trainer.enable_checkpointing": _elsewhere(False, "an evaluation writes no checkpoint"),
+    **{f"evaluate trainer.{name}": _elsewhere(None, "an evaluation trains nothing") for name in _OF_TRAINING},
     "trainer.val_check_interval": _whole(1),
     "trainer.log_every_n_steps": _whole(1),
     "trainer.accumulate_grad_batches": _whole(1),

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
-from noising.config.instantiate import make
+from noising.config.instantiate import make, tried
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.objectives import Objective
@@ -14,8 +14,9 @@ from noising.diffusion.recipe import Recipe, conflicts
 from noising.diffusion.samplers import Sampler
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.times import TimeSampler
+from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import ReverseVariance
-from noising.errors import ConfigError, config_errors
+from noising.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,7 @@ def build_sampler(config: DictConfig, timesteps: int, schedule: Schedule | None 
     grid: Any = make(config.grid, "grid", object, timesteps=timesteps)
     sampler = make(config.sampler, "sampler", Sampler, grid=grid)
     if schedule is not None:
-        with config_errors("grid"):
-            chain = sampler.chain(schedule)
+        chain = tried("grid", Chain, sampler.chain, schedule)
         begins = float(chain.steps.later.t[-1])
         if begins < LATE_ENOUGH:
             log.warning("drawing begins at t = %.3g, though x_T is drawn for t = 1: another grid begins there", begins)

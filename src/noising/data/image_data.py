@@ -69,6 +69,7 @@ class ImageData(LightningDataModule, ABC):
     resize: str | None = None  # the filter that resized the images; None if none did
     downloads: bool = True  # whether files that are missing may be fetched; not where a run's file says to where
     skipped: int = 0  # the number of unreadable images that were left out, where an option allows it
+    train_batches: int | None = None  # the number of batches that training sees, again and again; None for all images
     tested: str = "test"  # the split that Trainer.test evaluates
     declared: tuple[int, int] | None = None  # resolution and levels, if they are known before the images are read
 
@@ -161,6 +162,7 @@ class ImageData(LightningDataModule, ABC):
             accumulate=trainer.accumulate_grad_batches,
             rank=trainer.global_rank,
             world=trainer.world_size,
+            batches=self.train_batches,
         )
 
     def _loader(self, places: Any, read: Callable[[Any], dict[str, Tensor]]) -> DataLoader[Any]:

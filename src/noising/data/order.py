@@ -41,6 +41,7 @@ class StepOrder(IterableDataset[BatchSlice]):
     accumulate: int = 1
     rank: int = 0
     world: int = 1
+    batches: int | None = None  # the images of step k are those of step k mod batches; None for all images
 
     def __post_init__(self) -> None:
         shares = self.world * self.accumulate
@@ -53,7 +54,8 @@ class StepOrder(IterableDataset[BatchSlice]):
     def __iter__(self) -> Iterator[BatchSlice]:
         b = self.batch_size // (self.world * self.accumulate)
         for step in itertools.count(self.start_step()):
-            epoch, begin = divmod(step * self.batch_size, self.images)
+            place = step if self.batches is None else step % self.batches
+            epoch, begin = divmod(place * self.batch_size, self.images)
             batch = _permutation(self.seed, epoch, self.images)[begin : begin + self.batch_size]
             if missing := self.batch_size - len(batch):
                 batch = torch.cat([batch, _permutation(self.seed, epoch + 1, self.images)[:missing]])

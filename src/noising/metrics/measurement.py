@@ -19,7 +19,7 @@ from noising.data.image_data import ImageData
 from noising.errors import ConfigError, config_errors, one_line
 from noising.metrics.extractors import three_channels
 from noising.metrics.quality import FEATURE_NUMBERS, ImageMetric, QualityMetric
-from noising.metrics.reference_features import Reference, ReferenceFeatures
+from noising.metrics.reference_features import Reference, ReferenceFeatures, UnmeasurableError
 from noising.metrics.scores import kernel_distance, nearest, precision_recall, radii, same_as_nearest
 from noising.metrics.statistics import FeatureStatistics, frechet_distance, read_statistics
 from noising.runs.declarations import Declaration
@@ -179,23 +179,42 @@ class FeatureQuality(SampleQuality):
 
         option: name of the option that sets the number of samples, for error messages.
 
-        Raises ConfigError for too few images or samples, weights that cannot be had, or a reference file of another
-        extractor or of images of another shape.
+        Raises UnmeasurableError for too few images, ConfigError for too few samples where an option says how many,
+        weights that cannot be had, or a reference file of another extractor or of images of another shape.
         """
         self.metric, self.declared = metric, metric.declared
-        self.references = references or ReferenceFeatures(data, metric.extractor(data), metric.batch)
         super().__init__(data, metric.n or _default_count(data, metric.split), metric.repeats)
+        if (dims := metric.dims(data)) is not None:
+            self._require_enough(option, dims)  # before the work of making one
+        self.references = references or ReferenceFeatures(data, metric.extractor(data), metric.batch)
         self._dims = self.references.extractor.dims
-        if self.count <= self._dims:
-            raise ConfigError(
-                f"{option}={self.count}: a Fréchet distance of {self._dims} features needs at least "
-                f"{self._dims + 1} samples, or the covariance is singular"
-            )
+        self._require_enough(option, self._dims)
         self.real = self.references.reference(metric.split, metric.real_images(self.count), metric.flips)
         self._statistics, self._reference_card = self.real.statistics, self.real.card
         if metric.reference is not None:
             with config_errors(f"metrics.reference={metric.reference}"):
                 self._use_statistics(metric.reference)
+
+    def _require_enough(self, option: str, dims: int) -> None:
+        """Raise an error where a covariance would be singular."""
+        metric, name, least = self.metric, self.data.name, dims + 1
+        needs = f"a Fréchet distance of {dims} features needs at least {least}"
+        if metric.n is not None and self.count < least:
+            raise ConfigError(f"{option}={self.count}: {needs} samples, or the covariance is singular")
+        images = math.ceil(least / 2) if metric.flips else least
+        if isinstance(metric.real, int) and metric.real < images:
+            raise ConfigError(f"metrics.real={metric.real}: {needs} features of real images, or {images} images")
+        there = len(getattr(self.data, metric.split).pixels)
+        if there < images:
+            raise UnmeasurableError(
+                f"metrics.split={metric.split}: {name} has {there} of these images, and {needs}: measure with more "
+                "images, or use metrics=null for none"
+            )
+        if self.count < least:
+            raise UnmeasurableError(
+                f"metrics.n is as many as there are test images of {name} by default, {self.count}, and {needs} "
+                f"samples: set metrics.n={least} or more"
+            )
 
     def _use_statistics(self, path: str) -> None:
         """Compare samples with the statistics of a file."""
@@ -203,6 +222,8 @@ class FeatureQuality(SampleQuality):
         extractor, dims = self.references.extractor, self._statistics.dims
         if dims != extractor.dims:
             raise ValueError(f"statistics of {dims} features, where {extractor.name} has {extractor.dims}")
+        if self._statistics.count <= dims:
+            raise ValueError(f"statistics of {self._statistics.count} images, and {dims} features need {dims + 1}")
         for name, own in (("resolution", self.data.resolution), ("channels", self.data.channels)):
             if card.get(name, own) != own:
                 raise ValueError(f"{name} {card[name]}, where {self.data.name} has {own}")

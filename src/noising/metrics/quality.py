@@ -15,8 +15,9 @@ from torchmetrics import Metric
 
 from noising.data.image_data import SPLITS, ImageData
 from noising.errors import config_errors
+from noising.metrics.classifier import Classifier
 from noising.metrics.extractors import DINOv2, FeatureExtractor, Inception, three_channels
-from noising.metrics.reference_features import fitted_classifier
+from noising.metrics.reference_features import fitted_classifier, require_classes
 from noising.metrics.scores import SCORES, inception_score
 from noising.runs.declarations import Declaration
 
@@ -86,6 +87,13 @@ class QualityMetric(ABC):
         """Number of real images to compare `samples` with; None for the whole split."""
         return None if self.real == "all" else int(self.real or 0) or samples
 
+    def dims(self, data: ImageData) -> int | None:
+        """The number of features, where it is known before the extractor is made.
+
+        Raises UnmeasurableError if the data set allows no extractor.
+        """
+        return None
+
     @abstractmethod
     def extractor(self, data: ImageData) -> FeatureExtractor:
         """The network, in evaluation mode, on the host. Raises ConfigError if it cannot be had."""
@@ -114,6 +122,10 @@ class ClassifierDistance(QualityMetric):
     @property
     def declared(self) -> dict[str, Declaration]:
         return {**super().declared, "class_accuracy": Declaration("part that shows the class asked for", "", "higher")}
+
+    def dims(self, data: ImageData) -> int | None:
+        require_classes(data)
+        return Classifier.dims
 
     def extractor(self, data: ImageData) -> FeatureExtractor:
         return fitted_classifier(data)

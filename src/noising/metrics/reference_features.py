@@ -30,6 +30,10 @@ from noising.runs.folder import replacing
 log = logging.getLogger(__name__)
 
 
+class UnmeasurableError(ConfigError):
+    """A metric has no features, or too few, in this data set, and no option of the user's is to blame."""
+
+
 class Reference(NamedTuple):
     """Features of n real images of a split."""
 
@@ -95,17 +99,23 @@ class ReferenceFeatures:
         return self._read[choice]
 
 
+def require_classes(data: ImageData) -> Tensor:
+    """The labels (N,) of the training images; raises UnmeasurableError if there are none, or of a single class."""
+    if data.classes < 2 or data.train.labels is None:
+        what = "a single class" if data.classes == 1 else "no labels"
+        raise UnmeasurableError(
+            f"metrics=fd: {data.name} has {what} for the classifier in whose features samples are measured: "
+            "use metrics=fid, or metrics=null for none"
+        )
+    return data.train.labels
+
+
 def fitted_classifier(data: ImageData) -> Classifier:
     """The classifier of the data set's training images, on the host; its first fit takes seconds, then it is cached.
 
-    Raises ConfigError if the data set has no labels.
+    Raises UnmeasurableError if the data set has no labels, or a single class.
     """
-    if not data.classes or data.train.labels is None:
-        raise ConfigError(
-            f"metrics=fd: {data.name} has no labels for the classifier in whose features samples are measured: "
-            "use metrics=fid, or ~metrics for none"
-        )
-    pixels, labels = data.train.pixels, data.train.labels
+    pixels, labels = data.train.pixels, require_classes(data)
     shape = (data.channels, data.resolution, data.classes)
     made_by = Path(classifier_code.__file__).read_bytes()  # other code fits another classifier
     key = digest(made_by, f"{torch.__version__} {shape} {data.levels}".encode(), pixels, labels)
