@@ -111,7 +111,7 @@ def require_same(one: Run, other: Run) -> None:
 
 def finish(folder: Path, *more: str) -> None:
     last = start(folder, *more)
-    last.join(240)
+    last.join(600)
     assert last.exitcode == 0, (folder / SAID).read_text()
 
 
@@ -136,12 +136,29 @@ def test_told_to_stop_and_killed_at_random_moments(whole: tuple[Run, float], tmp
     require_same(run, part)
 
 
+EVERYTHING = [
+    "checkpoint_every_n_steps=7",
+    "keep_checkpoints=3",
+    "skip_nonfinite_steps=true",
+    "callbacks.quality.keep_best=true",
+    "logger=[csv,tensorboard]",
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(7))
-def test_killed_at_random_moments_often(whole: tuple[Run, float], seed: int, tmp_path: Path) -> None:
-    run, seconds = whole
-    kill_until_done(tmp_path, seconds, [signal.SIGKILL] * 3, seed)
-    require_same(run, Run(tmp_path / "run"))
+@pytest.mark.parametrize(("ranks", "rounds"), [(1, 10), (2, 7), (4, 4)])
+def test_killed_at_random_moments_often(ranks: int, rounds: int, tmp_path: Path) -> None:
+    """63 kills, three in each round of a run that is begun and ended."""
+    options = [*EVERYTHING, f"trainer.devices={ranks}"]
+    folders = [tmp_path / name for name in ("whole", *map(str, range(rounds)))]
+    for folder in folders:
+        folder.mkdir()
+    began = time.monotonic()
+    finish(folders[0], *options)
+    seconds = time.monotonic() - began
+    for seed, folder in enumerate(folders[1:]):
+        kill_until_done(folder, seconds, [signal.SIGKILL] * 3, seed, *options)
+        require_same(Run(folders[0] / "run"), Run(folder / "run"))
 
 
 @pytest.mark.slow

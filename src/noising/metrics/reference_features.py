@@ -115,7 +115,7 @@ def fitted_classifier(data: ImageData) -> Classifier:
 
     Raises UnmeasurableError if the data set has no labels, or a single class.
     """
-    pixels, labels = data.train.pixels, require_classes(data)
+    labels, pixels = require_classes(data), data.train.pixels
     shape = (data.channels, data.resolution, data.classes)
     made_by = Path(classifier_code.__file__).read_bytes()  # other code fits another classifier
     key = digest(made_by, f"{torch.__version__} {shape} {data.levels}".encode(), pixels, labels)
