@@ -89,13 +89,13 @@ def test_a_comma_of_a_sweep(word: str, becomes: str, tmp_path: Path, monkeypatch
 
 
 def test_a_run_in_a_folder_of_any_name_goes_on(run: Run, tmp_path: Path) -> None:
-    assert run("seed=3", f"metrics.reference={ODD}", f"hydra.run.dir={ODD}")[0] == 0
+    assert run("seed=3", f"+trainer.log_dir={ODD}", f"hydra.run.dir={ODD}")[0] == 0
     folder = tmp_path / ODD
     Job(folder).start({})
     for path in (folder, folder.relative_to(tmp_path), folder / "checkpoints", folder / "checkpoints" / "last.ckpt"):
         code, out, _ = run(f"resume={path}")
         assert (code, f"RUN {folder} 3 True" in out) == (0, True)
-        assert yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())["metrics"]["reference"] == ODD
+        assert yaml.safe_load((folder / ".hydra" / "config.yaml").read_text())["trainer"]["log_dir"] == ODD
     (word,) = shlex.split(Job(folder).resuming)
     assert f"RUN {folder} 3 True" in run(word)[1]
     best = folder / "checkpoints" / "best.ckpt"
