@@ -8,10 +8,10 @@ from functools import partial
 import pytest
 import torch
 
-from noising.diffusion.grids import quadratic, uniform
+from noising.diffusion.grids import karras, quadratic, uniform
 from noising.diffusion.parameterizations import Velocity
 from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Heun, Sampler
-from noising.diffusion.schedules import Cosine, Schedule
+from noising.diffusion.schedules import Cosine, LogLinearSigma, Schedule
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall
 from tests.diffusion.helpers import (
@@ -172,6 +172,19 @@ def test_grids_end_at_one() -> None:
         times = quadratic(steps, Cosine(1000), timesteps=1000)
         assert times[-1] == 1
         assert steps == 1 or times[0] == pytest.approx(1 / 1000, rel=1e-12)
+
+
+@pytest.mark.parametrize("rho", [1.0, 7.0])
+@pytest.mark.parametrize("schedule", [Cosine(1000), LogLinearSigma()], ids=["preserving", "exploding"])
+def test_the_karras_grid_is_even_in_a_root_between_the_chains_ends(schedule: Schedule, rho: float) -> None:
+    """Karras et al. (2022), equation 5, from σ/α of the chain's first step to that of its last."""
+    t = torch.tensor([1 / 500, 1.0], dtype=torch.float64)
+    clean, noisy = (-schedule.log_snr(t) / 2).exp().tolist()
+    i = torch.arange(10, dtype=torch.float64)
+    expected = (noisy ** (1 / rho) + i / 9 * (clean ** (1 / rho) - noisy ** (1 / rho))) ** rho
+    found = (-schedule.log_snr(karras(10, schedule, timesteps=500, rho=rho)) / 2).exp().flip(0)
+    torch.testing.assert_close(found[1:], expected[1:], rtol=1e-6, atol=0)
+    assert found[-1].item() == pytest.approx(clean, rel=1e-6)
 
 
 @pytest.mark.parametrize(

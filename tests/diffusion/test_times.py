@@ -68,6 +68,15 @@ def test_low_discrepancy_puts_one_time_into_each_stratum() -> None:
         assert not torch.equal(t, t.sort().values)
 
 
+def test_low_discrepancy_shifts_every_batch_by_chance() -> None:
+    """The place within its stratum is uniform over batches, so that each time is: Kolmogorov and Smirnov's test."""
+    batches = [LowDiscrepancy().sample(draw(step, 0, 8, 8), SCHEDULE)[0] for step in range(1000)]
+    places = [float(t[0] * 8) % 1 for t in batches]
+    assert kstest(places, "uniform").pvalue > 1e-3
+    shares = torch.stack(batches).flatten()
+    assert kstest(shares[::8].numpy(), "uniform").pvalue > 1e-3
+
+
 def test_log_normal_draws_log_sigma_from_a_normal_cut_at_the_ends() -> None:
     for schedule in (LogLinearSigma(), LinearLogSNR(3, -5)):
         t, weight = LogNormal(-1.2, 1.2).sample(draw(0, 0, 20_000, 20_000), schedule)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from noising.metrics import scores as neighbours
-from noising.metrics.scores import nearest, precision_recall, radii, same_as_nearest
+from noising.metrics.scores import kernel_distance, nearest, precision_recall, radii, same_as_nearest
 from tests.metrics.helpers import normals
 
 
@@ -71,3 +71,15 @@ def test_copies_are_told_from_new_images() -> None:
     assert 0.3 < same_as_nearest(nearest(new, training, 1), radius) < 0.6
     assert same_as_nearest(nearest(new + 50, training, 1), radius) == 0
     assert nearest(new[:3], training[:2], 5).indices.shape == (3, 2)
+
+
+def test_a_kernel_distance_of_a_thousand_is_of_all_of_them() -> None:
+    """Subsets are of 1,000: of as many features each is the whole set, and the mean is the unbiased statistic."""
+    generated, real = normals(1000, 2) + 0.2, normals(1000, 2, seed=1)
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return (a @ b.T / 2 + 1) ** 3
+
+    among = sum((kernel(x, x).sum() - kernel(x, x).trace()) / (1000 * 999) for x in (generated.double(), real.double()))
+    expected = float(among - 2 * kernel(generated.double(), real.double()).mean())
+    assert kernel_distance(generated, real) == pytest.approx(expected, rel=1e-6)

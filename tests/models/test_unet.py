@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from noising.models.blocks import Attention
+from noising.models.blocks import Attention, NoiseEmbedding
 from noising.models.unet import UNet
 
 
@@ -76,6 +76,17 @@ def test_neighbouring_noise_labels_are_told_apart() -> None:
     x, _ = batch(1)
     here, next_to_it = model(x, torch.tensor([500.0])), model(x, torch.tensor([501.0]))
     assert (here - next_to_it).abs().max() > 1e-4
+
+
+def test_the_embedding_is_of_the_label_itself() -> None:
+    """Sines and cosines at wavelengths 2π to 2π · 10,000, in float64, of labels that are no whole numbers."""
+    label = torch.tensor([0.3, 7.25, 499.51], dtype=torch.float64)
+    embedding, seen = NoiseEmbedding(16, 8), []
+    embedding.layers.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    embedding(label)
+    angles = label[:, None] * 10_000.0 ** (-torch.arange(8, dtype=torch.float64) / 8)
+    expected = torch.cat([angles.sin(), angles.cos()], 1)
+    torch.testing.assert_close(seen[0].double(), expected, rtol=0, atol=2e-4)  # float32 angles of some hundreds
 
 
 def test_every_class_and_no_class_give_their_own_output() -> None:

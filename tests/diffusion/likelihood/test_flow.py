@@ -11,13 +11,13 @@ from torch import Tensor
 from noising.diffusion.likelihood.divergences import Divergence, Exact, Gaussian, Rademacher, exact_trace, probed_trace
 from noising.diffusion.likelihood.flow import FlowLogProb, flow_log_prob, replicated_mean
 from noising.diffusion.likelihood.solvers import DormandPrince, RungeKutta4, Solver, even_in_angle, even_in_log_snr
-from noising.diffusion.parameterizations import Velocity
+from noising.diffusion.parameterizations import CleanImage, Velocity
 from noising.diffusion.schedules import Cosine, LogLinearSigma, RectifiedFlow, Schedule
 from noising.diffusion.variances import FixedSmall
 from noising.oracles.oracle import Oracle, oracle_denoiser
 from noising.oracles.pixels import PixelMixture, gaussian
 from noising.randomness import Streams
-from tests.diffusion.helpers import mixture, normals
+from tests.diffusion.helpers import Crooked, denoiser_of, mixture, normals
 
 # without signal at the end, or with noise that drowns it: the flow starts from the data's own q(x_T)
 SCHEDULES = [RectifiedFlow(), Cosine(1000), LogLinearSigma(0.01, 1e4)]
@@ -67,6 +67,20 @@ def test_a_narrow_prior_is_in_the_likelihood() -> None:
     square = (stretch * x / 2.0).square().flatten(1).sum(1)
     expected = -0.5 * square - 2 * math.log(2.0 * math.sqrt(2 * math.pi)) + 2 * math.log(stretch)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_the_flow_of_a_clipped_estimate_is_that_of_a_network_that_never_exceeds_it() -> None:
+    class Clamped(Crooked):
+        def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+            return super().forward(x, noise_label, class_label).clamp(-0.4, 0.4)
+
+    x, solver = 0.9 * normals(3, 1, 2, 2), RungeKutta4(10, even_in_angle)
+    clipped, clamped, free = (
+        flow_log_prob(denoiser_of(model, Cosine(1000), CleanImage()), x, 0.02, solver, exact_trace, clip).log_prob
+        for model, clip in ((Crooked(), 0.4), (Clamped(), None), (Crooked(), None))
+    )
+    torch.testing.assert_close(clipped, clamped, rtol=1e-12, atol=1e-12)
+    assert bool(((clipped - free).abs() > 0.01).all())
 
 
 def test_error_is_of_fourth_order() -> None:
