@@ -36,6 +36,7 @@ from noising.training.ema import EMA
 from noising.training.loggers import CSVMetrics
 from noising.training.module import TRAINING, DiffusionModule
 from noising.training.progress import StepProgress
+from noising.training.safety.gradient_sums import sum_in_one_order
 from noising.training.safety.preemption import Preemption
 from noising.training.safety.rendezvous import meet_in_private
 from noising.training.validation import BoundEvaluation, bound_declarations
@@ -320,4 +321,5 @@ def _trainer(node: dict[str, Any], results: Results, callbacks: list[Callback], 
     if hidden and trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.disable()
     meet_in_private(trainer)
+    sum_in_one_order(trainer)
     return trainer
