@@ -19,10 +19,12 @@ def test_a_spread_that_was_not_seen_is_no_error_of_zero(
     card = dict.fromkeys(("estimator", "clip", "timesteps", "step"), 1)
     card |= {"images": 4, "evaluations": 1, "evaluations_of_the_full_sum": 1}
     numbers = {"test/bound": 3.5, "test/bound_mc_se": 0.4, "test/bound_image_se": spread}
+    numbers |= {f"test/{name}_{end}": 3.5 for name in ("bound", "bound_population") for end in ("low", "high")}
     run.update(numbers, cards={"test/bound": card})
     print_summary(run)
     said = capsys.readouterr().out
     assert ("cannot be told from the Monte Carlo error" in said) == (not spread)
+    assert ("of images like them: 3.5" in said, "of these images: 3.5" in said) == (bool(spread), True)
     assert ("0.0200" in said, "0.0000" in said) == (bool(spread), False)
 
 

@@ -147,12 +147,12 @@ def _print_bound(summary: Mapping[str, Any], split: str, declared: Declarations)
     )
     if lost:
         print(
-            "how far the images differ cannot be told from the Monte Carlo error, and is missing in the second "
-            "interval: use more bound.times, or a smaller bound.stderr"
+            "how far the images differ cannot be told from the Monte Carlo error, so there is no interval of images like "
+            "them: use more bound.times, or a smaller bound.stderr"
         )
     for words, name in (("of these images", "bound"), ("of images like them", "bound_population")):
         low, high = found.get(f"{name}_low"), found.get(f"{name}_high")
-        if low is not None and high is not None:
+        if low is not None and high is not None and not (lost and name == "bound_population"):
             print(f"95% interval of the bound {words}: {low:.4f} to {high:.4f}")
     words = (
         f"{card['estimator']} estimate, {card['evaluations']:,} network evaluations (the full sum takes "

@@ -335,7 +335,16 @@ def test_all_terms_of_few_steps_are_taken_with_the_error_of_their_noise(size: in
 
 
 @pytest.mark.parametrize(
-    "options", [{"stderr": 0.0}, {"stderr": math.nan}, {"replicates": 7}, {"pilot_images": 1}, {"pilot_times": 5}]
+    "options",
+    [
+        {"stderr": 0.0},
+        {"stderr": 1e-300},
+        {"stderr": 1e300},
+        {"stderr": math.nan},
+        {"replicates": 7},
+        {"pilot_images": 1},
+        {"pilot_times": 5},
+    ],
 )
 def test_bad_options_are_named(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):

@@ -50,7 +50,7 @@ class Adaptive(BoundEstimator):
         """stderr: of the mean, bits/dim; replicates: the fewest independent samples, at most twice as many are taken;
         pilot_images: the most, each at pilot_times/2 steps with two noises."""
         super().__init__(clip)
-        require(stderr > 0, f"stderr must be positive, got {stderr}")
+        require(1e-9 <= stderr <= 1e9, f"stderr must lie between 1e-9 and 1e9 bits/dim, got {stderr}")
         require(replicates >= 8, f"replicates must be at least 8 to tell an error from, got {replicates}")
         require(pilot_images >= 2, f"pilot_images must be at least 2, got {pilot_images}")
         even = pilot_times >= 4 and pilot_times % 2 == 0
