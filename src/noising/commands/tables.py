@@ -147,8 +147,8 @@ def _print_bound(summary: Mapping[str, Any], split: str, declared: Declarations)
     )
     if lost:
         print(
-            "how far the images differ cannot be told from the Monte Carlo error, so there is no interval of images like "
-            "them: use more bound.times, or a smaller bound.stderr"
+            "how far the images differ cannot be told from the Monte Carlo error, so there is no interval of images "
+            "like them: use more bound.times, or a smaller bound.stderr"
         )
     for words, name in (("of these images", "bound"), ("of images like them", "bound_population")):
         low, high = found.get(f"{name}_low"), found.get(f"{name}_high")

@@ -1,6 +1,7 @@
 """Mean and covariance of features, their Fréchet distance, and their files."""
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from noising.config.words import shell_word
+from noising.runs.sizes import UnfoldingError, require_archive_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,12 +100,16 @@ def read_statistics(path: str | Path, count: int | None = None) -> StatisticsFil
         raise ValueError(f"{path}: statistics are in .npz files (clean-fid, EDM) or .pt files (torch-fidelity)")
     fields: dict[str, Any]
     try:
+        if zipfile.is_zipfile(path):
+            require_archive_size(path)
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
                 fields = dict(arrays)
         else:
             with torch.serialization.safe_globals(_ARRAYS):
                 fields = torch.load(path, map_location="cpu", weights_only=True)
+    except UnfoldingError as error:
+        raise ValueError(f"{path} {error}") from None
     except Exception as error:  # the type depends on the damage
         raise ValueError(f"{path} is damaged, or holds more than arrays") from error
     missing = {"mu", "sigma"} - set(fields)

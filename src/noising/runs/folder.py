@@ -18,6 +18,7 @@ from noising.config.secrets import masked
 from noising.config.words import shell_word
 from noising.errors import ConfigError, UsageError
 from noising.runs.environment import environment
+from noising.runs.sizes import require_written_out
 
 log = logging.getLogger(__name__)
 
@@ -136,9 +137,15 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The resolved config the run was started with. Raises ConfigError if none can be read."""
         try:
-            return _read(self.config_file, yaml.safe_load, ": bring it back, or start anew without resume")
+            return _read(self.config_file, _parse_config, ": bring it back, or start anew without resume")
         except (FileNotFoundError, NotADirectoryError):
             raise ConfigError(f"{self.path} holds no run: there is no config.yaml in it") from None
+
+
+def _parse_config(text: str) -> Any:
+    content = yaml.safe_load(text)
+    require_written_out(content)
+    return content
 
 
 def run_folder(path: str | os.PathLike[str]) -> Path:

@@ -13,6 +13,7 @@ from noising.config.words import unquoted
 from noising.errors import ConfigError
 from noising.runs.folder import Run
 from noising.runs.rows import flat
+from noising.runs.sizes import require_written_out
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def read_overrides(file: Path, *keys: str) -> list[str] | None:
         return None
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        require_written_out(content)
         for key in keys:
             content = content[key]
     except (yaml.YAMLError, ValueError, OSError, LookupError, TypeError, RecursionError):

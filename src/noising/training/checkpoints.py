@@ -23,6 +23,7 @@ from noising.errors import ConfigError
 from noising.runs.declarations import Declaration
 from noising.runs.folder import replacing
 from noising.runs.results import Results
+from noising.runs.sizes import UnfoldingError, require_archive_size, require_written_out
 from noising.training.checkpoint_content import require_kinds, with_plain_tensors
 from noising.training.safety.divergence import DivergenceError
 
@@ -58,6 +59,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is of format {version}, this noising reads format {FORMAT}: use the one that wrote it"
         )
     try:
+        require_written_out(content)
         plain: dict[str, Any] = with_plain_tensors(content)
         require_kinds(plain)
     except ValueError as error:
@@ -70,8 +72,11 @@ def _damage(path: Path) -> str:
     try:
         if not zipfile.is_zipfile(path):  # looks for the directory at the end
             return "is not a checkpoint, or is truncated"
+        require_archive_size(path)
         with zipfile.ZipFile(path) as records:
             damaged = records.testzip()
+    except UnfoldingError as error:
+        return str(error)
     except Exception:  # a flipped bit may meet any field of zip's own
         return "is damaged"
     return f"is damaged, the checksum of {damaged} is wrong" if damaged is not None else ""
