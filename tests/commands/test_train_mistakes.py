@@ -92,7 +92,7 @@ def test_velocity_with_min_snr_is_fine_without_terminal_signal(noising: Command)
         ("sampler.steps=0", "sampler: steps must be at least 1, got 0"),
         ("sampler.clip=-1", "sampler: clip must be positive or null, got -1"),
         ("validation_bound.times=7", "validation_bound: times must be an even number from 4, got 7"),
-        ("bound.stderr=0", "bound: stderr must be positive, got 0"),
+        ("bound.stderr=0", "bound: stderr must lie between 1e-9 and 1e9 bits/dim, got 0"),
         ("bound.replicates=4", "bound: replicates must be at least 8 to tell an error from, got 4"),
         ("trainer.max_steps=0", "trainer.max_steps must be a whole number from 1, got 0"),
         ("trainer.val_check_interval=0", "trainer.val_check_interval must be a whole number from 1, got 0"),

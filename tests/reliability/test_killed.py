@@ -162,6 +162,18 @@ def test_killed_at_random_moments_often(ranks: int, rounds: int, tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_of_two_that_go_on_with_one_run_one_does(whole: tuple[Run, float], tmp_path: Path) -> None:
+    run, _ = whole
+    part = Run(tmp_path / "run")
+    stop(start(tmp_path), part.last_checkpoint, signal.SIGKILL)
+    both = [start(tmp_path), start(tmp_path)]
+    for process in both:
+        process.join(300)
+    assert sorted(str(process.exitcode) for process in both) == ["0", "2"]
+    require_same(run, part)
+
+
+@pytest.mark.slow
 def test_two_processes_killed_and_told_to_stop(tmp_path: Path) -> None:
     for name in ("whole", "part"):
         (tmp_path / name).mkdir()
