@@ -69,10 +69,15 @@ def train(folder: Path, options: Sequence[str]) -> None:
     main("train")
 
 
-def start(folder: Path, *more: str) -> ForkServerProcess:
-    process = _SERVER.Process(target=train, args=(folder, [*OPTIONS, *more, "hydra.run.dir=run", "resume=true"]))
+def forked(work: Callable[..., None], *arguments: Any) -> ForkServerProcess:
+    """A process in which torch and Lightning are imported already."""
+    process = _SERVER.Process(target=work, args=arguments)
     process.start()
     return process
+
+
+def start(folder: Path, *more: str) -> ForkServerProcess:
+    return forked(train, folder, [*OPTIONS, *more, "hydra.run.dir=run", "resume=true"])
 
 
 def stop(process: ForkServerProcess, written: Path, number: int, after: float = 0) -> int | None:

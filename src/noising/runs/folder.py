@@ -61,8 +61,11 @@ class Run:
         return ("-m " if sweep else "") + shell_word("resume", path)
 
     @contextmanager
-    def writing(self, file: Path) -> Iterator[None]:
-        """Let the work go on where a file cannot be written (the disk is full): a line in the log, and `unwritten`."""
+    def writing(self, file: Path, once: bool = False) -> Iterator[None]:
+        """Let the work go on where a file cannot be written (the disk is full): a line in the log, and `unwritten`.
+
+        once: what is not written now never will be, so that the file stays among the unwritten.
+        """
         try:
             yield
         except OSError as error:
@@ -70,7 +73,8 @@ class Run:
                 log.warning("%s cannot be written (%s); the work goes on", file, error.strerror or error)
             self.unwritten[file] = error.strerror or str(error)
         else:
-            self.unwritten.pop(file, None)
+            if not once:
+                self.unwritten.pop(file, None)
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Write the config, the environment and the status "running"; numbers of a resumed run stay in its summary."""

@@ -281,16 +281,22 @@ class WandB(WandbLogger):
     def close(self, failed: bool = False) -> None:
         """Store the chosen artifacts and end the run at W&B, if one was begun."""
         if self._experiment is not None:
+            experiment, self._experiment = self._experiment, None
             try:
-                self._store_artifacts()
-            finally:
-                self._experiment.finish(exit_code=1 if failed else 0)
-                self._experiment = None
+                try:
+                    self._store_artifacts(experiment)
+                finally:
+                    experiment.finish(exit_code=1 if failed else 0)
+            except ConnectionError:  # its process has died: wandb would ask it for an answer again as Python ends
+                import wandb
 
-    def _store_artifacts(self) -> None:
+                with suppress(ConnectionError):
+                    wandb.teardown()
+                raise
+
+    def _store_artifacts(self, experiment: Any) -> None:
         import wandb
 
-        experiment: Any = self._experiment
         folder = self._run.path
         kinds = {
             "checkpoints": ("model", [*(folder / "checkpoints").glob("*.ckpt")]),

@@ -34,7 +34,7 @@ class SumsOverRanks(Metric):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> torch.nn.Module:
         # `.to(dtype)`, as by trainer.precision=bf16-true, converts states too; only their device may change
-        device = fn(torch.zeros(0)).device
+        device = fn(torch.empty(())).device
 
         def move(state: Tensor) -> Tensor:
             return (state.float() if device.type == "mps" else state).to(device)  # MPS has no float64

@@ -1,0 +1,258 @@
+"""Faults that the tests of the mathematics must see: one operator, number or comparison replaced at a time.
+
+    python -m tests.reliability.mutants src/noising/diffusion/levels.py      # all of diffusion/ and metrics/ if none
+
+Each mutant is tried by the tests that mirror its file, and if these see nothing by all tests of its room, in a child of
+a process that has imported torch, on a copy of src. It is caught if a test fails or does not end. What survives is
+printed; EQUIVALENT has those that change no number. About three seconds a mutant.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = {"diffusion": ["diffusion", "reference"], "metrics": ["metrics"]}
+"""Folders of src/noising, and those of their tests."""
+PRELOADED = ("hydra", "hypothesis", "lightning.pytorch", "pydantic", "scipy.stats", "torch", "torchmetrics")
+"""What the tests import: once, for every child."""
+PATIENCE = 3  # times the seconds of the tests on the code as it is, and ten more
+
+MORE_TESTS = {
+    "diffusion/grids.py": ["diffusion/test_samplers.py", "reference/test_edm.py"],
+    "diffusion/samplers.py": ["diffusion/test_samplers.py", "diffusion/test_samplers_convergence.py", "reference"],
+    "diffusion/noise_labels.py": ["diffusion/test_denoiser.py", "diffusion/test_recipe.py"],
+    "diffusion/likelihood/pilot.py": ["diffusion/likelihood/test_adaptive.py"],
+    "diffusion/likelihood/meter.py": ["diffusion/likelihood/test_estimators.py"],
+    "metrics/quality.py": ["metrics/test_measurement.py"],
+}
+"""Tests of a file besides those that mirror it."""
+
+
+class Equivalent(NamedTuple):
+    """A replacement that changes no number: its file, the code that it replaces, by what, and why it is none."""
+
+    file: str
+    code: str
+    replacement: str
+    why: str
+
+
+EQUIVALENT: list[Equivalent] = []
+
+
+class Mutant(NamedTuple):
+    """A module's source with one replacement."""
+
+    file: str
+    line: int
+    code: str
+    replacement: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.code}  ->  {self.replacement}"
+
+
+_SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.Mod: ast.Mult,
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+}
+_NAMES = {"min": "max", "max": "min", "floor": "ceil", "ceil": "floor"}
+
+
+def _code(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes that compute numbers, in the order of the source: no annotation, text, decorator or error."""
+    raises = isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise)  # what is refused: tests of mistakes
+    for field, value in ast.iter_fields(node):
+        if field in ("annotation", "returns", "decorator_list", "msg") or (raises and field == "test"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.Raise | ast.JoinedStr | ast.Assert | ast.Import | ast.ImportFrom):
+                continue
+            if isinstance(child, ast.Call) and isinstance(child.func, ast.Name) and child.func.id == "require":
+                continue  # options are checked at the door; its tests are those of mistakes
+            if isinstance(
+                child, ast.expr | ast.stmt | ast.keyword | ast.comprehension | ast.arguments | ast.match_case
+            ):
+                yield child
+                yield from _code(child)
+
+
+def _replace(node: ast.AST) -> Iterator[None]:
+    """Change the node in place, in one way after another, and bring it back."""
+    if isinstance(node, ast.BinOp | ast.BoolOp) and type(node.op) in _SWAPPED:
+        before = node.op
+        node.op = _SWAPPED[type(before)]()  # type: ignore[assignment]
+        yield
+        node.op = before  # type: ignore[assignment]
+    elif isinstance(node, ast.Compare) and type(node.ops[0]) in _SWAPPED:
+        operators = node.ops
+        node.ops = [_SWAPPED[type(operators[0])](), *operators[1:]]  # type: ignore[list-item]
+        yield
+        node.ops = operators
+    elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        node.op = ast.UAdd()
+        yield
+        node.op = ast.USub()
+    elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
+        number = node.value
+        assert isinstance(number, int | float)
+        node.value = number + 1 if isinstance(number, int) or not number else 2 * number
+        yield
+        node.value = number
+    elif isinstance(node, ast.Name) and node.id in _NAMES:
+        name = node.id
+        node.id = _NAMES[name]
+        yield
+        node.id = name
+
+
+def mutants(path: Path) -> list[Mutant]:
+    """Every mutant of a file of src/noising."""
+    tree, found = ast.parse(path.read_text(encoding="utf-8")), []
+    file = path.resolve().relative_to(ROOT / "src" / "noising").as_posix()
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    for node in _code(tree):
+        around = node  # the expression that the node stands in, to be read
+        while not isinstance(around, ast.BinOp | ast.Compare | ast.BoolOp | ast.Call | ast.Subscript | ast.stmt):
+            around = parents[around]
+        before = ast.unparse(around)
+        for _ in _replace(node):
+            found.append(Mutant(file, getattr(node, "lineno", 0), before, ast.unparse(around), ast.unparse(tree)))
+    return found
+
+
+def mirror_of(file: str) -> list[str]:
+    """The tests that mirror a file, and those named beside it."""
+    folder, stem = Path("tests", file).parent, Path(file).stem
+    mirror = [folder / f"test_{stem}.py", *sorted((ROOT / folder).glob(f"test_{stem}_*.py"))]
+    paths = [*mirror, *(Path("tests", more) for more in MORE_TESTS.get(file, []))]
+    return sorted({str(ROOT / path) for path in paths if (ROOT / path).exists()})
+
+
+class Trial:
+    """A copy of src in which one file after another is replaced, and the tests are run on it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.src = folder / "src"
+        shutil.copytree(ROOT / "src", self.src, ignore=shutil.ignore_patterns("__pycache__"))
+        os.symlink(ROOT / "conf", folder / "conf")
+        self._seconds: dict[tuple[str, ...], float] = {}
+
+    def patience(self, tests: list[str]) -> float:
+        """Seconds in which these tests end if they end at all. RuntimeError if they fail on the code as it is."""
+        if tuple(tests) not in self._seconds:
+            began = time.monotonic()
+            if self.run(tests, 1800) != 0:
+                raise RuntimeError(f"they do not pass on the code as it is: {' '.join(tests)}")
+            self._seconds[*tests] = PATIENCE * (time.monotonic() - began) + 10
+        return self._seconds[*tests]
+
+    def caught(self, mutant: Mutant, tests: list[str]) -> bool:
+        """Whether one of the tests fails, or does not end."""
+        seconds = self.patience(tests)
+        target = self.src / "noising" / mutant.file
+        before = target.read_text(encoding="utf-8")
+        target.write_text(mutant.source, encoding="utf-8")
+        try:
+            return self.run(tests, seconds) != 0
+        finally:
+            target.write_text(before, encoding="utf-8")
+
+    def run(self, tests: list[str], seconds: float) -> int | None:
+        """The exit code of pytest on the copy: 0 if all pass; None if it does not end in time."""
+        child = os.fork()
+        if child == 0:
+            self._child(tests)
+        ends = time.monotonic() + seconds
+        while time.monotonic() < ends:
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                code = os.waitstatus_to_exitcode(status)
+                if code not in (0, 1, 2, 4):  # 2 and 4: a module cannot be imported
+                    raise RuntimeError(f"pytest ended with {code}")
+                return code
+            time.sleep(0.02)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return None
+
+    def _child(self, tests: list[str]) -> None:
+        import pytest
+
+        os.chdir(ROOT)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        sys.path[:0] = [str(self.src), str(ROOT)]
+        code = 3
+        with contextlib.suppress(BaseException):
+            options = ["-x", "-q", "-m", "not slow", "-o", "addopts=", "-p", "no:cacheprovider", "-p", "no:xdist"]
+            code = int(pytest.main([*options, *tests]))
+            import noising
+
+            if not str(noising.__file__).startswith(str(self.src)):
+                code = 3
+        os._exit(code)
+
+
+def survivors(path: Path, trial: Trial) -> Iterator[Mutant]:
+    """The mutants of a file that no test catches, those that change no number left out."""
+    every = mutants(path)
+    equal = {(e.code, e.replacement) for e in EQUIVALENT if e.file == every[0].file} if every else set()
+    if unknown := equal - {(mutant.code, mutant.replacement) for mutant in every}:
+        raise ValueError(f"EQUIVALENT has what is not in {path}: {unknown}")
+    for mutant in every:
+        room = [str(ROOT / "tests" / folder) for folder in ROOMS[mutant.file.split("/")[0]]]
+        each = [tests for tests in (mirror_of(mutant.file), room) if tests]
+        if (mutant.code, mutant.replacement) not in equal and not any(trial.caught(mutant, tests) for tests in each):
+            yield mutant
+    if every:
+        print(f"{every[0].file}: {len(every)} mutants", flush=True)
+
+
+def main(paths: list[str]) -> int:
+    """Print the survivors of these files; 1 if there are any."""
+    for name in PRELOADED:
+        importlib.import_module(name)
+    sys.dont_write_bytecode = True
+    files = [Path(path) for path in paths]
+    if not files:
+        files = [path for room in ROOMS for path in sorted((ROOT / "src" / "noising" / room).rglob("*.py"))]
+    count = 0
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Trial(Path(folder))
+        for path in files:
+            for mutant in survivors(path, trial):
+                print(mutant, flush=True)
+                count += 1
+    return int(count > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
