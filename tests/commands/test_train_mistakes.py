@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from lightning.pytorch import Callback
 
 from noising.data.digits import Digits
 from noising.metrics.quality import ClassifierDistance
@@ -255,3 +257,18 @@ def test_a_group_of_other_commands_is_told_from_a_misspelling(noising: Command, 
     assert outcome.code == 2
     assert outcome.err == "error: sampler: this command takes no such group (it takes: grid, guidance, logger)\n"
     assert list(tmp_path.iterdir()) == []
+
+
+class Lacking(Callback):
+    """Like Lightning's DeviceStatsMonitor without psutil."""
+
+    def setup(self, *args: Any, **options: Any) -> None:
+        raise ModuleNotFoundError("`Lacking` needs `some_package`:\n pip install some_package")
+
+
+def test_a_package_that_a_callback_lacks_is_one_line(noising: Command) -> None:
+    lacking = "+callbacks.lacking._target_=tests.commands.test_train_mistakes.Lacking"
+    outcome = noising("train", *SMALL, "hydra.run.dir=run", lacking)
+    assert outcome.code == 2
+    last = "error: `Lacking` needs `some_package`: pip install some_package"
+    assert outcome.err.splitlines() == ["failed: run", last]

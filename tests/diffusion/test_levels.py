@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from noising.diffusion.levels import Geometry, Straight, VarianceExploding, VariancePreserving
+from noising.diffusion.levels import Geometry, Straight, VarianceExploding, VariancePreserving, cast_to
 from noising.diffusion.objectives import ContinuousBound, Objective, WeightedBound
 from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
@@ -49,6 +49,22 @@ def test_perturb_mixes_each_image_at_its_own_level(schedule: Schedule) -> None:
     for i, x_t in enumerate(level.perturb(x, noise)):
         expected = level.alpha[i].item() * x[i] + level.sigma[i].item() * noise[i]
         torch.testing.assert_close(x_t, expected, rtol=1e-14, atol=1e-14)
+
+
+def test_an_image_keeps_its_type_and_a_scalar_needs_no_cast(schedule: Schedule) -> None:
+    x, noise = normals(2, 1, 2, 2).float(), normals(2, 1, 2, 2, seed=1).float()
+    for t in (torch.tensor(0.5), torch.tensor([0.2, 0.9])):
+        assert schedule(t).perturb(x, noise).dtype == torch.float32
+    alpha = schedule(torch.tensor(0.5)).alpha
+    assert cast_to(alpha, x) is alpha
+
+
+def test_the_prior_is_as_wide_as_the_last_noise() -> None:
+    """Unit variance, but σ_T where noise is only added; only there does λ(1) matter."""
+    for geometry in GEOMETRIES:
+        expected = 80.0 if isinstance(geometry, VarianceExploding) else 1.0
+        end = torch.tensor(-2 * math.log(80), dtype=torch.float64)
+        assert geometry.prior_std(end) == pytest.approx(expected, rel=1e-14)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

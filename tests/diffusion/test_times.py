@@ -104,6 +104,19 @@ def test_density_is_that_of_the_draws(sampler: TimeSampler, schedule: Schedule) 
     assert bool(((counts / 100_000 - mass).abs() < 4.5 * error + 1e-4).all())
 
 
+def test_a_truncated_density_has_its_mass_between_the_ends() -> None:
+    """Where half of the normal distribution lies beyond a schedule's ends, the density is that of the other half."""
+    schedule, sampler = LinearLogSNR(3.0, -1.0), LogNormal(-1.2, 1.2)
+    middles = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    assert float(sampler.density(middles, schedule).mean()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("sampler", SKEWED, ids=lambda s: type(s).__name__)
+def test_density_is_zero_at_infinite_levels(sampler: TimeSampler) -> None:
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert sampler.density(ends, RectifiedFlow()).tolist() == [0, 0]
+
+
 def test_loss_aware_waits_for_every_step_and_then_follows_the_second_moment() -> None:
     times, losses = LossAware(5, history=3), np.arange(1.0, 16).reshape(5, 3)
     for step in range(5):

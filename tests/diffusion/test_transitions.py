@@ -103,6 +103,22 @@ def test_first_step_takes_the_seconds_variance(schedule: Schedule) -> None:
     close(FixedLarge().log_variance(chain[1], None), second.item(), rtol=1e-14)
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_first_variance_of_the_shortest_chains(steps: int) -> None:
+    """Of a chain of one step the forward variance; of two, the second's posterior variance, of the closed form."""
+    chain = Chain(LinearBeta(1000), torch.linspace(0.3, 1, steps, dtype=torch.float64))
+    beta, alpha_bar = chain.beta.tolist(), chain.alpha_bar.tolist()
+    expected = beta[0] if steps == 1 else beta[1] * (1 - alpha_bar[0]) / (1 - alpha_bar[1])
+    assert chain[1].small_log_variance.exp().item() == pytest.approx(expected, rel=1e-10)
+
+
+def test_all_steps_at_once_are_the_steps(schedule: Schedule) -> None:
+    chain = Chain.uniform(schedule, 5)
+    for field in ("c", "posterior_variance", "small_log_variance", "large_log_variance"):
+        each = torch.stack([getattr(chain[step], field) for step in range(1, 6)])
+        torch.testing.assert_close(getattr(chain.steps, field), each, rtol=1e-14, atol=0)
+
+
 def test_chains_refuse_what_is_no_chain(schedule: Schedule) -> None:
     for times in ([], [0.0, 1.0], [0.5, 0.4], [0.5, 1.1]):
         with pytest.raises(ValueError, match="must rise within"):

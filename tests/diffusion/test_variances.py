@@ -128,6 +128,18 @@ def test_error_is_part_of_the_state_and_stays_in_float64() -> None:
     assert two.variance.log_variance(step, None).dtype == torch.float64
 
 
+def test_a_state_of_something_else_is_refused() -> None:
+    line, table = torch.linspace(-5, 8, 7), DenoisingError()
+    for state in (None, {"log_snr": line}, {"log_snr": line, "log_error": line[:3]}, {"log_snr": line, "log_error": 1}):
+        with pytest.raises(ValueError, match="no error by log SNR is stored there"):
+            table.set_extra_state(state)
+    for other in (line.reshape(1, 7), line.long()):
+        with pytest.raises(ValueError, match="no error by log SNR is stored there"):
+            table.set_extra_state({"log_snr": other, "log_error": other})
+    table.set_extra_state(DenoisingError().get_extra_state())  # of one that was never measured
+    assert not table
+
+
 def test_until_it_is_fitted_it_is_the_posteriors_own() -> None:
     step = Chain.uniform(Cosine(1000), 100)[30]
     assert torch.equal(Optimal().log_variance(step, None), step.small_log_variance)

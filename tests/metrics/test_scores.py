@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 from torch_fidelity.metric_prc import KEY_METRIC_PRECISION, KEY_METRIC_RECALL, prc_features_to_metric
 
 from noising.metrics import scores as neighbours
@@ -83,3 +84,15 @@ def test_a_kernel_distance_of_a_thousand_is_of_all_of_them() -> None:
     among = sum((kernel(x, x).sum() - kernel(x, x).trace()) / (1000 * 999) for x in (generated.double(), real.double()))
     expected = float(among - 2 * kernel(generated.double(), real.double()).mean())
     assert kernel_distance(generated, real) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(("n", "m", "subset"), [(1300, 1200, 1000), (60, 90, 60)])
+def test_a_kernel_distance_is_over_subsets_of_a_thousand_or_of_all_there_are(n: int, m: int, subset: int) -> None:
+    generated, real = normals(n, 2) + 0.2, normals(m, 2, seed=1)
+    theirs = kid_features_to_metric(generated.double(), real.double(), kid_subset_size=subset, verbose=False)
+    assert kernel_distance(generated, real) == theirs[KEY_METRIC_KID_MEAN]
+
+
+def test_six_images_are_enough() -> None:
+    found = precision_recall(normals(6, 2), normals(6, 2, seed=1))
+    assert (found["density"], found["coverage"]) == pytest.approx(by_definition(normals(6, 2), normals(6, 2, seed=1)))

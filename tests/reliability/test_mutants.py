@@ -26,9 +26,8 @@ def test_each_mutant_is_another_program() -> None:
 
 
 def test_every_equivalent_one_is_of_the_code_as_it_is() -> None:
-    for file in {entry.file for entry in EQUIVALENT}:
-        found = {(mutant.code, mutant.replacement) for mutant in mutants(ROOT / "src/noising" / file)}
-        assert {(entry.code, entry.replacement) for entry in EQUIVALENT if entry.file == file} <= found
+    for entry in EQUIVALENT:
+        assert any(map(entry.covers, mutants(ROOT / "src/noising" / entry.file))), entry
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from noising.cli import folders
 from noising.config.instantiate import make
-from noising.errors import UsageError, printable
+from noising.errors import UsageError, in_one_line, printable
 from noising.runs.folder import Run
 from noising.runs.status import record_failure
 
@@ -66,6 +66,8 @@ class Task:
             if os.environ.get("HYDRA_FULL_ERROR") == "1":
                 traceback.print_exc()
             self._fail(f"error: {which}{error}", error.exit_code, sweeping, error)
+        except ModuleNotFoundError as error:  # of what an option asks for and no dependency brings
+            self._fail(f"error: {which}{in_one_line(str(error))}", 2, sweeping, error)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 self._fail(which + traceback.format_exc().rstrip(), 1, sweeping, error)

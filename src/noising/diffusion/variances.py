@@ -89,7 +89,7 @@ class DenoisingError(nn.Module):
 
     def __bool__(self) -> bool:
         """Whether the error has been measured."""
-        return len(self.log_snr) > 0
+        return bool(len(self.log_snr))
 
     def set(self, log_snr: Tensor, error: Tensor) -> None:
         """Set positive errors (K,) measured at rising λ (K,)."""

@@ -153,6 +153,20 @@ def test_interval_of_few_images_covers_as_often_as_it_says() -> None:
     assert covered == pytest.approx(950, abs=28)  # four standard errors
 
 
+def test_interval_is_students() -> None:
+    values = torch.tensor([[1.0, 1.0], [2.0, 2.0], [4.0, 4.0], [9.0, 9.0]], dtype=torch.float64)
+    low, high = replicated_mean(values).interval  # t of 3 degrees of freedom; the sum of squares is 38
+    assert (low, high) == pytest.approx((4 - 3.18244630528 * (38 / 3 / 4) ** 0.5, 4 + 3.18244630528 * (38 / 12) ** 0.5))
+
+
+def test_spread_that_the_draws_explain_is_not_resolved() -> None:
+    values = torch.tensor([[0.0, 2.0], [0.0, 2.0], [1.0, 3.0]], dtype=torch.float64)  # within: 2/2, over images: 1/3
+    assert math.isnan(replicated_mean(values).image_se)
+    values[2] += 3  # over images: 16/3
+    assert replicated_mean(values).image_se == pytest.approx(math.sqrt((16 / 3 - 1) / 3))
+
+
+@pytest.mark.filterwarnings("error")
 def test_what_cannot_be_told_is_nan() -> None:
     one_draw, one_image = replicated_mean(normals(5, 1)), replicated_mean(normals(1, 2))
     assert math.isnan(one_draw.mc_se)

@@ -65,6 +65,15 @@ def test_grids_rise_from_end_to_end(steps: int, end: float) -> None:
         assert ratios == pytest.approx([ratios[0]] * steps)
 
 
+@pytest.mark.parametrize("steps", [2, 3, 50])
+def test_what_is_drowned_in_noise_is_one_step(steps: int) -> None:
+    """From σ/α = 1e5 to the end; the others are uniform in λ."""
+    angles = even_in_log_snr(0.006, math.pi / 2, steps)
+    assert math.tan(angles[-2]) == pytest.approx(1e5, rel=1e-9)
+    ratios = [math.tan(then) / math.tan(now) for now, then in pairwise(angles[:-1])]
+    assert ratios == pytest.approx([ratios[0]] * (steps - 1), rel=1e-9)
+
+
 @pytest.mark.parametrize("tolerance", [1e-4, 1e-6, 1e-9])
 def test_dormand_prince_meets_its_tolerance(tolerance: float) -> None:
     z = normals(5, 1, 1, 2)
@@ -100,6 +109,21 @@ def test_the_integral_does_not_hide_behind_the_pixels() -> None:
     found = DormandPrince(1e-6, 1e-6)(still, z, START, END)
     expected = 100 * (math.sin(20 * END) - math.sin(20 * START)) / 20
     torch.testing.assert_close(found.integral, torch.full((2,), expected, dtype=torch.float64), rtol=0, atol=1e-3)
+
+
+def test_the_integral_counts_as_much_as_all_pixels_of_its_image() -> None:
+    """The same function, once as the pixels' velocity and once as the rate: the same steps, and so the same error."""
+
+    def moving(z: Tensor, angle: float) -> tuple[Tensor, Tensor]:
+        return torch.full_like(z, math.cos(20 * angle)), torch.zeros(len(z), dtype=torch.float64)
+
+    def counting(z: Tensor, angle: float) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(z), torch.full((len(z),), 4 * math.cos(20 * angle), dtype=torch.float64)
+
+    z = torch.zeros(3, 1, 2, 2, dtype=torch.float64)
+    pixels, integral = (DormandPrince(1e-6, 1e-6)(slope, z, START, END) for slope in (moving, counting))
+    assert pixels.evaluations == integral.evaluations
+    torch.testing.assert_close(integral.integral / 4, pixels.z.flatten(1).mean(1), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("solver", [RungeKutta4(5), DormandPrince(1e-5, 1e-5)], ids=lambda s: type(s).__name__)

@@ -55,10 +55,10 @@ def even_in_log_snr(start: float, end: float, steps: int) -> list[float]:
     The part beyond σ/α = 1e5 is a single step.
     """
     first, last = math.log(math.tan(start)), math.log(math.tan(end))
-    if steps == 1 or not first < _LOG_DROWNED < last:
-        inside = np.linspace(first, last, steps + 1)[1:-1]
-    else:
+    if first < _LOG_DROWNED < last:
         inside = np.linspace(first, _LOG_DROWNED, steps)[1:]
+    else:
+        inside = np.linspace(first, last, steps + 1)[1:-1]
     return [start, *np.arctan(np.exp(inside)).tolist(), end]
 
 
