@@ -13,7 +13,7 @@ from noising.diffusion.grids import uniform
 from noising.diffusion.guidance import Guided, autoguidance, classifier_free, unconditional
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Karras, Velocity
 from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Heun
-from noising.diffusion.schedules import Cosine, LinearBeta, Schedule
+from noising.diffusion.schedules import Cosine, LinearBeta, LogLinearSigma, Schedule
 from noising.diffusion.variances import LearnedRange
 from tests.diffusion.helpers import PARAMETERIZATIONS, Classed, Crooked, denoiser_of, in_turn, normals
 
@@ -180,5 +180,8 @@ def test_what_cannot_guide_is_refused() -> None:
         classifier_free(denoiser, -1.0)
     with pytest.raises(ValueError, match=r"^interval must rise from the lowest λ to the highest, got \[2.0, -2.0\]$"):
         classifier_free(denoiser, 2.0, (2.0, -2.0))
+    exploding, brighter = (denoiser_of(Classed(), LogLinearSigma(0.002, most)) for most in (80.0, 90.0))
+    with pytest.raises(ValueError, match=r"^the guide was trained on another schedule"):  # α = 1 in both
+        Guided(exploding, brighter, 2.0)
     with pytest.raises(ValueError, match=r"^the guide was trained on another schedule"):
         autoguidance(denoiser, denoiser_of(Crooked(), LinearBeta(100)), 2.0)

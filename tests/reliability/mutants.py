@@ -54,7 +54,31 @@ class Equivalent(NamedTuple):
         return (self.file, self.code) == (mutant.file, mutant.code) and self.replacement in ("", mutant.replacement)
 
 
-EQUIVALENT: list[Equivalent] = []
+EQUIVALENT = [
+    *(
+        Equivalent(file, code, "", "as many at once: the cost alone")
+        for file, code in (
+            ("metrics/scores.py", "CHUNK = 500"),
+            ("diffusion/likelihood/estimators.py", "at_once=64"),
+        )
+    ),
+    Equivalent("metrics/scores.py", "max(neighbours) + 1", "max(neighbours) + 2", "more of them than are looked at"),
+    Equivalent("metrics/scores.py", "distance[torch.arange(len(rows)), rows] = -1", "", "below every distance"),
+    Equivalent(
+        "diffusion/levels.py", "coefficient.dim() == 0", "coefficient.dim() == 1", "torch casts a scalar itself"
+    ),
+    Equivalent("diffusion/likelihood/solvers.py", "MAX_STEPS = 1000000", "", "a limit on what may be asked for"),
+    Equivalent(
+        "diffusion/likelihood/decoders.py", "lower + upper > 0", "lower + upper > 1", "there the digits suffice anyway"
+    ),
+    Equivalent(
+        "diffusion/guidance.py",
+        "torch.linspace(0.001, 1, 64, dtype=torch.float64)",
+        "",
+        "times at which two schedules are compared",
+    ),
+    Equivalent("diffusion/times.py", "SMALLEST = 1e-09", "", "a time at which nothing is noised"),
+]
 
 
 class Mutant(NamedTuple):
@@ -87,6 +111,7 @@ _SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.And: ast.Or,
     ast.Or: ast.And,
 }
+_READABLE = (ast.BinOp, ast.Compare, ast.BoolOp, ast.Call, ast.Subscript, ast.arguments, ast.stmt)
 _NAMES = {"min": "max", "max": "min", "floor": "ceil", "ceil": "floor"}
 
 
@@ -144,12 +169,25 @@ def mutants(path: Path) -> list[Mutant]:
     parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     for node in _code(tree):
         around = node  # the expression that the node stands in, to be read
-        while not isinstance(around, ast.BinOp | ast.Compare | ast.BoolOp | ast.Call | ast.Subscript | ast.stmt):
+        while not isinstance(around, _READABLE):
             around = parents[around]
-        before = ast.unparse(around)
+        before = _read(around, node)
         for _ in _replace(node):
-            found.append(Mutant(file, getattr(node, "lineno", 0), before, ast.unparse(around), ast.unparse(tree)))
+            found.append(Mutant(file, getattr(node, "lineno", 0), before, _read(around, node), ast.unparse(tree)))
     return found
+
+
+def _read(around: ast.AST, node: ast.AST) -> str:
+    """The code around a node; of the options of a function the one that it is the default of."""
+    if not isinstance(around, ast.arguments):
+        return ast.unparse(around)
+    names = [option.arg for option in around.args][-len(around.defaults) :] if around.defaults else []
+    pairs = [*zip(names, around.defaults, strict=True)]
+    pairs += [
+        (option.arg, default) for option, default in zip(around.kwonlyargs, around.kw_defaults, strict=True) if default
+    ]
+    found = (f"{name}={ast.unparse(default)}" for name, default in pairs if node in ast.walk(default))
+    return next(found, "")
 
 
 def mirror_of(file: str) -> list[str]:

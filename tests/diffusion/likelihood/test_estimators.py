@@ -68,10 +68,11 @@ def test_every_final_class_is_tested() -> None:
     assert final_classes(BoundEstimator) == {Exact, Stratified, Adaptive}
 
 
-def test_exact_is_the_sum_of_all_terms() -> None:
-    terms, x = terms_of(30), images(3)
+@pytest.mark.parametrize("x", [images(3), images(6).reshape(2, 3, 3, 3)], ids=["grey", "coloured"])
+def test_exact_is_the_sum_of_all_terms(x: torch.Tensor) -> None:
+    terms = terms_of(30)
     meter = meter_of(terms, Exact(), x)
-    streams = Streams(0, "bound/bound", range(3))
+    streams = Streams(0, "bound/bound", range(len(x)))
     streams.normal(x.shape[1:])  # the floor's
     streams.uniform((1, 30))
     noise = lambda: streams.normal(x.shape[1:]).to(x)  # noqa: E731
@@ -80,7 +81,8 @@ def test_exact_is_the_sum_of_all_terms() -> None:
     assert numbers["bound"] == pytest.approx(bits.total.mean().item(), rel=1e-12)
     assert numbers["prior"] == pytest.approx(bits.prior.mean().item(), rel=1e-12)
     assert numbers["decoder"] == pytest.approx(bits.decoder.mean().item(), rel=1e-12)
-    assert numbers["bound_image_se"] == pytest.approx(bits.total.std().item() / math.sqrt(3), rel=1e-9)
+    assert numbers["bound_image_se"] == pytest.approx(bits.total.std().item() / math.sqrt(len(x)), rel=1e-9)
+    assert meter.plan.pilot_evaluations == 0
     assert math.isnan(numbers["bound_mc_se"])  # one draw each tells nothing of its own error
 
 
