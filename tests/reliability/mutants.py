@@ -31,6 +31,7 @@ PRELOADED = ("hydra", "hypothesis", "lightning.pytorch", "pydantic", "scipy.stat
 """What the tests import: once, for every child."""
 PATIENCE = 3  # times the seconds of the tests on the code as it is, and ten more
 
+DEFAULTS = "diffusion/test_published_defaults.py"
 MORE_TESTS = {
     "diffusion/grids.py": ["diffusion/test_samplers.py", "reference/test_edm.py"],
     "diffusion/samplers.py": ["diffusion/test_samplers.py", "diffusion/test_samplers_convergence.py", "reference"],
@@ -194,7 +195,10 @@ def mirror_of(file: str) -> list[str]:
     """The tests that mirror a file, and those named beside it."""
     folder, stem = Path("tests", file).parent, Path(file).stem
     mirror = [folder / f"test_{stem}.py", *sorted((ROOT / folder).glob(f"test_{stem}_*.py"))]
-    paths = [*mirror, *(Path("tests", more) for more in MORE_TESTS.get(file, []))]
+    paths = [
+        *mirror,
+        *(Path("tests", more) for more in [DEFAULTS, *MORE_TESTS.get(file, [])]),
+    ]
     return sorted({str(ROOT / path) for path in paths if (ROOT / path).exists()})
 
 
