@@ -142,6 +142,7 @@ def test_a_declaration_is_of_a_name_in_any_split(tmp_path: Path) -> None:
 def test_a_record_that_is_gone_or_damaged_in_the_course_of_a_run_ends_nothing(tmp_path: Path) -> None:
     run = Run(tmp_path)
     results = Results(run)
+    assert results.rows() == []
     run.start({})
     results.write("train/loss", 0.5, 5)
     for file in (run.metrics_record, run.metrics, run.summary_file):
