@@ -27,8 +27,8 @@ ROOMS = {"diffusion": ["diffusion", "reference", "diffusion/likelihood"], "metri
 """Folders of src/noising, and those of their tests."""
 REFUSES = ("diffusion/recipe.py",)
 """What computes no number, but says which parts cannot work together: the tests of mistakes."""
-LONG = ("test_adaptive.py",)
-"""Tests of a minute, which only the files that they mirror are tried by."""
+LONG = ("diffusion/likelihood/test_adaptive.py",)
+"""Tests of a minute, asked last, and for the files of their own folder alone."""
 PRELOADED = ("hydra", "hypothesis", "lightning.pytorch", "pydantic", "scipy.stats", "torch", "torchmetrics")
 """What the tests import: once, for every child."""
 PATIENCE = 3  # times the seconds of the tests on the code as it is, and ten more
@@ -208,7 +208,8 @@ def mirror_of(file: str) -> list[str]:
 def room_of(file: str) -> list[str]:
     """The tests of a file's room."""
     folders = [ROOT / "tests" / folder for folder in ROOMS[file.split("/")[0]]]
-    return [str(path) for folder in folders for path in sorted(folder.glob("test_*.py")) if path.name not in LONG]
+    long = [ROOT / "tests" / path for path in LONG]
+    return [str(path) for folder in folders for path in sorted(folder.glob("test_*.py")) if path not in long]
 
 
 class Trial:
@@ -281,7 +282,8 @@ def survivors(path: Path, trial: Trial) -> Iterator[Mutant]:
     """The mutants of a file that no test catches, those that change no number left out."""
     every = mutants(path)
     for mutant in every:
-        each = [tests for tests in (mirror_of(mutant.file), room_of(mutant.file)) if tests]
+        long = [str(ROOT / "tests" / path) for path in LONG if Path(path).parent == Path(mutant.file).parent]
+        each = [tests for tests in (mirror_of(mutant.file), room_of(mutant.file), long) if tests]
         equivalent = any(entry.covers(mutant) for entry in EQUIVALENT)
         if not equivalent and not any(trial.caught(mutant, tests) for tests in each):
             yield mutant

@@ -64,6 +64,14 @@ def test_strata_part_the_steps(count: int, timesteps: int) -> None:
         assert bool((edges.diff() == 1).all())
 
 
+@pytest.mark.parametrize(
+    ("timesteps", "edges"),
+    [(5, [1, 2, 3, 6]), (10, [1, 2, 5, 11]), (1000, [1, 2, 45, 1001])],  # 2 √3, 2 √5.5, 2 √500.5
+)
+def test_strata_are_even_in_log_t(timesteps: int, edges: list[int]) -> None:
+    assert log_strata(timesteps, 3).tolist() == edges
+
+
 def test_every_final_class_is_tested() -> None:
     assert final_classes(BoundEstimator) == {Exact, Stratified, Adaptive}
 
