@@ -65,11 +65,11 @@ def test_strata_part_the_steps(count: int, timesteps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("timesteps", "edges"),
-    [(5, [1, 2, 3, 6]), (10, [1, 2, 5, 11]), (1000, [1, 2, 45, 1001])],  # 2 √3, 2 √5.5, 2 √500.5
+    ("timesteps", "edges"),  # the third is 2 √3, 2 √5.5, 2 √500.5, 2 ∜3.5
+    [(5, [1, 2, 3, 6]), (10, [1, 2, 5, 11]), (1000, [1, 2, 45, 1001]), (6, [1, 2, 3, 4, 5, 7])],
 )
 def test_strata_are_even_in_log_t(timesteps: int, edges: list[int]) -> None:
-    assert log_strata(timesteps, 3).tolist() == edges
+    assert log_strata(timesteps, len(edges) - 1).tolist() == edges
 
 
 def test_every_final_class_is_tested() -> None:

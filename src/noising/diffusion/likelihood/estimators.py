@@ -175,7 +175,6 @@ def log_strata(timesteps: int, count: int) -> Tensor:
     """Edges (K + 1,), as in `StrataPlan`, of at most `count` strata of the steps 1..T: step 1, then even in log t."""
     edges = [1, 2]
     for left in range(min(count, timesteps) - 1, 0, -1):  # divide the remaining steps by equal ratios
-        ratio = ((timesteps + 1) / edges[-1]) ** (1 / left)
-        latest = timesteps + 2 - left  # leaves at least one step to each later stratum
-        edges.append(min(latest, max(edges[-1] + 1, round(edges[-1] * ratio))))
+        ratio = ((timesteps + 1) / edges[-1]) ** (1 / left)  # never wider than equal parts: a step is left to each
+        edges.append(max(edges[-1] + 1, round(edges[-1] * ratio)))
     return torch.tensor([*edges[:-1], timesteps + 1])
