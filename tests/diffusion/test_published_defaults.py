@@ -29,6 +29,7 @@ from noising.diffusion.schedules import (
 )
 from noising.diffusion.times import LogitNormal, LogNormal, LossAware
 from noising.diffusion.variances import Optimal
+from noising.metrics.quality import ClassifierDistance, DINOv2Distance, InceptionDistance
 from noising.metrics.scores import inception_score
 
 Choice = Callable[..., Any]
@@ -63,7 +64,11 @@ DEFAULTS: list[tuple[Choice, dict[str, float]]] = [
     (weightings.sigmoid, {"bias": 2}),
     # Salimans et al. (2016), their code
     (inception_score, {"splits": 10}),
+    # Heusel et al. (2017), their code: the last layer before the classes
+    (InceptionDistance, {"layer": 2048, "repeats": 1, "flips": False, "neighbours": 5}),
     # our own, as conf/ has them
+    (ClassifierDistance, {"repeats": 3, "flips": False, "neighbours": 5}),
+    (DINOv2Distance, {"repeats": 1, "flips": False, "neighbours": 5}),
     (Ancestral, {"clip": 1}),
     (DDIM, {"clip": 1, "eta": 0}),
     (Optimal, {"knots": 32, "images": 128}),

@@ -62,6 +62,9 @@ EQUIVALENT = [
         Equivalent(file, code, "", "as many at once: the cost alone")
         for file, code in (
             ("metrics/scores.py", "CHUNK = 500"),
+            ("metrics/quality.py", "batch: ClassVar[int] = 500"),
+            ("metrics/quality.py", "batch = 50"),
+            ("metrics/quality.py", "batch = 32"),
             ("diffusion/likelihood/estimators.py", "at_once=64"),
         )
     ),
@@ -71,6 +74,8 @@ EQUIVALENT = [
         "diffusion/levels.py", "coefficient.dim() == 0", "coefficient.dim() == 1", "torch casts a scalar itself"
     ),
     Equivalent("diffusion/likelihood/solvers.py", "MAX_STEPS = 1000000", "", "a limit on what may be asked for"),
+    Equivalent("metrics/quality.py", "MAX_SAMPLES = 10000000", "", "a limit on what may be asked for"),
+    Equivalent("metrics/quality.py", "data.train.pixels[:1]", "data.train.pixels[:2]", "looked at for their channels"),
     Equivalent(
         "diffusion/likelihood/decoders.py", "lower + upper > 0", "lower + upper > 1", "there the digits suffice anyway"
     ),
@@ -79,6 +84,12 @@ EQUIVALENT = [
         "torch.linspace(0.001, 1, 64, dtype=torch.float64)",
         "",
         "times at which two schedules are compared",
+    ),
+    Equivalent(
+        "metrics/quality.py",
+        "self.title or f\"Fréchet distance ({self.distance.upper().replace('_', '-')})\"",
+        "",
+        "a title is no number",
     ),
     Equivalent("diffusion/inversion.py", "_STRAIGHT = 0.001", "", "there the chord and the arc agree"),
     Equivalent("diffusion/times.py", "SMALLEST = 1e-09", "", "a time at which nothing is noised"),
