@@ -7,7 +7,7 @@ import torch
 
 from noising.diffusion.likelihood.decoders import DiscretizedGaussian
 from noising.diffusion.likelihood.terms import variational_bound
-from noising.diffusion.schedules import Cosine, LinearBeta
+from noising.diffusion.schedules import Cosine, LinearBeta, LogLinearSigma, Schedule
 from noising.diffusion.trajectories import forward_log_prob, forward_trajectory, reverse_log_prob, trajectory_bound
 from noising.diffusion.transitions import Chain
 from tests.diffusion.helpers import Crooked, close, denoiser_of, epsilon_of, images, in_turn, normals, pair
@@ -75,9 +75,10 @@ def test_joint_densities_are_the_references(name: str) -> None:
     )
 
 
-def test_trajectory_form_averages_to_the_sum_of_terms() -> None:
+@pytest.mark.parametrize("schedule", [Cosine(20), LogLinearSigma(0.05, 30.0)], ids=lambda s: type(s).__name__)
+def test_trajectory_form_averages_to_the_sum_of_terms(schedule: Schedule) -> None:
     """L_VLB of one image, both ways, 4,000 draws each: equal within 4 standard errors, and those are small."""
-    chain = Chain.uniform(Cosine(20), 20)
+    chain = Chain.uniform(schedule, 20)
     count, decoder = 4000, DiscretizedGaussian(17)
     denoiser = denoiser_of(Crooked(), chain.schedule)
     x = images(1).expand(count, 1, 3, 3)

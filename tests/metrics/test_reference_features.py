@@ -25,6 +25,20 @@ def test_data_without_labels_is_refused() -> None:
         fitted_classifier(Unlabelled())  # type: ignore[arg-type]
 
 
+def test_flips_add_every_image_mirrored_left_to_right(
+    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOISING_CACHE", str(tmp_path))
+    torch.manual_seed(0)
+    references = ReferenceFeatures(digits, Classifier(1, 8, 10).eval(), 100)
+    chosen = digits.test.pixels[references.reference("test", 50).images]
+    both = references.reference("test", 50, flips=True)
+    mirrored = chosen.numpy()[..., ::-1].copy()
+    expected = references.features(torch.cat([chosen, torch.from_numpy(mirrored)]))
+    assert torch.equal(both.features, expected)
+    assert both.statistics.count == 100
+
+
 def test_a_damaged_cache_is_made_again(digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOISING_CACHE", str(tmp_path))
     monkeypatch.setattr(references, "fit_classifier", lambda *given: Classifier(1, 8, 10))

@@ -38,7 +38,8 @@ def reverse_log_prob(
 ) -> Tensor:
     """log p(x_{0:T}) of a trajectory (T + 1, B, C, H, W), with the decoder's p(x_0 | x_1): (B,) nats."""
     log_prior_variance = torch.tensor(2 * math.log(chain.schedule.prior_std), dtype=torch.float64)
-    total = Gaussian(torch.zeros_like(path[-1]), log_prior_variance).log_prob(path[-1])
+    noisiest = path[len(chain)]
+    total = Gaussian(torch.zeros_like(noisiest), log_prior_variance).log_prob(noisiest)
     for step in range(len(chain), 0, -1):
         transition, x_t, x_s = chain[step], path[step], path[step - 1]
         reverse = denoiser.reverse(transition, x_t, denoiser.at(x_t, transition.later, clip))
