@@ -44,6 +44,9 @@ def test_drawing_changes_nothing_and_is_changed_by_nothing() -> None:
 def test_unclipped_samples_are_kept_in_range() -> None:
     images = draw_images(denoiser_of(Dropping(), Cosine(100)), DDIM(3, uniform, clip=None), SHAPE, 0, range(20))
     assert images.abs().max() == 1
+    watch = PathFrames(3, images=20)
+    draw_images(denoiser_of(Dropping(), Cosine(100)), DDIM(3, uniform, clip=None), SHAPE, 0, range(20), on_step=watch)
+    assert (watch.tensor.min(), watch.tensor.max()) == (-1, 1)
 
 
 def test_autocast_does_not_reach_the_sampler() -> None:

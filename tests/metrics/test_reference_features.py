@@ -30,11 +30,11 @@ def test_flips_add_every_image_mirrored_left_to_right(
 ) -> None:
     monkeypatch.setenv("NOISING_CACHE", str(tmp_path))
     torch.manual_seed(0)
-    references = ReferenceFeatures(digits, Classifier(1, 8, 10).eval(), 100)
-    chosen = digits.test.pixels[references.reference("test", 50).images]
-    both = references.reference("test", 50, flips=True)
+    reader = ReferenceFeatures(digits, Classifier(1, 8, 10).eval(), 100)
+    chosen = digits.test.pixels[reader.reference("test", 50).images]
+    both = reader.reference("test", 50, flips=True)
     mirrored = chosen.numpy()[..., ::-1].copy()
-    expected = references.features(torch.cat([chosen, torch.from_numpy(mirrored)]))
+    expected = reader.features(torch.cat([chosen, torch.from_numpy(mirrored)]))
     assert torch.equal(both.features, expected)
     assert both.statistics.count == 100
 

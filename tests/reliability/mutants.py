@@ -132,9 +132,9 @@ _NAMES = {"min": "max", "max": "min", "floor": "ceil", "ceil": "floor"}
 
 def _code(node: ast.AST) -> Iterator[ast.AST]:
     """The nodes that compute numbers, in the order of the source: no annotation, text, decorator or error."""
-    raises = isinstance(node, ast.If) and isinstance(node.body[0], ast.Raise)  # what is refused: tests of mistakes
+    refuses = isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise)  # tests of mistakes try it
     for field, value in ast.iter_fields(node):
-        if field in ("annotation", "returns", "decorator_list", "msg") or (raises and field == "test"):
+        if field in ("annotation", "returns", "decorator_list", "msg") or (refuses and field in ("test", "body")):
             continue
         for child in value if isinstance(value, list) else [value]:
             if isinstance(child, ast.Raise | ast.JoinedStr | ast.Assert | ast.Import | ast.ImportFrom):
