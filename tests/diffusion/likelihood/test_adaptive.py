@@ -99,45 +99,6 @@ def of_table(terms: Cached, estimator: Adaptive, seed: int) -> tuple[dict[str, f
     return estimate(terms, estimator, image_set(len(terms.table), seed))
 
 
-@pytest.mark.parametrize(("name", "relative"), [("trained_terms", 0.005), ("oracle_terms", 0.014)])
-def test_interval_covers_the_exact_sum_and_the_mean_is_unbiased(
-    name: str, relative: float, request: pytest.FixtureRequest
-) -> None:
-    """300 whole evaluations, pilot and plan included, each with other draws, of terms that were cached."""
-    terms: Cached = request.getfixturevalue(name)
-    totals = terms.table.mean(2).sum(1) / LOG2
-    exact, asked = float(totals.mean()), relative * float(totals.mean())
-    found = []
-    for seed in range(300):
-        numbers, plan = of_table(terms, Adaptive(asked, clip=None), seed)
-        found.append([numbers[key] for key in ("bound", "bound_mc_se", "bound_low", "bound_high", "bound_image_se")])
-        assert plan.pilot_evaluations <= 0.15 * plan.evaluations
-    bound, stated, low, high, image_se = np.array(found).T
-    assert np.mean((low <= exact) & (exact <= high)) == pytest.approx(0.95, abs=0.03)
-    spread = bound.std(ddof=1)
-    assert abs(bound.mean() - exact) < 3 * spread / math.sqrt(len(bound))
-    assert np.sqrt(np.mean(stated**2)) == pytest.approx(spread, rel=0.1)
-    assert spread == pytest.approx(asked, rel=0.25)  # what was asked for is what was got
-    # the pilot or the draws, whichever is surer, tell the spread over images; nan where it is lost
-    assert np.sqrt(np.mean(np.nan_to_num(image_se) ** 2)) == pytest.approx(
-        float(totals.std()) / math.sqrt(IMAGES), rel=0.15
-    )
-
-
-def test_fewer_evaluations_than_images_are_as_good_as_planned() -> None:
-    """Where not every image has its turn, the images left out are part of the error."""
-    generator = torch.Generator().manual_seed(0)
-    scale = torch.exp(0.5 * torch.randn(400, 1, 1, generator=generator).double())
-    noise = torch.exp(0.5 * torch.randn(400, 30, 4, generator=generator).double())
-    terms = Cached(scale * noise / torch.arange(1, 31)[None, :, None])
-    exact = float(terms.table.mean(2).sum(1).mean()) / LOG2
-    found = [of_table(terms, Adaptive(0.09, pilot_times=16, clip=None), seed) for seed in range(120)]
-    assert np.mean([plan.even for _, plan in found]) < 0.5
-    bound = np.array([numbers["bound"] for numbers, _ in found])
-    assert bound.std() == pytest.approx(0.09, rel=0.25)
-    assert abs(bound.mean() - exact) < 3.5 * bound.std() / math.sqrt(len(bound))
-
-
 def pilot_of(spread: list[float], steps: int, image_variance: float = 0.0, rows: int = 10**9, dims: int = 1) -> Pilot:
     """A pilot with this spread of a term in each stratum."""
     edges, strata = log_strata(steps, len(spread)), len(spread)
@@ -259,28 +220,6 @@ def without_controls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ControlVariates, "__init__", nothing)
 
 
-@pytest.mark.parametrize(("size", "asked"), [pytest.param(400, 0.005, marks=pytest.mark.slow), (30, 0.004)])
-def test_control_variates_need_fewer_draws_and_leave_the_bound_alone(
-    size: int, asked: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """150 evaluations with them, each with a pilot and coefficients of its own, and what it costs without."""
-    terms = Foreseen(size)
-    found = [estimate(terms, Adaptive(asked, clip=None), terms.images(seed)) for seed in range(150)]
-    bound, low, high = (np.array([numbers[f"bound{end}"] for numbers, _ in found]) for end in ("", "_low", "_high"))
-    spread = bound.std(ddof=1)
-    assert abs(bound.mean() - terms.bound) < 3 * spread / math.sqrt(len(bound))
-    assert np.mean((low <= terms.bound) & (terms.bound <= high)) == pytest.approx(0.95, abs=0.045)
-    assert spread < 1.25 * asked
-    assert all(plan.pilot_evaluations <= 0.15 * plan.evaluations for _, plan in found)
-    # the images' spread is that of their bounds, whatever was taken off them
-    stated = np.nanmean([numbers["bound_image_se"] for numbers, _ in found])
-    assert stated == pytest.approx(float(terms.bounds.std()) / math.sqrt(size), rel=0.15)
-    cost = np.mean([plan.evaluations for _, plan in found])
-    without_controls(monkeypatch)
-    plain = [Adaptive(asked, clip=None).plan(terms, terms.images(seed)).evaluations for seed in range(20)]
-    assert cost < 0.6 * np.mean(plain)
-
-
 @pytest.mark.parametrize("heavy", [0.0, 0.7])
 @pytest.mark.parametrize(
     ("size", "asked"), [(1, 0.05), (2, 0.04), (6, 0.03), pytest.param(360, 0.02, marks=pytest.mark.slow)]
@@ -349,6 +288,67 @@ def test_all_terms_of_few_steps_are_taken_with_the_error_of_their_noise(size: in
 def test_bad_options_are_named(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Adaptive(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("name", "relative"), [("trained_terms", 0.005), ("oracle_terms", 0.014)])
+def test_interval_covers_the_exact_sum_and_the_mean_is_unbiased(
+    name: str, relative: float, request: pytest.FixtureRequest
+) -> None:
+    """300 whole evaluations, pilot and plan included, each with other draws, of terms that were cached."""
+    terms: Cached = request.getfixturevalue(name)
+    totals = terms.table.mean(2).sum(1) / LOG2
+    exact, asked = float(totals.mean()), relative * float(totals.mean())
+    found = []
+    for seed in range(300):
+        numbers, plan = of_table(terms, Adaptive(asked, clip=None), seed)
+        found.append([numbers[key] for key in ("bound", "bound_mc_se", "bound_low", "bound_high", "bound_image_se")])
+        assert plan.pilot_evaluations <= 0.15 * plan.evaluations
+    bound, stated, low, high, image_se = np.array(found).T
+    assert np.mean((low <= exact) & (exact <= high)) == pytest.approx(0.95, abs=0.03)
+    spread = bound.std(ddof=1)
+    assert abs(bound.mean() - exact) < 3 * spread / math.sqrt(len(bound))
+    assert np.sqrt(np.mean(stated**2)) == pytest.approx(spread, rel=0.1)
+    assert spread == pytest.approx(asked, rel=0.25)  # what was asked for is what was got
+    # the pilot or the draws, whichever is surer, tell the spread over images; nan where it is lost
+    assert np.sqrt(np.mean(np.nan_to_num(image_se) ** 2)) == pytest.approx(
+        float(totals.std()) / math.sqrt(IMAGES), rel=0.15
+    )
+
+
+def test_fewer_evaluations_than_images_are_as_good_as_planned() -> None:
+    """Where not every image has its turn, the images left out are part of the error."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.exp(0.5 * torch.randn(400, 1, 1, generator=generator).double())
+    noise = torch.exp(0.5 * torch.randn(400, 30, 4, generator=generator).double())
+    terms = Cached(scale * noise / torch.arange(1, 31)[None, :, None])
+    exact = float(terms.table.mean(2).sum(1).mean()) / LOG2
+    found = [of_table(terms, Adaptive(0.09, pilot_times=16, clip=None), seed) for seed in range(120)]
+    assert np.mean([plan.even for _, plan in found]) < 0.5
+    bound = np.array([numbers["bound"] for numbers, _ in found])
+    assert bound.std() == pytest.approx(0.09, rel=0.25)
+    assert abs(bound.mean() - exact) < 3.5 * bound.std() / math.sqrt(len(bound))
+
+
+@pytest.mark.parametrize(("size", "asked"), [pytest.param(400, 0.005, marks=pytest.mark.slow), (30, 0.004)])
+def test_control_variates_need_fewer_draws_and_leave_the_bound_alone(
+    size: int, asked: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """150 evaluations with them, each with a pilot and coefficients of its own, and what it costs without."""
+    terms = Foreseen(size)
+    found = [estimate(terms, Adaptive(asked, clip=None), terms.images(seed)) for seed in range(150)]
+    bound, low, high = (np.array([numbers[f"bound{end}"] for numbers, _ in found]) for end in ("", "_low", "_high"))
+    spread = bound.std(ddof=1)
+    assert abs(bound.mean() - terms.bound) < 3 * spread / math.sqrt(len(bound))
+    assert np.mean((low <= terms.bound) & (terms.bound <= high)) == pytest.approx(0.95, abs=0.045)
+    assert spread < 1.25 * asked
+    assert all(plan.pilot_evaluations <= 0.15 * plan.evaluations for _, plan in found)
+    # the images' spread is that of their bounds, whatever was taken off them
+    stated = np.nanmean([numbers["bound_image_se"] for numbers, _ in found])
+    assert stated == pytest.approx(float(terms.bounds.std()) / math.sqrt(size), rel=0.15)
+    cost = np.mean([plan.evaluations for _, plan in found])
+    without_controls(monkeypatch)
+    plain = [Adaptive(asked, clip=None).plan(terms, terms.images(seed)).evaluations for seed in range(20)]
+    assert cost < 0.6 * np.mean(plain)
 
 
 @pytest.mark.slow
