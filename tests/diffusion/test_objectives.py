@@ -219,6 +219,18 @@ def test_hybrid_is_the_regression_and_its_share_of_the_bound(bound_weight: float
     torch.testing.assert_close(of_hybrid, of_plain, rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [Regression(min_snr), WeightedBound(uniform), ContinuousBound(), VariationalBound(STEPS, DECODER)],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_an_image_alone_has_the_loss_that_it_has_in_a_batch(objective: Objective) -> None:
+    denoiser, x, noise = denoiser_of(Crooked(), LinearLogSNR()), images(5), normals(5, 1, 3, 3)
+    whole = objective(denoiser, x, T, noise)["loss"]
+    alone = [objective(denoiser, x[i : i + 1], T[i : i + 1], noise[i : i + 1])["loss"] for i in range(5)]
+    torch.testing.assert_close(torch.cat(alone), whole, rtol=1e-12, atol=0)
+
+
 def test_another_schedule_gets_its_own_chain() -> None:
     """An objective that was used with one schedule is not bent by it."""
     used, x, noise = VariationalBound(STEPS, DECODER), images(STEPS), normals(STEPS, 1, 3, 3)

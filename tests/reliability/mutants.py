@@ -93,6 +93,12 @@ EQUIVALENT = [
     ),
     Equivalent("diffusion/inversion.py", "_STRAIGHT = 0.001", "", "there the chord and the arc agree"),
     Equivalent("diffusion/objectives.py", "2.0 ** (-40)", "2.0 ** (-41)", "as near to 1, where a rate may be infinite"),
+    Equivalent(
+        "diffusion/objectives.py",
+        "t.double().cpu() * self.timesteps - 1e-06",
+        "t.double().cpu() * self.timesteps - 2e-06",
+        "far above a rounding and far below a step in any case",
+    ),
     Equivalent("diffusion/objectives.py", "last_time: float = 1.0", "", "no time lies beyond 1"),
     Equivalent("metrics/reference_features.py", "sha.hexdigest()[:32]", "", "letters of a file's name"),
     Equivalent("diffusion/times.py", "SMALLEST = 1e-09", "", "a time at which nothing is noised"),
