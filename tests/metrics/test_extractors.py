@@ -85,6 +85,16 @@ def test_inception_score_is_torch_fidelitys(inception_weights: Path) -> None:
     assert inception_score(logits) == pytest.approx(theirs["inception_score_mean"], rel=1e-3)
 
 
+def test_logits_are_the_last_layers_alone(inception_weights: Path) -> None:
+    """By the weights without the bias, as Salimans et al. (2016) have it."""
+    features = torch.rand(3, 2048)
+    last, first = (Inception(str(inception_weights), layer) for layer in (2048, 64))
+    logits = last.class_logits(features)
+    assert logits is not None
+    torch.testing.assert_close(logits, F.linear(features, last.network.fc.weight), rtol=1e-5, atol=1e-5)
+    assert first.class_logits(torch.rand(3, 64)) is None
+
+
 def test_the_score_of_known_answers() -> None:
     """K classes, each surely shown equally often: exp(log K) = K; nothing shown: 1."""
     sure = 1e3 * torch.eye(5).repeat(100, 1)
@@ -138,6 +148,7 @@ class Mean(torch.nn.Module):
         self.scale = torch.nn.Parameter(torch.ones(1))
 
     def forward(self, x):
+        assert x.shape[1:] == (3, 224, 224)
         return self.scale * x.mean((2, 3)).repeat(1, 342)[:, :1024]
 
 
@@ -153,7 +164,7 @@ def test_dinov2_sees_what_its_repository_makes(tmp_path: Path) -> None:
     extractor = DINOv2(str(tmp_path / "weights.pth"), str(tmp_path))
     pixels = torch.full((2, 3, 8, 8), 255, dtype=torch.uint8)
     found = extract(extractor, [pixels])
-    assert found.shape == (2, 1024)
+    assert found.shape == (2, extractor.dims) == (2, 1024)
     white = 3 * (1 - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     torch.testing.assert_close(found[:, :3], white.expand(2, 3), rtol=1e-4, atol=0)
     assert not any(weight.requires_grad for weight in extractor.parameters())
