@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.likelihood.decoders import DiscretizedGaussian, PlainGaussian
-from noising.diffusion.likelihood.terms import ModelTerms, prior_term, variational_bound
+from noising.diffusion.likelihood.terms import Difference, ModelTerms, decoder_floor, prior_term, variational_bound
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
-from noising.diffusion.variances import FixedLarge, FixedSmall, ReverseVariance
+from noising.diffusion.schedules import LinearLogSNR, LogLinearSigma
+from noising.diffusion.transitions import Chain
+from noising.diffusion.variances import FixedLarge, FixedSmall, LearnedRange, ReverseVariance
 from tests.diffusion.helpers import (
     Crooked,
     denoiser_of,
@@ -135,6 +138,47 @@ def test_prior_term_is_the_published_number(name: str, timesteps: int, bits: flo
     chain, _ = pair(name, timesteps)
     x = torch.full((1, 1, 3, 3), 0.5, dtype=torch.float64)
     assert prior_term(chain, x).item() / (9 * math.log(2)) == pytest.approx(bits, rel=7e-3)
+
+
+def test_prior_term_of_a_chain_that_ends_early_is_the_closed_form() -> None:
+    """½ (σ² + α² x² − 1 − log σ²) a dimension; x²/(2 σ²) where noise is only added, to a prior as wide as it."""
+    x = images(4)
+    square = x.square().flatten(1)
+    kept = torch.sigmoid(torch.tensor(-1.0, dtype=torch.float64))
+    expected = 0.5 * (1 - kept + kept * square - 1 - torch.log1p(-kept)).sum(1)
+    torch.testing.assert_close(prior_term(Chain.uniform(LinearLogSNR(9.0, -1.0), 10), x), expected)
+    added = prior_term(Chain.uniform(LogLinearSigma(0.01, 3.0), 10), x)
+    torch.testing.assert_close(added, (square / (2 * 3.0**2)).sum(1))
+
+
+def test_floor_of_a_variance_that_is_learned_is_nothing() -> None:
+    """It may be arbitrarily narrow; a fixed one of the first step is as wide as it is."""
+    chain, x, noise = Chain.uniform(LinearLogSNR(6.0, -6.0), 20), images(3), normals(3, 1, 3, 3)
+    decoder = DiscretizedGaussian(17)
+    assert decoder_floor(LearnedRange(), chain, x, noise, decoder).tolist() == [0, 0, 0]
+    fixed = decoder_floor(FixedLarge(), chain, x, noise, decoder)
+    known = Gaussian(x, FixedLarge().log_variance(chain[1], None))
+    torch.testing.assert_close(fixed, -decoder.log_prob(x, known, x, chain.level(1)))
+    assert bool((fixed > 0.1).all())
+
+
+def test_every_term_of_a_difference_is_the_difference() -> None:
+    x, noise, steps = images(3), normals(3, 1, 3, 3), torch.tensor([1, 7, 20])
+    one, other = (
+        ModelTerms(denoiser_of(Crooked(), schedule), Chain.uniform(schedule, 20), DiscretizedGaussian(17))
+        for schedule in (LinearLogSNR(6.0, -1.0), LinearLogSNR(5.0, -2.0))
+    )
+    both = Difference(one, other)
+    for found, first, second in (
+        (both.prior(x), one.prior(x), other.prior(x)),
+        (both.floor(x, noise), one.floor(x, noise), other.floor(x, noise)),
+        *zip(both.at(x, steps, noise), one.at(x, steps, noise), other.at(x, steps, noise), strict=True),
+    ):
+        torch.testing.assert_close(found, first - second)
+        assert bool((first != 0).all() and (second != 0).all())
+    x_t = one.level(steps).perturb(x, noise)
+    error = (one.denoiser.at(x_t, one.level(steps)).x - x).square().mean((1, 2, 3))
+    torch.testing.assert_close(one.at(x, steps, noise).error, error)
 
 
 def test_chain_of_one_step_has_a_bound() -> None:
