@@ -99,6 +99,13 @@ EQUIVALENT = [
         "t.double().cpu() * self.timesteps - 2e-06",
         "far above a rounding and far below a step in any case",
     ),
+    Equivalent(
+        "diffusion/likelihood/divergences.py",
+        "streams.uniform(x.shape[1:]) < 0.5",
+        "streams.uniform(x.shape[1:]) >= 0.5",
+        "the other of two fair signs",
+    ),
+    Equivalent("metrics/measurement.py", "MAX_DEFAULT_SAMPLES = 2000", "", "a limit on what is drawn unasked"),
     Equivalent("diffusion/objectives.py", "last_time: float = 1.0", "", "no time lies beyond 1"),
     Equivalent("metrics/reference_features.py", "sha.hexdigest()[:32]", "", "letters of a file's name"),
     Equivalent("diffusion/times.py", "SMALLEST = 1e-09", "", "a time at which nothing is noised"),

@@ -181,9 +181,10 @@ def test_every_term_of_a_difference_is_the_difference() -> None:
     torch.testing.assert_close(one.at(x, steps, noise).error, error)
 
 
-def test_chain_of_one_step_has_a_bound() -> None:
+@pytest.mark.parametrize("count", [1, 2])
+def test_chain_of_one_step_has_a_bound(count: int) -> None:
     chain, _ = pair("linear", 1000)
     single = type(chain).uniform(chain.schedule, 1)
-    bound = variational_bound(denoiser_of(Crooked(), chain.schedule), single, images(2), DiscretizedGaussian(17))
-    assert bound.steps.shape == (2, 0)
+    bound = variational_bound(denoiser_of(Crooked(), chain.schedule), single, images(count), DiscretizedGaussian(17))
+    assert bound.steps.shape == (count, 0)
     torch.testing.assert_close(bound.total, bound.prior + bound.decoder)
