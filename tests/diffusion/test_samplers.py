@@ -249,3 +249,10 @@ def test_every_step_of_a_path_is_within_bounds() -> None:
 def test_bad_quantiles_are_refused(clip: float | None, quantile: float) -> None:
     with pytest.raises(ValueError, match=r"^clip_quantile must be in \(0, 1\] and needs a clip, got "):
         DDIM(5, uniform, clip, quantile)
+
+
+@pytest.mark.parametrize(("sigma", "evaluations"), [(1000.5, 2), (999.5, 3)])
+def test_a_step_from_where_almost_no_signal_is_left_is_eulers(sigma: float, evaluations: int) -> None:
+    """From σ/α above 1,000; the last step, to the clean image, is Euler's in any case."""
+    denoiser = denoiser_of(Crooked(), LogLinearSigma(0.002, sigma))
+    assert Heun(2, uniform).evaluations(denoiser) == evaluations

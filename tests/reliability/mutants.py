@@ -74,6 +74,15 @@ EQUIVALENT = [
         "diffusion/levels.py", "coefficient.dim() == 0", "coefficient.dim() == 1", "torch casts a scalar itself"
     ),
     Equivalent("diffusion/likelihood/solvers.py", "MAX_STEPS = 1000000", "", "a limit on what may be asked for"),
+    Equivalent("diffusion/samplers.py", "MAX_STEPS = 1000000", "", "a limit on what may be asked for"),
+    Equivalent("diffusion/schedules.py", "2 ** 16", "", "a limit on what may be asked for"),
+    Equivalent("diffusion/schedules.py", "range(64)", "", "float64 has no more than 53 digits to halve"),
+    Equivalent(
+        "diffusion/schedules.py",
+        "torch.is_grad_enabled() and any((p.requires_grad for p in self.parameters()))",
+        "torch.is_grad_enabled() or any((p.requires_grad for p in self.parameters()))",
+        "whether a graph is made that nobody asks for",
+    ),
     Equivalent("metrics/quality.py", "MAX_SAMPLES = 10000000", "", "a limit on what may be asked for"),
     Equivalent("metrics/quality.py", "data.train.pixels[:1]", "data.train.pixels[:2]", "looked at for their channels"),
     Equivalent(
