@@ -118,6 +118,13 @@ def test_time_is_the_inverse(t: float, schedule: Schedule) -> None:
     assert Schedule.time(schedule, log_snr).item() == pytest.approx(t, rel=1e-8)
 
 
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_levels_beyond_the_ends_are_those_of_the_ends(name: str) -> None:
+    start, end = SCHEDULES[name].log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+    beyond = torch.tensor([start + 3, end - 3], dtype=torch.float64)
+    torch.testing.assert_close(SCHEDULES[name].time(beyond), torch.tensor([0.0, 1.0]).double(), rtol=0, atol=1e-8)
+
+
 def test_rate_is_the_derivative(schedule: Schedule) -> None:
     t = torch.linspace(0.0123456, 0.9786543, 41, dtype=torch.float64)  # off the kinks at i/T
     step = 1e-6
@@ -187,7 +194,7 @@ def logistic(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-@pytest.mark.parametrize(("start", "end", "temperature"), [(-3.0, 3.0, 1.0), (0.0, 3.0, 0.7)])
+@pytest.mark.parametrize(("start", "end", "temperature"), [(-3.0, 3.0, 1.0), (0.0, 3.0, 0.7), (-2.0, 3.0, 0.9)])
 def test_sigmoid_alpha_bar_is_jabris_formula(start: float, end: float, temperature: float) -> None:
     t = INSIDE.numpy()
     low, high = (logistic(np.array(side / temperature)) for side in (start, end))
