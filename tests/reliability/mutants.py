@@ -83,6 +83,12 @@ EQUIVALENT = [
         "torch.is_grad_enabled() or any((p.requires_grad for p in self.parameters()))",
         "whether a graph is made that nobody asks for",
     ),
+    Equivalent(
+        "diffusion/samplers.py",
+        "raw is None or not log_std_slope",
+        "raw is None and (not log_std_slope)",
+        "a factor e^0 more",
+    ),
     Equivalent("metrics/quality.py", "MAX_SAMPLES = 10000000", "", "a limit on what may be asked for"),
     Equivalent("metrics/quality.py", "data.train.pixels[:1]", "data.train.pixels[:2]", "looked at for their channels"),
     Equivalent(
