@@ -28,7 +28,7 @@ ROOMS = {"diffusion": ["diffusion", "reference", "diffusion/likelihood"], "metri
 REFUSES = ("diffusion/recipe.py",)
 """What computes no number, but says which parts cannot work together: the tests of mistakes."""
 LONG = ("diffusion/likelihood/test_adaptive.py",)
-"""Tests of a minute, asked last, and for the files of their own folder alone."""
+"""Tests of a minute, for the files of their own folder alone."""
 PRELOADED = ("hydra", "hypothesis", "lightning.pytorch", "pydantic", "scipy.stats", "torch", "torchmetrics")
 """What the tests import: once, for every child."""
 PATIENCE = 3  # times the seconds of the tests on the code as it is, and ten more
@@ -38,7 +38,6 @@ MORE_TESTS = {
     "diffusion/grids.py": ["diffusion/test_samplers.py", "reference/test_edm.py"],
     "diffusion/samplers.py": ["diffusion/test_samplers.py", "diffusion/test_samplers_convergence.py", "reference"],
     "diffusion/noise_labels.py": ["diffusion/test_denoiser.py", "diffusion/test_recipe.py"],
-    "diffusion/likelihood/pilot.py": ["diffusion/likelihood/test_adaptive.py"],
     "diffusion/likelihood/meter.py": ["diffusion/likelihood/test_estimators.py"],
     "metrics/quality.py": ["metrics/test_measurement.py"],
 }
@@ -325,7 +324,7 @@ def survivors(path: Path, trial: Trial) -> Iterator[Mutant]:
     every = mutants(path)
     for mutant in every:
         long = [str(ROOT / "tests" / path) for path in LONG if Path(path).parent == Path(mutant.file).parent]
-        each = [tests for tests in (mirror_of(mutant.file), room_of(mutant.file), long) if tests]
+        each = [tests for tests in (mirror_of(mutant.file), long, room_of(mutant.file)) if tests]
         equivalent = any(entry.covers(mutant) for entry in EQUIVALENT)
         if not equivalent and not any(trial.caught(mutant, tests) for tests in each):
             yield mutant
