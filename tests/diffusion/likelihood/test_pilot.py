@@ -91,16 +91,16 @@ def averages(found: list[list[float]]) -> tuple[Tensor, Tensor]:
 
 
 def test_the_variances_that_were_put_in_are_told() -> None:
-    """σ² = 0.25 of the noise, τ² = 4 between images that add to all steps alike; over 400 pilots of 16 rows."""
+    """σ² = 0.25 of the noise, τ² = 4 between images that add to all steps alike; over 1,000 pilots of 16 rows."""
     found = []
-    for seed in range(400):
-        pilot = summarize(rows_of(seed, torch.randperm(40)[:16], 2.0, 0.5), set_of(40), no_variates(40), EDGES)
+    for seed in range(1000):
+        pilot = summarize(rows_of(seed, torch.arange(16), 2.0, 0.5), set_of(40), no_variates(40), EDGES)
         assert pilot.image_spread is not None
         spread = pilot.image_spread
         found.append([*pilot.noise, *pilot.spread, pilot.image_variance, spread.variance, spread.raw])
         assert (pilot.rows, pilot.dims, pilot.evaluations) == (16, 4, 2 * 16 * 3)
         assert not pilot.coefficients.any()
-        assert spread.freedom == pytest.approx(15)
+        assert 12.5 < spread.freedom < 14  # of 15, the slopes of three lines have taken one to two
     mean, error = averages(found)
     square = (WIDTHS**2).tolist()
     between, of_noise = 4 * sum(WIDTHS.tolist()) ** 2, 0.25 * sum(square) / 2

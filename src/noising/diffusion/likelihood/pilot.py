@@ -158,14 +158,17 @@ def summarize(rows: PilotRows, images: ImageSet, variates: ControlVariates, edge
     monte_carlo = float(noise.sum() / 2)  # of the bound of a row
     free = float(of_images.freedom.min())
     left = float(of_images.residuals.sum(0).square().sum()) / free
-    bounds = _least_squares(mean, line).residuals.sum(0)
+    about_lines = _least_squares(mean, line)
+    bounds = about_lines.residuals.sum(0)
+    lost = count - 1 - _freedom_of_sums(line, about_lines.variance.sqrt())  # to the slopes of the lines
+    once = FEW <= images.size >= count
     return Pilot(
         edges=edges,
         noise=noise,
         spread=(of_images.variance - noise / 2).clamp(min=0) + noise,
         coefficients=torch.cat([of_noise.coefficients, of_images.coefficients], 1) / widths[:, None],
         image_variance=max(left - monte_carlo - math.sqrt(2 / free) * left, 0.0),
-        image_spread=_image_spread(bounds, features, variates, monte_carlo) if FEW <= images.size >= count else None,
+        image_spread=_image_spread(bounds, features, variates, monte_carlo, lost) if once else None,
         rows=count,
         dims=images.fetch(index[:1])[0].numel(),
     )
@@ -176,11 +179,27 @@ def _difference(pairs: Tensor) -> Tensor:
     return pairs[..., 0] - pairs[..., 1]
 
 
-def _image_spread(bounds: Tensor, features: Tensor, variates: ControlVariates, monte_carlo: float) -> ImageSpread:
-    """The spread of bounds (J,), of images with features (J, 2): what these foresee is known of every image."""
+def _freedom_of_sums(columns: Tensor, size: Tensor) -> float:
+    """Degrees of freedom of sums over strata of residuals about columns (K, J, p), of like values of any size (K,).
+
+    Each stratum has coefficients of its own, so that together they take more of what the strata have in common.
+    """
+    residual = torch.eye(columns.shape[1], dtype=columns.dtype) - columns @ torch.linalg.pinv(columns)
+    common = torch.einsum("kij,lij->kl", residual, residual)
+    return float(size @ common @ size / size.sum() ** 2) if float(size.sum()) > 0 else float(common.diagonal().min())
+
+
+def _image_spread(
+    bounds: Tensor, features: Tensor, variates: ControlVariates, monte_carlo: float, lost: float
+) -> ImageSpread:
+    """The spread of bounds (J,), of images with features (J, 2): what these foresee is known of every image.
+
+    lost: degrees of freedom that the bounds have lost before.
+    """
     fit = _fit(bounds[None], torch.ones_like(bounds)[None, :, None], features[None])
-    raw, free = float(fit.residuals.square().sum() / fit.freedom), float(fit.freedom)
-    of_coefficients = (len(bounds) - 1 - free) * raw / len(bounds)
+    free = max(float(fit.freedom) - lost, 1.0)
+    raw = float(fit.residuals.square().sum()) / free
+    of_coefficients = (len(bounds) - 1 - float(fit.freedom)) * raw / len(bounds)
     foreseen = max(float((variates.of_images @ fit.coefficients[0]).square().mean()) - of_coefficients, 0.0)
     error = 4 * foreseen * raw / len(bounds) + 2 * raw**2 / free  # variance of foreseen + raw
     freedom = 2 * (foreseen + raw) ** 2 / error if error > 0 else math.inf
