@@ -16,7 +16,7 @@ from noising.diffusion.likelihood.estimators import Exact, Stratified
 from noising.diffusion.noise_labels import ScaledLogSNR
 from noising.diffusion.objectives import Hybrid
 from noising.diffusion.parameterizations import Karras
-from noising.diffusion.samplers import DDIM, Ancestral
+from noising.diffusion.samplers import DDIM, Ancestral, Heun
 from noising.diffusion.schedules import (
     Cosine,
     LearnedLogSNR,
@@ -71,6 +71,7 @@ DEFAULTS: list[tuple[Choice, dict[str, float]]] = [
     (DINOv2Distance, {"repeats": 1, "flips": False, "neighbours": 5}),
     (Ancestral, {"clip": 1}),
     (DDIM, {"clip": 1, "eta": 0}),
+    (Heun, {"clip": 1, "churn": 0, "churn_min": 0.05, "churn_max": 50, "churn_noise": 1}),
     (Optimal, {"knots": 32, "images": 128}),
     (FlowLikelihood, {"replicates": 2}),
     (Exact, {"clip": 1}),

@@ -10,9 +10,18 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.grids import karras, leading, quadratic, respaced, trailing, uniform, uniform_log_snr
+from noising.diffusion.levels import Straight, VarianceExploding
 from noising.diffusion.parameterizations import Velocity
 from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Heun, Sampler
-from noising.diffusion.schedules import Cosine, LinearBeta, LogLinearSigma, RectifiedFlow, Schedule, ZeroTerminalSNR
+from noising.diffusion.schedules import (
+    Cosine,
+    LinearBeta,
+    LinearLogSNR,
+    LogLinearSigma,
+    RectifiedFlow,
+    Schedule,
+    ZeroTerminalSNR,
+)
 from noising.diffusion.variances import FixedSmall
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import PixelMixture, gaussian
@@ -148,6 +157,35 @@ def test_grids_rise_to_the_end(grid, schedule: Schedule) -> None:  # type: ignor
         assert times[0] > 0
         assert bool((times.diff() > 0).all())
         assert times[-1] == 1 or (grid.func is leading and times[-1] < 1)
+
+
+def test_grids_of_a_schedule_without_signal_at_its_end_are_spaced_as_to_a_sigma_of_eighty() -> None:
+    """Their last time is 1 all the same; before it they are those of a chain that ends at σ/α = 80."""
+    schedule, clean = ZeroTerminalSNR(LinearBeta(1000)), torch.tensor([1e-3], dtype=torch.float64)
+    start, end = float(schedule.log_snr(clean)), -2 * math.log(80)
+    found = schedule.log_snr(by_log_snr(5, schedule))
+    expected = torch.linspace(start, end, 5, dtype=torch.float64)
+    torch.testing.assert_close(found[:-1], expected[:-1], rtol=1e-9, atol=1e-9)
+    roots = torch.linspace(math.exp(-start / 2) ** (1 / 7), 80 ** (1 / 7), 5, dtype=torch.float64)
+    found = (-schedule.log_snr(by_sigma(5, schedule)) / 2).exp()
+    torch.testing.assert_close(found[:-1], roots[:-1] ** 7, rtol=1e-8, atol=0)
+
+
+def test_churn_is_one_process_in_every_geometry() -> None:
+    """Heun's steps are in x/α against σ/α: the image does not depend on how α and σ share their ratio."""
+    noises = normals(40, 2, 1, 2, 2)
+    found = []
+    for geometry in (None, VarianceExploding(), Straight()):
+        schedule = LinearLogSNR(9.0, -9.0, geometry)
+        denoiser = oracle_denoiser(mixture(), schedule, Velocity(), FixedSmall())
+        sampler = Heun(12, by_sigma, None, churn=4.0, churn_min=0.05, churn_max=50.0, churn_noise=1.1)
+        end = schedule(torch.ones((), dtype=torch.float64))
+        first = noises[:1] * (end.sigma / schedule.prior_std)  # the same x/α, whatever the width of the prior
+        found.append(sampler(denoiser, in_turn(torch.cat([first, noises[1:]]))))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-7, atol=1e-7)
+    still = Heun(12, by_sigma, None)(denoiser, in_turn(noises))
+    assert float((still - found[0]).abs().max()) > 0.01
 
 
 def test_grids_are_the_papers() -> None:

@@ -35,7 +35,11 @@ PATIENCE = 3  # times the seconds of the tests on the code as it is, and ten mor
 
 DEFAULTS = "diffusion/test_published_defaults.py"
 MORE_TESTS = {
-    "diffusion/grids.py": ["diffusion/test_samplers.py", "reference/test_edm.py"],
+    "diffusion/grids.py": [
+        "diffusion/test_samplers.py",
+        "diffusion/test_samplers_convergence.py",
+        "reference/test_edm.py",
+    ],
     "diffusion/samplers.py": ["diffusion/test_samplers.py", "diffusion/test_samplers_convergence.py", "reference"],
     "diffusion/noise_labels.py": ["diffusion/test_denoiser.py", "diffusion/test_recipe.py"],
     "diffusion/likelihood/meter.py": ["diffusion/likelihood/test_estimators.py"],
