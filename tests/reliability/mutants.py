@@ -65,6 +65,8 @@ EQUIVALENT = [
         Equivalent(file, code, "", "as many at once: the cost alone")
         for file, code in (
             ("metrics/scores.py", "CHUNK = 500"),
+            ("diffusion/likelihood/pilot.py", "AT_ONCE = 64"),
+            ("diffusion/likelihood/controls.py", "AT_ONCE = 1000"),
             ("metrics/quality.py", "batch: ClassVar[int] = 500"),
             ("metrics/quality.py", "batch = 50"),
             ("metrics/quality.py", "batch = 32"),
@@ -91,6 +93,12 @@ EQUIVALENT = [
         "raw is None or not log_std_slope",
         "raw is None and (not log_std_slope)",
         "a factor e^0 more",
+    ),
+    Equivalent(
+        "diffusion/likelihood/controls.py",
+        "1e-06 * features.abs().mean(0)",
+        "2e-06 * features.abs().mean(0)",
+        "images so much alike have no spread",
     ),
     Equivalent("metrics/quality.py", "MAX_SAMPLES = 10000000", "", "a limit on what may be asked for"),
     Equivalent("metrics/quality.py", "data.train.pixels[:1]", "data.train.pixels[:2]", "looked at for their channels"),

@@ -78,6 +78,6 @@ def _pixel_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _image_features(x: Tensor) -> Tensor:
-    """‖x‖² and ‖∇x‖₁ of each image, a dimension: (B, 2) float64 on the host."""
+    """‖x‖² and ‖∇x‖₁ of each image: (B, 2) float64 on the host."""
     down, across = (x.diff(dim=side).abs().flatten(1).sum(1) for side in (2, 3))
-    return torch.stack([x.square().flatten(1).sum(1), down + across], 1).cpu().double() / x[0].numel()
+    return torch.stack([x.square().flatten(1).sum(1), down + across], 1).cpu().double()
