@@ -14,7 +14,7 @@ from noising.diffusion.schedules import LogLinearSigma
 from tests.diffusion.helpers import Crooked, denoiser_of, in_turn, normals
 from tests.reference import edm
 
-STEPS, TIMESTEPS = 12, 100
+STEPS, TIMESTEPS = 18, 100
 
 
 def crooked(x: edm.Array, sigma: float) -> edm.Array:
@@ -22,7 +22,7 @@ def crooked(x: edm.Array, sigma: float) -> edm.Array:
     return np.tanh(0.7 * x + 0.2 * x[..., ::-1]) + 0.1 * np.cos(-2 * np.log(sigma) / 3)
 
 
-@pytest.mark.parametrize("churn", [5.0, 20.0, 80.0])  # the last more than √2 − 1 allows a step
+@pytest.mark.parametrize("churn", [5.0, 7.0, 80.0])  # more than √2 − 1 a step from 7.5 on
 @pytest.mark.parametrize("noise", [1.0, 1.007, 1.3])
 def test_churned_steps_are_algorithm_2(churn: float, noise: float) -> None:
     """Between S_tmin and S_tmax within the schedule: outside it the sampler adds no noise, nor does the paper's."""
