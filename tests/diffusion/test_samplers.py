@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
 
 from noising.diffusion.grids import karras, quadratic, uniform
 from noising.diffusion.parameterizations import Velocity
 from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Heun, Sampler
 from noising.diffusion.schedules import Cosine, LogLinearSigma, Schedule
 from noising.diffusion.transitions import Chain
-from noising.diffusion.variances import FixedLarge, FixedSmall
+from noising.diffusion.variances import FixedLarge, FixedSmall, Learned, LearnedRange, ReverseVariance
 from tests.diffusion.helpers import (
     Crooked,
     close,
@@ -256,3 +258,40 @@ def test_a_step_from_where_almost_no_signal_is_left_is_eulers(sigma: float, eval
     """From σ/α above 1,000; the last step, to the clean image, is Euler's in any case."""
     denoiser = denoiser_of(Crooked(), LogLinearSigma(0.002, sigma))
     assert Heun(2, uniform).evaluations(denoiser) == evaluations
+
+
+@pytest.mark.parametrize("grid", [karras, quadratic], ids=["whole", "in part"])
+def test_churned_levels_are_the_schedules_own(grid: Callable[..., Tensor]) -> None:
+    """Each has the time of its λ, which a network may be told; those beyond the limits stay as they are."""
+    schedule = Cosine(1000)
+    sampler = Heun(10, partial(grid, timesteps=1000), churn=3.0, churn_min=0.1, churn_max=20.0)
+    before = sampler.chain(schedule).steps.later
+    after = sampler._churned(schedule, before)
+    torch.testing.assert_close(schedule.log_snr(after.t), after.log_snr, rtol=1e-9, atol=1e-9)
+    ratio = (-before.log_snr / 2).exp()
+    churned = (ratio >= 0.1) & (ratio <= 20.0)
+    assert 1 < int(churned.sum()) < 10
+    torch.testing.assert_close((before.log_snr - after.log_snr).exp(), torch.where(churned, 1.3**2, 1.0).double())
+    for one, same in zip(before, after, strict=True):
+        assert torch.equal(one[~churned], same[~churned])
+
+
+class WithVariance(Crooked):
+    """A network with variance channels beside its output, that differ from pixel to pixel."""
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        output = super().forward(x, noise_label, class_label)
+        return torch.cat([output, 0.8 * torch.sin(3 * output)], 1)
+
+
+@pytest.mark.parametrize("variance", [LearnedRange(), Learned()], ids=lambda variance: type(variance).__name__)
+def test_ancestral_noise_is_as_wide_as_the_network_says(variance: ReverseVariance) -> None:
+    """Every step but the last is a draw of the reverse Gaussian: mean + e^(½ log Σ) z, pixel by pixel."""
+    denoiser = denoiser_of(WithVariance(), Cosine(100), variance=variance)
+    sampler, noises = Ancestral(5, uniform), normals(5, 2, 1, 3, 3)
+    chain, x_t = sampler.chain(denoiser.schedule), noises[0]
+    for step, point in zip(range(5, 0, -1), sampler.path(denoiser, in_turn(noises)), strict=True):
+        reverse = denoiser.reverse(chain[step], x_t, denoiser.at(x_t, chain.level(step), 1.0))
+        drawn = reverse.mean + (reverse.log_variance / 2).exp() * noises[5 - step + 1] if step > 1 else reverse.mean
+        torch.testing.assert_close(point.x_t, drawn, rtol=1e-9, atol=1e-9)
+        x_t = point.x_t

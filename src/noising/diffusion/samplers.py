@@ -265,12 +265,12 @@ class Heun(Sampler):
 
     def _churned(self, schedule: Schedule, t: NoiseLevel) -> NoiseLevel:
         """The levels after the churn, up to √2 times as noisy; unchanged where the schedule does not go as far."""
-        ratio = (-t.log_snr / 2).exp()
         gain = min(self.churn / self.steps, math.sqrt(2) - 1)
+        if not gain:
+            return t
+        ratio = (-t.log_snr / 2).exp()
         noisier = t.log_snr - 2 * math.log1p(gain)
         within = (self.churn_min <= ratio) & (ratio <= self.churn_max)
         log_snr = torch.where(within & (noisier >= schedule.log_snr(torch.ones_like(t.t)).cpu()), noisier, t.log_snr)
-        if not gain or bool((log_snr == t.log_snr).all()):
-            return t
         time = torch.where(log_snr < t.log_snr, schedule.time(log_snr).cpu(), t.t)
         return NoiseLevel(time, log_snr, *schedule.scales(log_snr))
