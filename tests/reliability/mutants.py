@@ -100,6 +100,10 @@ EQUIVALENT = [
         "2e-06 * features.abs().mean(0)",
         "images so much alike have no spread",
     ),
+    Equivalent("diffusion/likelihood/meter.py", "BINS = 120", "", "points of a curve"),
+    Equivalent("diffusion/likelihood/meter.py", "MIN_DRAWS = 64", "", "points of a curve"),
+    Equivalent("diffusion/likelihood/meter.py", "_Error(math.nan, 1)", "_Error(math.nan, 2)", "of no number"),
+    Equivalent("diffusion/likelihood/meter.py", "self._images[8:11]", "self._images[8:12]", "there are no more"),
     Equivalent("metrics/quality.py", "MAX_SAMPLES = 10000000", "", "a limit on what may be asked for"),
     Equivalent("metrics/quality.py", "data.train.pixels[:1]", "data.train.pixels[:2]", "looked at for their channels"),
     Equivalent(

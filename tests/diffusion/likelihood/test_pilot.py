@@ -18,6 +18,7 @@ from noising.diffusion.likelihood.pilot import (
     Pilot,
     PilotRows,
     _fit,
+    _image_spread,
     _least_squares,
     evaluate_rows,
     run_pilot,
@@ -146,6 +147,33 @@ def test_what_control_variates_foresee_is_taken_off() -> None:
     assert pilot.image_spread is not None
     truth = float((features @ (of_images * WIDTHS[:, None]).sum(0)).square().mean())
     assert pilot.image_spread.variance == pytest.approx(truth, rel=0.08)
+
+
+def test_what_features_foresee_of_the_bounds_is_known_of_every_image() -> None:
+    """Bounds Fβ + e of 12 of 200 images: their spread is that of all Fβ, and that of e less the draws' share."""
+    features = normals(200, 2, seed=3)
+    features = (features - features.mean(0)) / features.std(0, correction=0)
+    foreseen, found = features @ torch.tensor([2.0, 1.0]).double(), []
+    variates: Any = SimpleNamespace(of_images=features)
+    for seed in range(1500):
+        bounds = foreseen[:12] + 0.8 * normals(12, seed=seed)
+        spread = _image_spread(bounds, features[:12], variates, 0.14, 0.0)
+        found.append([spread.variance, spread.raw])
+    mean, error = averages(found)
+    truth = float(foreseen.square().mean())
+    assert bool(((mean - torch.tensor([truth + 0.64 - 0.14, truth + 0.64])).abs() < error).all()), (mean, error)
+
+    columns = np.column_stack([np.ones(12), features[:12].numpy()])
+    coefficients, squares = np.linalg.lstsq(columns, bounds.numpy(), rcond=None)[:2]
+    for lost in (0.0, 1.5):
+        spread = _image_spread(bounds, features[:12], variates, 0.14, lost)
+        raw = squares[0] / (9 - lost)
+        of_all = np.mean((features.numpy() @ coefficients[1:]) ** 2) - 2 * raw / 12  # less what chance adds to it
+        assert spread.raw == pytest.approx(of_all + raw)
+        variance = 4 * of_all * raw / 12 + 2 * raw**2 / (9 - lost)
+        assert spread.freedom == pytest.approx(2 * (of_all + raw) ** 2 / variance)
+    alike = _image_spread(torch.zeros(12).double(), 0 * features[:12], variates, 0.0, 0.0)
+    assert (alike.variance, alike.raw, alike.freedom) == (0, 0, math.inf)
 
 
 def test_variance_of_a_sum_by_strata() -> None:
