@@ -100,6 +100,18 @@ EQUIVALENT = [
         "2e-06 * features.abs().mean(0)",
         "images so much alike have no spread",
     ),
+    *(
+        Equivalent("diffusion/likelihood/pilot.py", code, replacement, "columns of the same span")
+        for code, replacement in (
+            ("torch.ones(count, 1)", "torch.ones(count, 2)"),
+            ("index[:, None] == torch.unique(index)", "index[:, None] != torch.unique(index)"),
+            ("steps - steps.mean(1, keepdim=True)", "steps + steps.mean(1, keepdim=True)"),
+        )
+    ),
+    Equivalent("diffusion/likelihood/pilot.py", "optional[:, 0]", "optional[:, 1]", "of the same shape"),
+    Equivalent(
+        "diffusion/likelihood/pilot.py", "(1 - leverage).clamp(min=1e-06)", "(1 - leverage).clamp(min=2e-06)", "of none"
+    ),
     Equivalent("diffusion/likelihood/meter.py", "BINS = 120", "", "points of a curve"),
     Equivalent("diffusion/likelihood/meter.py", "MIN_DRAWS = 64", "", "points of a curve"),
     Equivalent("diffusion/likelihood/meter.py", "_Error(math.nan, 1)", "_Error(math.nan, 2)", "of no number"),

@@ -57,6 +57,13 @@ def test_least_squares_and_each_value_left_out() -> None:
         assert found.left_out[k].item() == pytest.approx(np.mean(np.square(errors)))
 
 
+def test_two_values_leave_one_degree_of_freedom() -> None:
+    found = _least_squares(torch.tensor([[1.0, 4.0]]).double(), torch.ones(1, 2, 1).double())
+    assert (found.freedom.item(), found.variance.item()) == (pytest.approx(1), pytest.approx(4.5))
+    through = _least_squares(torch.tensor([[1.0, 4.0]]).double(), torch.eye(2).double()[None])
+    assert (through.freedom.item(), through.variance.item()) == (1, pytest.approx(0))
+
+
 def test_optional_columns_are_taken_where_values_left_out_are_foreseen_better_by_a_margin() -> None:
     """By (1 + 4/J) in the sum over the strata; else their coefficients are 0, and the variance is without them."""
     taken = 0
@@ -91,11 +98,12 @@ def averages(found: list[list[float]]) -> tuple[Tensor, Tensor]:
     return table.mean(0), 4.5 * table.std(0) / math.sqrt(len(found))
 
 
-def test_the_variances_that_were_put_in_are_told() -> None:
-    """σ² = 0.25 of the noise, τ² = 4 between images that add to all steps alike; over 1,000 pilots of 16 rows."""
+@pytest.mark.parametrize(("between", "noise"), [(2.0, 0.5), (1.5, 1.5)])
+def test_the_variances_that_were_put_in_are_told(between: float, noise: float) -> None:
+    """σ² of the noise, τ² between images that add to all steps alike; over 1,000 pilots of 16 rows."""
     found = []
     for seed in range(1000):
-        pilot = summarize(rows_of(seed, torch.arange(16), 2.0, 0.5), set_of(40), no_variates(40), EDGES)
+        pilot = summarize(rows_of(seed, torch.arange(16), between, noise), set_of(40), no_variates(40), EDGES)
         assert pilot.image_spread is not None
         spread = pilot.image_spread
         found.append([*pilot.noise, *pilot.spread, pilot.image_variance, spread.variance, spread.raw])
@@ -104,10 +112,43 @@ def test_the_variances_that_were_put_in_are_told() -> None:
         assert 12.5 < spread.freedom < 14  # of 15, the slopes of three lines have taken one to two
     mean, error = averages(found)
     square = (WIDTHS**2).tolist()
-    between, of_noise = 4 * sum(WIDTHS.tolist()) ** 2, 0.25 * sum(square) / 2
-    cautious = (between + of_noise) * (1 - math.sqrt(2 / 14)) - of_noise  # less a standard error of 14 degrees
-    expected = [*(0.25 * w for w in square), *(4.25 * w for w in square), cautious, between, between + of_noise]
+    of_images, of_noise = between**2 * sum(WIDTHS.tolist()) ** 2, noise**2 * sum(square) / 2
+    cautious = (of_images + of_noise) * (1 - math.sqrt(2 / 14)) - of_noise  # less a standard error of 14 degrees
+    expected = [*(noise**2 * w for w in square), *((noise**2 + between**2) * w for w in square)]
+    expected += [cautious, of_images, of_images + of_noise]
     assert bool(((mean - torch.tensor(expected)).abs() < error).all()), (mean, expected, error)
+
+
+def test_what_is_told_is_in_the_units_of_the_terms() -> None:
+    """A thousandth of the terms has a millionth of the variances, with the same degrees of freedom."""
+    rows = rows_of(1, torch.arange(16), 1.0, 1.0)
+    one, other = (
+        summarize(rows._replace(nats=scale * rows.nats), set_of(40), no_variates(40), EDGES) for scale in (1.0, 1e-3)
+    )
+    assert one.image_spread is not None
+    assert other.image_spread is not None
+    for name in ("noise", "spread"):
+        torch.testing.assert_close(getattr(other, name), 1e-6 * getattr(one, name))
+    assert other.image_variance == pytest.approx(1e-6 * one.image_variance)
+    assert other.image_spread == pytest.approx((*(1e-6 * v for v in one.image_spread[:2]), one.image_spread.freedom))
+    torch.testing.assert_close(other.shares, one.shares)
+    assert other.variance == pytest.approx(1e-6 * one.variance)
+    nothing = summarize(rows._replace(nats=torch.ones(16, 3, 2).double()), set_of(40), no_variates(40), EDGES)
+    assert nothing.image_variance < 1e-20
+    assert nothing.image_spread is not None
+    assert nothing.image_spread.variance < 1e-20
+
+
+def test_few_rows_tell_little() -> None:
+    """Of two no line through the steps is told, of fewer than eight nothing that the features foresee."""
+    variates: Any = SimpleNamespace(of_images=normals(40, 2))
+    for count in (2, 3, 7, 8):
+        rows = rows_of(0, torch.arange(count), 0.0, 0.0)  # nothing but a line
+        foreseen = (variates.of_images[:count] @ torch.tensor([3.0, 2.0]).double())[:, None, None]
+        for nats, told in ((rows.nats, count > 2), (rows.nats + foreseen, count == 8)):
+            pilot = summarize(rows._replace(nats=nats), set_of(40), variates, EDGES)
+            assert bool((pilot.spread[1:] < 1e-9).all()) == told, (count, pilot.spread)
+            assert bool(pilot.coefficients[:, 1:].any()) == (count == 8 and nats is not rows.nats)
 
 
 def test_few_images_come_twice_and_have_means_of_their_own() -> None:
@@ -172,6 +213,10 @@ def test_what_features_foresee_of_the_bounds_is_known_of_every_image() -> None:
         assert spread.raw == pytest.approx(of_all + raw)
         variance = 4 * of_all * raw / 12 + 2 * raw**2 / (9 - lost)
         assert spread.freedom == pytest.approx(2 * (of_all + raw) ** 2 / variance)
+    few = _image_spread(bounds, features[:12], variates, 0.0, 8.5)  # a degree of freedom at least
+    assert few.raw == pytest.approx(
+        max(np.mean((features.numpy() @ coefficients[1:]) ** 2) - squares[0] / 6, 0) + squares[0]
+    )
     alike = _image_spread(torch.zeros(12).double(), 0 * features[:12], variates, 0.0, 0.0)
     assert (alike.variance, alike.raw, alike.freedom) == (0, 0, math.inf)
 
