@@ -5,6 +5,7 @@ grey levels, T) is handed on here, in code, so that no YAML repeats it.
 """
 
 import logging
+import os
 import warnings
 from functools import cached_property
 from typing import Any
@@ -33,6 +34,7 @@ from noising.training.callbacks.quality import COST
 from noising.training.callbacks.variance_fit import VarianceFit
 from noising.training.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
 from noising.training.ema import EMA
+from noising.training.hooks import leave_out_unused
 from noising.training.loggers import CSVMetrics
 from noising.training.module import TRAINING, DiffusionModule
 from noising.training.progress import StepProgress
@@ -320,6 +322,9 @@ def _trainer(node: dict[str, Any], results: Results, callbacks: list[Callback], 
         raise ConfigError(f"trainer: {' '.join(str(error).split())}") from error
     if hidden and trainer.progress_bar_callback is not None:
         trainer.progress_bar_callback.disable()
+    if not torch.cuda.is_available():  # Lightning has the optimizer look for a driver in every step, for 49 µs
+        os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+    leave_out_unused(trainer.callbacks)  # type: ignore[attr-defined]
     meet_in_private(trainer)
     sum_in_one_order(trainer)
     return trainer

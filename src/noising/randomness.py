@@ -68,5 +68,5 @@ def seed_global_generators(seed: int, purpose: str, *place: int) -> None:
     """Seed torch's own generators, used by dropout, from a key: the CPU's and that of every CUDA device in use."""
     torch_seed = _torch_seed(seed, purpose, *place)
     torch.default_generator.manual_seed(torch_seed)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(torch_seed)

@@ -34,6 +34,7 @@ class EMA(Callback):
         self.weights: dict[str, Tensor] = {}
         """The averages by the parameters' names within the denoiser."""
         self._denoiser: nn.Module | None = None
+        self._parameters: list[nn.Parameter] = []  # of the denoiser, in the order of the averages
         self._swapped = False
         self._evaluation = ExitStack()
 
@@ -43,8 +44,8 @@ class EMA(Callback):
         self.updates = int(checkpoint["ema"]["updates"])
         self.weights = {name: weight.float().clone() for name, weight in checkpoint["ema"]["weights"].items()}
 
-    def attach(self, pl_module: LightningModule) -> dict[str, nn.Parameter]:
-        """Bind the averages to the module's denoiser, on its device; they start as its weights. Gives its parameters.
+    def attach(self, pl_module: LightningModule) -> None:
+        """Bind the averages to the module's denoiser, on its device; they start as its weights.
 
         Raises `ValueError` if the averages are of another network.
         """
@@ -62,15 +63,16 @@ class EMA(Callback):
                         f"the checkpoint's averaged weights are of another network: {name} has shape "
                         f"{shapes.get(name)} there, {expected.get(name)} here; use the options of the run that wrote it"
                     )
-        self._denoiser = denoiser
+        self._denoiser, self._parameters = denoiser, list(parameters.values())
         # in the parameters' order, since the update pairs the two lists; restored before the module moves to its device
         self.weights = {name: self.weights[name].to(p.device) for name, p in parameters.items()}
-        return parameters
 
     @torch.no_grad()
     def update(self, pl_module: LightningModule) -> None:
         """Update the average by the current weights."""
-        parameters = [p.float() for p in self.attach(pl_module).values()]  # float32: no copy
+        if self._denoiser is not pl_module.denoiser:
+            self.attach(pl_module)
+        parameters = [p.float() for p in self._parameters]  # float32: no copy
         momentum = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.weights.values()), parameters, 1 - momentum)
         self.updates += 1
@@ -81,7 +83,8 @@ class EMA(Callback):
         if self._swapped:
             yield
             return
-        parameters = list(self.attach(pl_module).values())
+        self.attach(pl_module)
+        parameters = self._parameters
         raw = {id(p): p.detach().clone() for p in parameters}
 
         def put_raw_weights(module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any) -> None:
@@ -103,6 +106,8 @@ class EMA(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.attach(pl_module)
+
+    on_train_start = on_fit_start  # what a checkpoint has brought is moved to the device
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

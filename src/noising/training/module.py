@@ -7,11 +7,12 @@ have keys of their own. So nothing that happens between two steps can change the
 import logging
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -21,6 +22,7 @@ from noising.diffusion.times import BatchSlot, TimeSampler
 from noising.randomness import generator, normal, seed_global_generators
 from noising.runs.declarations import Declaration
 from noising.runs.results import Results
+from noising.training.hooks import leave_out_unused
 from noising.training.losses import LOSSES, QuartileLosses
 from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, StepLog
 from noising.training.throughput import Throughput
@@ -101,10 +103,21 @@ class DiffusionModule(LightningModule):
         self.times.load_state_dict(checkpoint["times"])
         self._restored_sums, self._settled_times = checkpoint["loss_sums"], checkpoint["times"]
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; past torch's search for parameters where Lightning notes each hook, 30 times a step."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @cached_property
+    def _trained(self) -> list[nn.Parameter]:
+        """The parameters that are trained: the walk over all modules is made once, not every step."""
+        return [p for p in (*self.denoiser.parameters(), *self.objective.parameters()) if p.requires_grad]
+
     def configure_optimizers(self) -> Any:
         """The optimizer over the denoiser's and the objective's parameters, its rate set anew every step."""
-        parameters = [p for p in (*self.denoiser.parameters(), *self.objective.parameters()) if p.requires_grad]
-        optimizer = self.optimizer(parameters)
+        optimizer = self.optimizer(self._trained)
         schedule = {"scheduler": LambdaLR(optimizer, self.lr_schedule), "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -120,9 +133,9 @@ class DiffusionModule(LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
-            norm = torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            norm = nn.utils.clip_grad_norm_(self._trained, gradient_clip_val)
         else:
-            norm = torch.nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if not self.skip_nonfinite_steps:
             self.nonfinite_guard.note_gradient(self.global_step, norm)
@@ -170,6 +183,11 @@ class DiffusionModule(LightningModule):
         self.losses.update(t, loss.detach())
         return (weight.to(loss, non_blocking=True) * loss).mean()
 
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        """Drop the gradients, without the profiler's record that torch's own makes."""
+        for parameter in self._trained:
+            parameter.grad = None
+
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
     ) -> None:
@@ -208,7 +226,9 @@ class DiffusionModule(LightningModule):
         self._settled = self.losses.sums.clone()
 
     def configure_callbacks(self) -> list[Callback]:
-        return [_EndOfStep()]
+        end = _EndOfStep()
+        leave_out_unused([end])
+        return [end]
 
     def end_step(self, batch_idx: int) -> None:
         """Log the mean losses since the last log, learning rate and throughput, every log_every_n_steps."""

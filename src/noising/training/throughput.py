@@ -38,7 +38,7 @@ class Throughput:
         """Stop the clock, after the steps that the device has yet to do."""
         if self._running_since is None:
             return
-        if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
         self._seconds += self._clock() - self._running_since
         self._running_since = None
