@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from noising.runs.folder import Run
 from noising.runs.resume import find_resumable
 from tests.helpers import SMALL, Command
-from tests.reliability.test_full_disk import rows
+from tests.reliability.helpers import rows
 
 DAY = 86_400
 

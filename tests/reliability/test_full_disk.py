@@ -24,6 +24,7 @@ from noising.runs.results import Results
 from noising.runs.status import UnwrittenError, run_status
 from noising.training.checkpoints import load_checkpoint
 from tests.helpers import SMALL, TRAIN, Command, Outcome, read_table
+from tests.reliability.helpers import rows
 
 _, _HARD = resource.getrlimit(resource.RLIMIT_FSIZE)
 
@@ -81,11 +82,6 @@ def with_room_afterwards(noising: Command) -> Command:
             make_room()
 
     return run
-
-
-def rows(run: Run) -> list[dict[str, str]]:
-    timing = ("train/images_per_second", "train/checkpoint_seconds")
-    return [{k: v for k, v in row.items() if k not in timing} for row in read_table(run.metrics)]
 
 
 def test_a_disk_full_for_a_while(trained: Path, noising: Command, tmp_path: Path) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerProcess
@@ -15,17 +13,14 @@ from typing import Any
 
 import pytest
 
-from noising.cli.main import main
 from noising.runs.folder import Run
 from noising.training.callbacks.samples import SampleGrid
-from noising.training.checkpoints import load_checkpoint
 from noising.training.ema import EMA
 from noising.training.module import DiffusionModule
 from noising.training.safety.divergence import NonFiniteGuard
 from noising.training.validation import BoundEvaluation
-from tests.helpers import SMALL, TRAIN, Command, read_table, run_command, same
-
-SAID = "said"  # the file that a process's errors go to
+from tests.helpers import SMALL, Command, run_command
+from tests.reliability.helpers import LEARNING, SAID, forked, require_same, train
 
 # dropout, accumulation, the loss-aware sampler's history, validation, sampling and metrics: all that could remember
 OPTIONS = [
@@ -42,7 +37,6 @@ OPTIONS = [
     "metrics.n=70",
     "metrics.repeats=1",
 ]
-TIMING = ("seconds", "share", "images_per_second")
 
 
 @pytest.fixture(scope="module")
@@ -53,27 +47,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, float]:
     outcome = run_command("train", folder, *OPTIONS, "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     return Run(folder / "run"), time.monotonic() - began
-
-
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["noising.commands.train", "noising.metrics.quality"])  # once, not in every process
-
-
-def train(folder: Path, options: Sequence[str]) -> None:
-    """The command, in a process and a group of processes of its own."""
-    os.setsid()
-    os.chdir(folder)
-    for stream, target in ((1, os.devnull), (2, SAID)):
-        os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-    sys.argv = [str(TRAIN), *options]
-    main("train")
-
-
-def forked(work: Callable[..., None], *arguments: Any) -> ForkServerProcess:
-    """A process in which torch and Lightning are imported already."""
-    process = _SERVER.Process(target=work, args=arguments)
-    process.start()
-    return process
 
 
 def start(folder: Path, *more: str) -> ForkServerProcess:
@@ -94,24 +67,6 @@ def stop(process: ForkServerProcess, written: Path, number: int, after: float = 
             os.kill(process.pid, number)
     process.join(60)
     return process.exitcode
-
-
-def require_same(one: Run, other: Run) -> None:
-    checkpoints = [load_checkpoint(run.last_checkpoint) for run in (one, other)]
-    for name in ("state_dict", "ema", "optimizer_states", "lr_schedulers", "times", "loss_sums", "global_step"):
-        same(*(checkpoint[name] for checkpoint in checkpoints), name)
-    tables = [
-        [{k: v for k, v in row.items() if not k.endswith(TIMING)} for row in read_table(run.metrics)]
-        for run in (one, other)
-    ]
-    for row, again in zip(*tables, strict=True):
-        assert {k: (v, again[k]) for k, v in row.items() if v != again[k]} == {}, row["step"]
-    numbers = [{k: v for k, v in run.summary.items() if "/" in k and not k.endswith(TIMING)} for run in (one, other)]
-    assert numbers[0] == numbers[1]
-    pictures = [[*sorted((run.path / "samples").iterdir()), run.samples_image] for run in (one, other)]
-    assert [path.name for path in pictures[0]] == [path.name for path in pictures[1]]
-    for a, b in zip(*pictures, strict=True):
-        assert a.read_bytes() == b.read_bytes(), a.name
 
 
 def finish(folder: Path, *more: str) -> None:
@@ -205,9 +160,6 @@ def test_losses_of_two_processes_go_on_between_two_logs(tmp_path: Path) -> None:
         stop(start(tmp_path / "part", *two), part.last_checkpoint, signal.SIGKILL, after)
     finish(tmp_path / "part", *two)
     require_same(Run(tmp_path / "whole" / "run"), part)
-
-
-LEARNING = [*SMALL, "times=loss_aware", "timesteps=10", "times.history=2", "hydra.run.dir=run"]
 
 
 @pytest.fixture(scope="module")

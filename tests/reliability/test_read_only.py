@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, Trainer
 from noising.runs.folder import Run
 from noising.training.checkpoints import load_checkpoint
 from tests.helpers import SMALL, Command
-from tests.reliability.test_full_disk import rows
+from tests.reliability.helpers import rows
 
 
 def mount_read_only(folder: Path) -> bool:

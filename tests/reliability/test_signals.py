@@ -13,7 +13,7 @@ import pytest
 
 from noising.runs.folder import Run
 from tests.helpers import run_command
-from tests.reliability.test_killed import LEARNING, SAID, forked, require_same, train
+from tests.reliability.helpers import LEARNING, SAID, forked, require_same, train
 
 CALLBACKS = "noising.training.callbacks"
 PHASES = {

@@ -12,8 +12,7 @@ from lightning.pytorch import Callback, Trainer
 
 from noising.runs.folder import Run
 from tests.helpers import SMALL
-from tests.reliability.test_full_disk import rows
-from tests.reliability.test_killed import SAID, forked, train
+from tests.reliability.helpers import SAID, forked, rows, train
 
 
 def children(parent: int) -> dict[str, int]:

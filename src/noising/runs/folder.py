@@ -61,10 +61,10 @@ class Run:
         return ("-m " if sweep else "") + shell_word("resume", path)
 
     @contextmanager
-    def writing(self, file: Path, once: bool = False) -> Iterator[None]:
+    def writing(self, file: Path, final: bool = False) -> Iterator[None]:
         """Let the work go on where a file cannot be written (the disk is full): a line in the log, and `unwritten`.
 
-        once: what is not written now never will be, so that the file stays among the unwritten.
+        final: what is not written now never will be, so that the file stays among the unwritten.
         """
         try:
             yield
@@ -73,7 +73,7 @@ class Run:
                 log.warning("%s cannot be written (%s); the work goes on", file, error.strerror or error)
             self.unwritten[file] = error.strerror or str(error)
         else:
-            if not once:
+            if not final:
                 self.unwritten.pop(file, None)
 
     def start(self, config: Mapping[str, Any]) -> None:

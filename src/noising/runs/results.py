@@ -115,7 +115,7 @@ class Results:
     def _call_loggers(self, method: str, *facts: Any) -> None:
         for logger in self.loggers:
             if (take := getattr(logger, method, None)) is not None:
-                with self.run.writing(self._place(logger), once=True):
+                with self.run.writing(self._place(logger), final=True):
                     take(*facts)
 
     def _place(self, logger: NumberLogger) -> Path:

@@ -161,14 +161,14 @@ def summarize(rows: PilotRows, images: ImageSet, variates: ControlVariates, edge
     about_lines = _least_squares(mean, line)
     bounds = about_lines.residuals.sum(0)
     lost = count - 1 - _freedom_of_sums(line, about_lines.variance.sqrt())  # to the slopes of the lines
-    once = FEW <= images.size >= count
+    distinct = FEW <= images.size >= count
     return Pilot(
         edges=edges,
         noise=noise,
         spread=(of_images.variance - noise / 2).clamp(min=0) + noise,
         coefficients=torch.cat([of_noise.coefficients, of_images.coefficients], 1) / widths[:, None],
         image_variance=max(left - monte_carlo - math.sqrt(2 / free) * left, 0.0),
-        image_spread=_image_spread(bounds, features, variates, monte_carlo, lost) if once else None,
+        image_spread=_image_spread(bounds, features, variates, monte_carlo, lost) if distinct else None,
         rows=count,
         dims=images.fetch(index[:1])[0].numel(),
     )
