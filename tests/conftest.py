@@ -29,6 +29,14 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it
     atexit.register(shutil.rmtree, os.environ["NOISING_CACHE"], ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what needs a CUDA device where there is none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(autouse=True)
 def logging_as_before() -> Iterator[None]:
     """Hydra's handlers write to the streams of the test they were made in, which are closed in the next."""

@@ -84,9 +84,9 @@ def test_draws_are_keyed_by_image_and_use_on_images_spread_over_the_set(
 ) -> None:
     made: dict[str, list[int]] = {}
 
-    def recorded(seed: int, purpose: str, indices: list[int]) -> Streams:
+    def recorded(seed: int, purpose: str, indices: list[int], device: torch.device) -> Streams:
         made.setdefault(purpose, []).extend(indices)
-        return Streams(seed, purpose, indices)
+        return Streams(seed, purpose, indices, device)
 
     monkeypatch.setattr("noising.commands.likelihood.Streams", recorded)
     measured(noising, tmp_path, trained, "out", "images=4", "batch_size=3", "solver.steps=1")

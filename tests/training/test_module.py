@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,7 @@ from noising.diffusion.objectives import Objective
 from noising.errors import ConfigError
 from noising.experiment import Experiment
 from noising.training.module import DiffusionModule
-from tests.helpers import composed
+from tests.helpers import SMALL, composed, read_table, run_script
 
 
 class Listening(Objective):
@@ -31,7 +32,7 @@ def drawn(
     digits: ImageData, seed: int = 0, step: int = 0, micro: int = 0, rank: int = 0, world: int = 1, accumulate: int = 1
 ) -> Listening:
     """What the objective of one micro-batch of the global batch of 24 is given."""
-    module: DiffusionModule = Experiment(composed(f"seed={seed}"), digits).module
+    module: DiffusionModule = Experiment(composed(f"seed={seed}", "model.dropout=0.1"), digits).module
     module.objective = listening = Listening()
     trainer = SimpleNamespace(
         global_step=step, global_rank=rank, world_size=world, accumulate_grad_batches=accumulate, optimizers=[]
@@ -61,10 +62,69 @@ def test_no_two_places_draw_the_same(digits: ImageData) -> None:
         assert all(not torch.equal(a, b) for i, a in enumerate(values) for b in values[:i]), draw
 
 
-def test_times_of_a_step_do_not_depend_on_how_it_is_shared_out(digits: ImageData) -> None:
-    whole = drawn(digits, step=3).t
-    parts = [drawn(digits, step=3, micro=m, rank=r, world=2, accumulate=3).t for m in range(3) for r in range(2)]
-    assert torch.equal(torch.cat(parts), whole)
+def test_draws_of_a_step_do_not_depend_on_how_it_is_shared_out(digits: ImageData) -> None:
+    whole = drawn(digits, step=3)
+    parts = [drawn(digits, step=3, micro=m, rank=r, world=2, accumulate=3) for m in range(3) for r in range(2)]
+    assert torch.equal(torch.cat([part.t for part in parts]), whole.t)
+    assert torch.equal(torch.cat([part.noise for part in parts]), whole.noise)
+
+
+SHARED = [
+    *SMALL,
+    "trainer.max_steps=40",
+    "trainer.val_check_interval=40",
+    "trainer.log_every_n_steps=1",
+    "callbacks.samples=null",
+    "label_dropout=0.2",
+    *("times=loss_aware", "timesteps=10", "times.history=2"),
+]
+
+
+def test_any_number_of_devices_and_micro_batches_is_the_same_training(tmp_path: Path) -> None:
+    """The losses of 40 steps, with withheld classes and times that learn from the losses of all ranks."""
+    losses = []
+    for devices, accumulate in ((1, 1), (1, 2), (2, 1), (2, 2)):
+        shares = (f"trainer.devices={devices}", f"trainer.accumulate_grad_batches={accumulate}")
+        folder = tmp_path / f"{devices}-{accumulate}"
+        folder.mkdir()
+        done = run_script("train.py", folder, *SHARED, *shares, "hydra.run.dir=run")
+        assert done.code == 0, done.err
+        rows = [row["train/loss"] for row in read_table(folder / "run" / "metrics.csv") if row["train/loss"]]
+        losses.append([float(loss) for loss in rows])
+    assert len(losses[0]) == 40
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], rel=1e-5)
+
+
+def test_the_global_generators_are_left_alone_by_a_network_that_does_not_draw(digits: ImageData) -> None:
+    for dropout, seeded in ((0.0, False), (0.1, True)):
+        module = Experiment(composed(f"model.dropout={dropout}"), digits).module
+        module.objective = Listening()
+        trainer = SimpleNamespace(global_step=0, global_rank=0, world_size=1, accumulate_grad_batches=1, optimizers=[])
+        module.trainer = trainer  # type: ignore[assignment]
+        torch.manual_seed(17)
+        expected = torch.nn.functional.dropout(torch.ones(64), 0.5)
+        torch.manual_seed(17)
+        module.training_step({"image": torch.zeros(8, 1, 8, 8), "index": torch.arange(8)}, batch_idx=0)
+        assert torch.equal(module.objective.dropped, expected) != seeded
+
+
+def test_times_learn_from_a_step_after_all_its_micro_batches(digits: ImageData) -> None:
+    """Else the second half of a batch would be drawn from other probabilities than the first."""
+    module = Experiment(composed("times=loss_aware", "timesteps=4", "times.history=1"), digits).module
+    module.objective, seen = Listening(), []
+    module.times.observe = lambda t, loss: seen.append((t, loss))  # type: ignore[method-assign]
+    module.all_gather = lambda tensor: tensor  # type: ignore[method-assign]
+    trainer = SimpleNamespace(global_step=0, global_rank=0, world_size=1, accumulate_grad_batches=2, optimizers=[])
+    module.trainer = trainer  # type: ignore[assignment]
+    half = {"image": torch.zeros(4, 1, 8, 8), "index": torch.arange(4)}
+    module.training_step(half, batch_idx=0)
+    first = module.objective.t
+    assert not seen
+    module.training_step(half, batch_idx=1)
+    ((t, loss),) = seen
+    torch.testing.assert_close(t, torch.cat([first, module.objective.t]), check_dtype=False)
+    torch.testing.assert_close(loss, t)
 
 
 def test_importance_weights_reach_the_loss(digits: ImageData) -> None:
@@ -90,13 +150,15 @@ class Told(Objective):
         return {"loss": t.float()}
 
 
-def told(digits: ImageData, dropout: float | None, step: int = 0, rank: int = 0, size: int = 1000) -> Tensor | None:
+def told(
+    digits: ImageData, dropout: float | None, step: int = 0, rank: int = 0, world: int = 2, size: int = 1000
+) -> Tensor | None:
     module: DiffusionModule = Experiment(
         composed(f"label_dropout={'null' if dropout is None else dropout}"), digits
     ).module
     module.objective = listening = Told()
     trainer = SimpleNamespace(
-        global_step=step, global_rank=rank, world_size=2, accumulate_grad_batches=1, optimizers=[]
+        global_step=step, global_rank=rank, world_size=world, accumulate_grad_batches=1, optimizers=[]
     )
     module.trainer = trainer  # type: ignore[assignment]
     batch = {"image": torch.zeros(size, 1, 8, 8), "index": torch.arange(size), "label": torch.arange(size) % 10}
@@ -115,6 +177,8 @@ def test_classes_are_withheld_from_some(digits: ImageData) -> None:
     assert torch.equal(not_none(told(digits, 0.1)), some)
     for elsewhere in (told(digits, 0.1, step=1), told(digits, 0.1, rank=1)):
         assert not torch.equal(not_none(elsewhere) == 10, withheld)
+    parts = [not_none(told(digits, 0.1, rank=rank, size=500)) for rank in range(2)]
+    assert torch.equal(torch.cat(parts) == 10, not_none(told(digits, 0.1, world=1)) == 10)
 
 
 def not_none(label: Tensor | None) -> Tensor:

@@ -137,7 +137,7 @@ def full_sum_variance(terms: BoundTerms, images: ImageSet) -> float:
     streams = Streams(images.seed, "benchmark/noise", index.tolist(), x.device)
     variance = 0.0
     for left, right in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
-        steps = torch.from_numpy(streams.uniform(())).mul(right - left).long() + left
+        steps = streams.uniform(()).cpu().double().mul(right - left).long() + left
         pair = [terms.at(x, steps, streams.normal(x.shape[1:]).to(x), label).nats.double() for _ in range(2)]
         variance += (right - left) * float((pair[0] - pair[1]).square().mean() / 2)
     return variance / (x[0].numel() * math.log(2)) ** 2

@@ -54,7 +54,8 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
     def flow_bits(batch: torch.Tensor) -> FlowBits:
         x, label = images.fetch(batch)
         # two keys, so that u is the same whatever the probe
-        places, probes = (Streams(_SEED, f"likelihood/{use}", batch.tolist()) for use in ("dequantization", "probe"))
+        keys = (f"likelihood/{use}" for use in ("dequantization", "probe"))
+        places, probes = (Streams(_SEED, key, batch.tolist(), device) for key in keys)
         return flow(denoiser, x, data.levels, places, probes, label if trained.classes else None)
 
     with run_status(results, without_secrets(cfg)):

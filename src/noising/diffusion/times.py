@@ -11,7 +11,7 @@ another one that reweights the noise levels, as part of the objective (`LogNorma
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +35,13 @@ class BatchSlot(NamedTuple):
     size: int
     total: int
 
-    def own(self, values: NDArray[np.float64]) -> Tensor:
-        """The micro-batch's slice (size,) of values (total,), float64."""
+    @property
+    def positions(self) -> range:
+        """The positions of the micro-batch's images in the global batch."""
+        return range(self.start, self.start + self.size)
+
+    def own(self, values: NDArray[Any]) -> Tensor:
+        """The micro-batch's slice (size,) of values (total,)."""
         return torch.from_numpy(values[self.start : self.start + self.size])
 
 

@@ -1,7 +1,8 @@
 """The LightningModule: a denoiser, an objective, and the times at which it is trained.
 
-Every draw of a training step is keyed by (seed, purpose, step, micro-batch, rank), and the validation and test bounds
-have keys of their own. So nothing that happens between two steps can change the later one.
+Every draw of a training step is keyed by (seed, purpose, step, position in the global batch), and the validation and
+test bounds have keys of their own. So nothing that happens between two steps can change the later one, and any number
+of devices and accumulation steps give the same training to rounding.
 """
 
 import logging
@@ -19,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.objectives import Objective
 from noising.diffusion.times import BatchSlot, TimeSampler
-from noising.randomness import generator, normal, seed_global_generators
+from noising.randomness import Streams, drops_out, generator, may_draw, seed_global_generators
 from noising.runs.declarations import Declaration
 from noising.runs.results import Results
 from noising.training.hooks import leave_out_unused
@@ -80,6 +81,7 @@ class DiffusionModule(LightningModule):
         """The destination of numbers; None in a Trainer without a run's folder, whose loggers get them."""
         self.throughput = Throughput()
         self._images = 0  # of a step, over all ranks
+        self._observed: list[Tensor] = []  # times and losses of a step's micro-batches, for times that learn
         self.losses = QuartileLosses()  # since they were last logged
         # their state after the last optimizer step, for a checkpoint that is written within one
         self._settled, self._settled_times = self.losses.sums.clone(), times.state_dict()
@@ -114,6 +116,11 @@ class DiffusionModule(LightningModule):
     def _trained(self) -> list[nn.Parameter]:
         """The parameters that are trained: the walk over all modules is made once, not every step."""
         return [p for p in (*self.denoiser.parameters(), *self.objective.parameters()) if p.requires_grad]
+
+    @cached_property
+    def _seeds_global_generators(self) -> bool:
+        """Whether a part of the network may draw from torch's global generators, as dropout does."""
+        return any(may_draw(part) for part in self.denoiser.model.modules())
 
     def configure_optimizers(self) -> Any:
         """The optimizer over the denoiser's and the objective's parameters, its rate set anew every step."""
@@ -162,26 +169,34 @@ class DiffusionModule(LightningModule):
         x = batch["image"]
         rank, world, accumulate = self.global_rank, self.trainer.world_size, self.trainer.accumulate_grad_batches
         step, micro = self.global_step, batch_idx % accumulate
-        draw = BatchSlot(
+        slot = BatchSlot(
             generator(self.seed, "times", step),
             start=(micro * world + rank) * len(x),
             size=len(x),
             total=len(x) * world * accumulate,
         )
-        self._images = draw.total
-        t, weight = self.times.sample(draw, self.denoiser.schedule)
-        noise = normal(x.shape, self.seed, "noise", step, micro, rank, device=x.device)
-        seed_global_generators(self.seed, "dropout", step, micro, rank)
-        terms = self.objective(self.denoiser, x, t, noise, class_label=self._with_label_dropout(batch, step, micro))
+        self._images = slot.total
+        t, weight = self.times.sample(slot, self.denoiser.schedule)
+        noise = Streams(self.seed, "noise", slot.positions, x.device, step).normal(x.shape[1:])
+        if self._seeds_global_generators:
+            seed_global_generators(self.seed, "dropout", step, micro, rank)
+        terms = self.objective(self.denoiser, x, t, noise, class_label=self._with_label_dropout(batch, step, slot))
         loss: Tensor = terms["loss"]
-        if self.times.learns:  # from all ranks, so that all go on drawing from one distribution
-            gathered: Tensor = self.all_gather(torch.stack([t.to(loss), loss.detach()]))  # type: ignore[assignment]
-            observed = gathered.reshape(-1, 2, len(t)).transpose(0, 1).flatten(1)  # (2, world · B)
-            # a step may be left out for images whose loss is not finite
-            self.times.observe(*(observed[:, observed[1].isfinite()] if self.skip_nonfinite_steps else observed))
+        if self.times.learns:
+            self._observe(t, loss.detach(), last=micro == accumulate - 1)
         self.nonfinite_guard.note(StepLog(step, t, batch["index"], loss.detach()))
         self.losses.update(t, loss.detach())
         return (weight.to(loss, non_blocking=True) * loss).mean()
+
+    def _observe(self, t: Tensor, loss: Tensor, last: bool) -> None:
+        """Let the times learn from all ranks, so that all go on drawing from one distribution, and after the step."""
+        gathered: Tensor = self.all_gather(torch.stack([t.to(loss), loss]))  # type: ignore[assignment]
+        self._observed.append(gathered.reshape(-1, 2, len(t)).transpose(0, 1).flatten(1))  # (2, world · B)
+        if last:
+            observed = torch.cat(self._observed, 1)
+            self._observed.clear()
+            # a step may be left out for images whose loss is not finite
+            self.times.observe(*(observed[:, observed[1].isfinite()] if self.skip_nonfinite_steps else observed))
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
         """Drop the gradients, without the profiler's record that torch's own makes."""
@@ -199,12 +214,12 @@ class DiffusionModule(LightningModule):
         """The classes of a batch, (B,) int64, or None for an unconditional network."""
         return batch["label"] if self.classes else None
 
-    def _with_label_dropout(self, batch: dict[str, Tensor], step: int, micro: int) -> Tensor | None:
+    def _with_label_dropout(self, batch: dict[str, Tensor], step: int, slot: BatchSlot) -> Tensor | None:
         label = self.class_label(batch)
         if label is None or not self.label_dropout:
             return label
-        drawn = generator(self.seed, "label", step, micro, self.global_rank).random(len(label)) < self.label_dropout
-        return label.masked_fill(torch.from_numpy(drawn).to(label.device, non_blocking=True), self.classes)
+        drawn = slot.own(generator(self.seed, "label", step).random(slot.total) < self.label_dropout)
+        return label.masked_fill(drawn.to(label.device, non_blocking=True), self.classes)
 
     def on_train_start(self) -> None:
         """Take the optimizer's options from the config: a checkpoint restores those that it was written with."""
@@ -217,6 +232,8 @@ class DiffusionModule(LightningModule):
                 group["initial_lr"] = chosen["lr"]
                 group["lr"] = chosen["lr"] * self.lr_schedule(scheduler.last_epoch)
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        if any(drops_out(part) for part in self.denoiser.model.modules()):
+            log.info("the network's dropout is drawn by device and micro-batch: other numbers of them train otherwise")
         self.losses.reset()
         by_rank = self._restored_sums.reshape(-1, *self.losses.sums.shape)
         if len(by_rank) == self.trainer.world_size:

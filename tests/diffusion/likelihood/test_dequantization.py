@@ -84,7 +84,7 @@ def test_one_images_bits_are_those_of_its_places(schedule: Schedule) -> None:
     uniform = Streams(0, "places", range(1))
     variance = STD**2 + ratio**2
     for found in bits:
-        place = dequantize(x, torch.from_numpy(uniform.uniform(x.shape[1:])), levels)
+        place = dequantize(x, uniform.uniform(x.shape[1:]), levels)
         nats = 0.5 * math.log(2 * math.pi * variance) + float(place.square().mean()) / (2 * variance)
         assert float(found) == pytest.approx(nats / math.log(2) - math.log2(2 / 16), abs=2e-4)
 

@@ -84,7 +84,7 @@ class FlowLikelihood:
         alpha = denoiser.schedule(torch.tensor(self.start_time, dtype=torch.float64)).alpha
         dims, bits, evaluations = x[0].numel(), [], 0
         for _ in range(self.replicates):
-            x_t = cast_to(alpha, x) * dequantize(x, torch.from_numpy(uniform.uniform(x.shape[1:])), levels)
+            x_t = cast_to(alpha, x) * dequantize(x, uniform.uniform(x.shape[1:]), levels)
             trace = self.divergence.prepare(x, probes)
             found = flow_log_prob(denoiser, x_t, self.start_time, self.solver, trace, self.clip, class_label)
             bits.append(bits_per_dim(found.log_prob + dims * math.log(float(alpha)), dims, levels))

@@ -82,7 +82,7 @@ class Rademacher(Hutchinson):
     """e = ±1: exact for a diagonal Jacobian, and of the least variance among independent probes."""
 
     def probe(self, x: Tensor, streams: Streams) -> Tensor:
-        return torch.from_numpy(streams.uniform(x.shape[1:]) < 0.5).to(x) * 2 - 1
+        return (streams.uniform(x.shape[1:]) < 0.5).to(x) * 2 - 1
 
 
 class Gaussian(Hutchinson):

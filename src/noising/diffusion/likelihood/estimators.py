@@ -110,7 +110,7 @@ def evaluate_draws(
     for rows, steps in zip(torch.split(places.row, at_once), torch.split(places.step, at_once), strict=True):
         if not len(rows):
             continue  # few draws over many images: these got none
-        noise = streams.normal(x.shape[1:], rows.tolist()).to(x)
+        noise = streams.normal(x.shape[1:], rows).to(x)
         here = rows.to(x.device, non_blocking=True)
         classes = None if class_label is None else class_label[here]
         values = [*terms.at(x[here], steps, noise, classes)]
@@ -142,7 +142,7 @@ class StrataPlan(BoundPlan):
     def places(self, index: Tensor, streams: Streams) -> DrawIndex:
         widths = self.strata.diff()
         shape = (len(index), self.replicates, len(widths))
-        drawn = self.strata[:-1] + (torch.from_numpy(streams.uniform(shape[1:])) * widths).long()
+        drawn = self.strata[:-1] + (streams.uniform(shape[1:]).cpu().double() * widths).long()
         rows = torch.arange(shape[0])[:, None, None].expand(shape)
         replicate = torch.arange(shape[1])[:, None].expand(shape)
         fields = (rows, replicate, drawn, widths.double().expand(shape))

@@ -128,11 +128,11 @@ def evaluate_rows(
     x, label = images.fetch(index)
     streams = Streams(images.seed, f"bound/{images.purpose}/pilot", numbers, x.device)
     widths = edges.diff()
-    steps = edges[:-1] + (torch.from_numpy(streams.uniform(widths.shape)) * widths).long()
+    steps = edges[:-1] + (streams.uniform(widths.shape).cpu().double() * widths).long()
     found = []
     every = torch.arange(len(numbers)).repeat_interleave(2 * len(widths)), steps.repeat_interleave(2, 1).flatten()
     for row, step in zip(*(torch.split(part, AT_ONCE) for part in every), strict=True):
-        noise = streams.normal(x.shape[1:], row.tolist()).to(x)
+        noise = streams.normal(x.shape[1:], row).to(x)
         here = row.to(x.device)
         nats, _ = terms.at(x[here], step, noise, None if label is None else label[here])
         found.append(torch.stack([nats, variates.of_noise(x[here], terms.level(step), noise)]).double())

@@ -5,7 +5,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from noising.data.image_data import ImageData
 from noising.diffusion.drawing import in_evaluation
 from noising.diffusion.variances import Optimal
-from noising.randomness import normal
+from noising.randomness import Streams
 from noising.training.ema import EMA
 from noising.training.module import DiffusionModule
 
@@ -27,7 +27,8 @@ class VarianceFit(Callback):
         if not isinstance(variance, Optimal):
             return
         x, class_label = self.data.batch("train", slice(variance.images), pl_module.device)
-        noises = (normal(x.shape, _SEED, "variance", knot, device=x.device) for knot in range(variance.knots))
+        streams = Streams(_SEED, "variance", range(len(x)), x.device)
+        noises = (streams.normal(x.shape[1:]) for _ in range(variance.knots))
         evaluation = pl_module.test
         with self.ema.swapped(pl_module), in_evaluation(pl_module.denoiser):
             class_label = class_label if pl_module.classes else None
