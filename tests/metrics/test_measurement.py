@@ -13,7 +13,7 @@ from torchmetrics.image import KernelInceptionDistance
 
 from noising.data.image_data import ImageData
 from noising.errors import ConfigError
-from noising.metrics.measurement import FeatureQuality, SampleQuality, sample_quality
+from noising.metrics.measurement import DrawnSamples, FeatureQuality, SampleQuality, sample_quality
 from noising.metrics.quality import ClassifierDistance, ImageMetric
 from noising.metrics.statistics import write_statistics
 from noising.runs.declarations import Declaration
@@ -52,8 +52,20 @@ def test_copies_of_training_images_are_found(digits: ImageData) -> None:
     assert torch.equal(nearest.neighbours[:, 0], nearest.images)
 
 
+def test_samples_come_back_in_the_order_of_their_indices() -> None:
+    gathered = DrawnSamples((1, 2, 2), 3)
+    pixels, features = torch.arange(20).reshape(5, 1, 2, 2).byte(), torch.randn(5, 3)
+    for part in (torch.tensor([3, 1]), torch.tensor([4, 0, 2])):
+        gathered.update(part, pixels[part], features[part], part != 4)
+    found = gathered.compute()
+    assert torch.equal(found[0], pixels)
+    assert torch.equal(found[1], features)
+    assert found[2] == 1
+
+
 def test_repeats_are_averaged_and_never_picked_from(digits: ImageData) -> None:
     twice, once = (FeatureQuality(ClassifierDistance(n=100, repeats=repeats), digits) for repeats in (2, 1))
+    assert (twice.total, once.total) == (200, 100)
     features = twice.references.features(digits.test.pixels[:200])
     both, one, other = twice.evaluate(features, None), *(once.evaluate(f, None) for f in features.split(100))
     assert both["fd"] == pytest.approx((one["fd"] + other["fd"]) / 2)

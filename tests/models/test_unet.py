@@ -115,15 +115,58 @@ def test_attention_is_softmax_of_queries_and_keys_over_values() -> None:
     nn.init.normal_(attention.out.weight)
     x = torch.randn(3, 8, 2, 5)
     pixels = attention.norm(x).flatten(2).transpose(1, 2)  # (B, P, C)
-    weights = attention.query_key_value.weight.flatten(1)  # (3C, C)
+    weights = attention.query_key_value.weight  # (3C, C)
     projected = pixels @ weights.T + attention.query_key_value.bias  # (B, P, 3C)
     heads = []
     for head in (slice(0, 4), slice(4, 8)):
         query, key, value = (part[:, :, head] for part in projected.chunk(3, dim=2))  # (B, P, 4) each
         heads.append((query @ key.transpose(1, 2) / 4**0.5).softmax(dim=2) @ value)  # (B, P, 4)
-    mixed = torch.cat(heads, dim=2) @ attention.out.weight.flatten(1).T  # (B, P, C)
+    mixed = torch.cat(heads, dim=2) @ attention.out.weight.T  # (B, P, C)
     expected = x + mixed.transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-5)
+
+
+def operations(module: nn.Module, x: Tensor) -> list[str]:
+    """The names of torch's operations that one evaluation calls."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        module(x)
+    return [event.name for event in profile.events()]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "side", "fused"),
+    [(torch.float32, 2, True), (torch.float32, 16, True), (torch.bfloat16, 8, False), (torch.bfloat16, 16, True)],
+)
+def test_attention_is_fused_where_that_is_faster(dtype: torch.dtype, side: int, fused: bool) -> None:
+    attention = Attention(channels=8, groups=2, heads=2).to(dtype)
+    called = operations(attention, torch.randn(2, 8, side, side, dtype=dtype))
+    assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in called) == fused
+
+
+def test_the_network_has_derivatives_in_forward_mode() -> None:
+    """A directional derivative, and the gradient of its square: what consistency models train on."""
+    torch.manual_seed(0)
+    model = small().double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    x, direction = torch.randn(2, 2, 1, 8, 8, dtype=torch.float64)
+    label = torch.tensor([10.0, 900.0], dtype=torch.float64)
+    _, along = torch.func.jvp(lambda x: model(x, label), (x,), (direction,))
+    step = 1e-6
+    differences = (model(x + step * direction, label) - model(x - step * direction, label)) / (2 * step)
+    torch.testing.assert_close(along, differences, rtol=1e-6, atol=1e-7)
+    along.square().sum().backward()
+    weight = model.middle[0].attention.query_key_value.weight
+    slope = weight.grad[0, 0].item()
+
+    def size(change: float) -> float:
+        with torch.no_grad():
+            weight[0, 0] += change
+            size = torch.func.jvp(lambda x: model(x, label), (x,), (direction,))[1].square().sum().item()
+            weight[0, 0] -= change
+        return size
+
+    assert slope == pytest.approx((size(step) - size(-step)) / (2 * step), rel=1e-4)
 
 
 @pytest.mark.parametrize(("attention", "count"), [([], 1), ([4], 4), ([8, 4], 7), ([5], 1)])
