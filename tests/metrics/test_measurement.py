@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 from torchmetrics import CatMetric
@@ -40,6 +41,59 @@ def test_real_images_show_what_they_are(digits: ImageData) -> None:
     assert noisy["precision"] < 0.1
 
 
+@pytest.mark.parametrize("right", [0, 7, 99, 100])
+def test_the_error_of_an_accuracy_is_that_of_its_posterior(right: int, digits: ImageData) -> None:
+    quality = FeatureQuality(ClassifierDistance(n=100, repeats=1), digits)
+    features = quality.references.features(digits.test.pixels[:100])
+    logits = quality.references.extractor.class_logits(features)
+    assert logits is not None
+    found = logits.argmax(1)
+    labels = torch.where(torch.arange(100) < right, found, (found + 1) % 10)
+    numbers = quality.evaluate(features, labels)
+    assert numbers["class_accuracy"] == pytest.approx(right / 100)
+    expected = scipy.stats.beta(right + 1, 100 - right + 1).std()
+    assert numbers["class_accuracy_mc_se"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "refused"),
+    [
+        ({"n": 64}, "needs at least 65 samples"),
+        ({"n": 65}, None),
+        ({"n": 65, "real": 64}, "65 features of real images, or 65 images"),
+        ({"n": 65, "real": 65}, None),
+        ({"n": 65, "real": 32, "flips": True}, "or 33 images"),
+        ({"n": 65, "real": 33, "flips": True}, None),
+    ],
+)
+def test_a_covariance_needs_one_image_more_than_features(
+    options: dict[str, Any], refused: str | None, digits: ImageData
+) -> None:
+    metric = ClassifierDistance(repeats=1, **options)
+    if refused is None:
+        assert FeatureQuality(metric, digits).count == 65
+    else:
+        with pytest.raises(ConfigError, match=refused):
+            FeatureQuality(metric, digits)
+
+
+def test_a_validation_measures_one_repeat(digits: ImageData) -> None:
+    quality = FeatureQuality(ClassifierDistance(n=100, repeats=3), digits)
+    assert [(q.count, q.repeats) for q in (quality.for_validation(None), quality.for_validation(80))] == [
+        (100, 1),
+        (80, 1),
+    ]
+
+
+def test_the_first_rank_alone_measures(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    quality = FeatureQuality(ClassifierDistance(n=100, repeats=1), digits)
+    for rank, names in ((0, True), (1, False), (2, False)):
+        monkeypatch.setattr("noising.metrics.measurement._rank", lambda rank=rank: rank)
+        quality.begin("cpu")
+        quality.update(range(100), digits.test.pixels[:100], torch.ones(100, dtype=torch.bool))
+        assert bool(quality.compute(None)) == names
+
+
 def test_copies_of_training_images_are_found(digits: ImageData) -> None:
     quality = FeatureQuality(ClassifierDistance(repeats=1), digits)
     copied = torch.arange(0, 1309, 3)[:360]
@@ -50,6 +104,19 @@ def test_copies_of_training_images_are_found(digits: ImageData) -> None:
     assert set(nearest.samples.tolist()) <= set(range(300, 360))
     assert torch.equal(nearest.images, digits.to_8bit(mixed[nearest.samples]))
     assert torch.equal(nearest.neighbours[:, 0], nearest.images)
+
+
+def test_nearness_is_relative_to_the_training_images_own_nearest(digits: ImageData) -> None:
+    """Distances by brute force, in float64; eight samples are shown, the nearest first."""
+    quality = FeatureQuality(ClassifierDistance(n=100, repeats=1), digits)
+    pixels = digits.test.pixels[:100]
+    seen, known = (quality.references.features(p).double() for p in (pixels, digits.train.pixels))
+    among = torch.cdist(known, known).fill_diagonal_(torch.inf).amin(1)
+    distance, closest = torch.cdist(seen, known).min(1)
+    expected = (distance / among[closest]).sort()
+    found = quality.nearest_to_training(seen.float(), pixels)
+    assert found.samples.tolist() == expected.indices[:8].tolist()
+    torch.testing.assert_close(found.nearness.double(), expected.values[:8], rtol=1e-4, atol=0)
 
 
 def test_samples_come_back_in_the_order_of_their_indices() -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import noising as package
-from noising.commands.continuing import checkpoint_to_continue
+from noising.commands.continuing import Continued, checkpoint_to_continue
 from noising.errors import ConfigError
 from noising.experiment import Experiment
 from noising.runs.folder import Run
@@ -110,7 +110,7 @@ def test_a_training_goes_on_from_any_content_or_it_is_one_line(
     for entry in ("loops", "callbacks", "optimizer_states", "lr_schedulers", "times", "loss_sums", "epoch"):
         assert {(entry, "removed"), (entry, "text"), (entry, "none")} <= refused, entry
     torch.save(content, run.last_checkpoint)
-    assert checkpoint_to_continue(run, trainer, experiment.module) == run.last_checkpoint
+    assert checkpoint_to_continue(run, trainer, experiment.module) == Continued(run.last_checkpoint, 1)
 
 
 @pytest.mark.parametrize(

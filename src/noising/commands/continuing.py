@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from lightning.pytorch import Trainer
 from omegaconf import DictConfig
@@ -20,7 +21,7 @@ from noising.training.safety.divergence import DivergenceError
 log = logging.getLogger(__name__)
 
 RESUMABLE_OPTIONS = (
-    *("trainer", "lr_schedule", "skip_nonfinite_steps", "checkpoint_every_n_steps", "keep_checkpoints"),
+    *("trainer", "threads", "lr_schedule", "skip_nonfinite_steps", "checkpoint_every_n_steps", "keep_checkpoints"),
     *("callbacks", "logger", "tags", "metrics", "bound", "validation_bound", "sampler", "grid"),
     *("data.root", "data.max_megapixels"),  # what is trained on is compared image by image
 )
@@ -37,7 +38,14 @@ def changed_since(run: Run, cfg: DictConfig) -> list[str]:
     return changed_options(run.config, without_secrets(cfg), may_differ=("resume", "logger"))
 
 
-def checkpoint_to_continue(run: Run, trainer: Trainer, module: DiffusionModule) -> Path | None:
+class Continued(NamedTuple):
+    """The checkpoint that a training goes on from, and its number of threads."""
+
+    path: Path
+    threads: int | None
+
+
+def checkpoint_to_continue(run: Run, trainer: Trainer, module: DiffusionModule) -> Continued | None:
     """Last checkpoint of a run, read before any work; None if it has written none.
 
     Raises ConfigError if it is damaged or not of this training, if it is gone and older ones are there, and if no step
@@ -60,10 +68,10 @@ def checkpoint_to_continue(run: Run, trainer: Trainer, module: DiffusionModule) 
         )
     with config_errors(f"resume: {last}"):
         require_training(trainer, module, content)
-    return last
+    return Continued(last, content.get("made_with", {}).get("threads"))
 
 
-def warn_of_changes(run: Run, cfg: DictConfig, checkpoint: Path | None, changed: Sequence[str]) -> None:
+def warn_of_changes(run: Run, cfg: DictConfig, checkpoint: Continued | None, changed: Sequence[str]) -> None:
     """Log that a run starts from step 0 again, and the options that it goes on with."""
     if checkpoint is None and run.config_file.exists():
         every = cfg.checkpoint_every_n_steps

@@ -12,6 +12,7 @@ from noising.experiment import Experiment
 from noising.runs.folder import Run
 from noising.runs.status import UnwrittenError, run_status
 from noising.training.safety.ranks import end_with_main_process, ending_with_other_ranks
+from noising.training.threads import use_threads
 
 
 def train(cfg: DictConfig, run_dir: Path) -> None:
@@ -32,14 +33,15 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     trainer = experiment.trainer(results, callbacks)
 
     checkpoint = checkpoint_to_continue(run, trainer, module) if cfg.resume else None
+    threads = use_threads(trainer, cfg.threads, checkpoint and checkpoint.threads)
     if trainer.is_global_zero:
-        print(_description(experiment, run), flush=True)
+        print(_description(experiment, run, threads), flush=True)
         if cfg.resume:
             warn_of_changes(run, cfg, checkpoint, changed)
     try:
         with run_status(results, without_secrets(cfg), trainer.is_global_zero), ending_with_other_ranks(run):
             with last_good_checkpoint(run, module.skip_nonfinite_steps):
-                trainer.fit(module, data, ckpt_path=checkpoint)
+                trainer.fit(module, data, ckpt_path=checkpoint and checkpoint.path)
             # from the file: processes spawned for the fit took their average of the weights with them
             trained = run.last_checkpoint if run.last_checkpoint.exists() else None
             trainer.test(module, data, ckpt_path=trained, verbose=False)
@@ -50,8 +52,8 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         print_summary(run)
 
 
-def _description(experiment: Experiment, run: Run) -> str:
-    """One line on a training about to begin: folder, data, network, length."""
+def _description(experiment: Experiment, run: Run, threads: int) -> str:
+    """One line on a training about to begin: folder, data, network, length, threads."""
     data, network = experiment.data, experiment.denoiser.model
     millions = sum(p.numel() for p in experiment.denoiser.parameters()) / 1e6
     images = len(data.train.pixels)
@@ -59,5 +61,6 @@ def _description(experiment: Experiment, run: Run) -> str:
     return (
         f"{relative(run.path)}: {seen} images of {data.name} "
         f"({data.resolution}x{data.resolution}x{data.channels}), {type(network).__name__} of {millions:.2f}M "
-        f"parameters, {experiment.max_steps} steps of {data.batch_size} images"
+        f"parameters, {experiment.max_steps} steps of {data.batch_size} images, "
+        f"{threads} thread{'s' if threads > 1 else ''}"
     )

@@ -15,6 +15,8 @@ from noising.errors import ConfigError
 
 MAX_DEVICES = 1024
 """The most that one machine can have; Lightning would list them before it looks whether they exist."""
+MAX_THREADS = 1024
+"""The most threads of a process."""
 MAX_IMAGES = 10_000_000
 """The most images of one sampling job, which are read into memory in the end."""
 
@@ -74,6 +76,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
         "{} must be null (no classes) or a number in [0, 1), got {}",
     ),
     "skip_nonfinite_steps": (bool, "{} must be true or false, got {}"),
+    "threads": _whole(1, MAX_THREADS, null=True),
     "checkpoint_every_n_steps": _whole(1),
     "keep_checkpoints": _whole(1),
     "tags": (_listed(list[str]), "{} must be a list of words, got {}: e.g. tags=[first,try]"),

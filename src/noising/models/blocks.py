@@ -73,7 +73,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     A CPU's has no derivative in forward mode, and in bfloat16 it is slower than three steps on few pixels.
     """
     few = query.dtype == torch.bfloat16 and query.shape[2] <= 64
-    if query.device.type == "cpu" and (few or unpack_dual(query).tangent is not None):
+    if query.device.type == "cpu" and (few or unpack_dual(query).tangent is not None):  # type: ignore[no-untyped-call]
         with sdpa_kernel(SDPBackend.MATH):
             return F.scaled_dot_product_attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value)

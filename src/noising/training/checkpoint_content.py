@@ -83,6 +83,12 @@ def _words_and_numbers(config: Any) -> Any:
     return config
 
 
+def _circumstances(made_with: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(threads := made_with.get("threads", 1), int):
+        raise ValueError(f"threads is {type(threads).__name__}")
+    return made_with
+
+
 _Count = Annotated[int, Field(ge=0)]
 
 
@@ -103,7 +109,7 @@ class _Content(_Strict):
     lightning: Annotated[str, AfterValidator(Version)] = Field(default="2", alias="pytorch-lightning_version")
     times: dict[str, Tensor] = {}
     loss_sums: Annotated[Tensor, AfterValidator(_sums)] = Field(default=None)  # type: ignore[assignment]
-    made_with: dict[str, Any] = {}
+    made_with: Annotated[dict[str, Any], AfterValidator(_circumstances)] = {}
     data_sha256: str = ""
 
 
