@@ -68,13 +68,19 @@ class Denoiser(nn.Module):
         x = prediction.x.clamp(-clip, clip)
         return prediction._replace(x=x, noise=(x_t - cast_to(level.alpha, x_t) * x) * cast_to(1 / level.sigma, x_t))
 
-    def predict(self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None) -> Prediction:
-        """(x̂, ε̂) without clipping."""
+    def output(
+        self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What the network says of a x + b ε, (B, C, H, W), and of the reverse variance, None for a fixed one."""
         label = self.noise_label(level).to(x_t.device, x_t.dtype, non_blocking=True)
         scaled = cast_to(self.parameterization.input_scale(level), x_t) * x_t
         # under autocast the network returns half precision; x̂ and ε̂ are solved from it in x_t's type
         raw = self.model(scaled, label.flatten().expand(len(x_t)), class_label=class_label).to(x_t.dtype)
-        output, raw_variance = (raw, None) if self.variance.outputs == 1 else raw.chunk(self.variance.outputs, dim=1)
+        return (raw, None) if self.variance.outputs == 1 else raw.chunk(self.variance.outputs, dim=1)
+
+    def predict(self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None) -> Prediction:
+        """(x̂, ε̂) without clipping."""
+        output, raw_variance = self.output(x_t, level, class_label)
         x, noise = self.parameterization.solve(output, x_t, level)
         return Prediction(x, noise, output, raw_variance)
 

@@ -51,8 +51,8 @@ class Objective(nn.Module, ABC):
 
 def output_error(denoiser: Denoiser, x: Tensor, level: NoiseLevel, noise: Tensor, **condition: Tensor | None) -> Tensor:
     """‖a x + b ε − output‖²/D, the mean squared error in the network's own output space: (B,)."""
-    prediction = denoiser.at(level.perturb(x, noise), level, **condition)  # type: ignore[arg-type]
-    return (prediction.output - denoiser.parameterization.target(x, noise, level)).square().flatten(1).mean(1)
+    output, _ = denoiser.output(level.perturb(x, noise), level, **condition)  # x̂ and ε̂ are not needed
+    return (output - denoiser.parameterization.target(x, noise, level)).square().flatten(1).mean(1)
 
 
 class WeightedLoss(Objective, ABC):
