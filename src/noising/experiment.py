@@ -29,6 +29,7 @@ from noising.errors import ConfigError
 from noising.metrics.measurement import SampleQuality, sample_quality
 from noising.metrics.reference_features import UnmeasurableError
 from noising.runs.results import Results
+from noising.training.callbacks.forecast import EVALUATIONS_OF_AN_IMAGE, Forecast
 from noising.training.callbacks.lightning_callbacks import require_usable
 from noising.training.callbacks.quality import COST
 from noising.training.callbacks.variance_fit import VarianceFit
@@ -171,10 +172,16 @@ class Experiment:
             return None
         metric = make(self.config.metrics, "metrics", object)
         try:
-            return build_quality(self.config.metrics, metric, self.data)
+            return build_quality(self.config.metrics, metric, self.data, self._most_samples)
         except UnmeasurableError as why:
             log.info("samples are not measured: %s", why)
             return None
+
+    @property
+    def _most_samples(self) -> int:
+        """As many samples as cost half of the training's own network evaluations: more are measured only if asked."""
+        trained = EVALUATIONS_OF_AN_IMAGE * self.max_steps * self.data.batch_size
+        return trained // 2 // self.sampler.evaluations(self.denoiser)
 
     @property
     def _measured(self) -> bool:
@@ -206,6 +213,7 @@ class Experiment:
             ema,
             VarianceFit(self.data, ema),
             StepProgress(),
+            Forecast(self.data, self.sampler),
             *(callback for callback in named.values() if callback is not None),  # callbacks.samples=null
             best,
             last,
@@ -250,10 +258,13 @@ class Experiment:
         return trainer
 
 
-def build_quality(node: DictConfig, metric: object, data: ImageData) -> SampleQuality:
-    """The measuring of samples by a metric that was made of the node; ConfigError for one that cannot."""
+def build_quality(node: DictConfig, metric: object, data: ImageData, most: int | None = None) -> SampleQuality:
+    """The measuring of samples by a metric that was made of the node; ConfigError for one that cannot.
+
+    most: upper limit of the number of samples that is a default.
+    """
     options: Any = OmegaConf.to_container(node, resolve=True)
-    return sample_quality(metric, data, options, {**TRAINING, **bound_declarations(""), **COST, "flow_nll": None})
+    return sample_quality(metric, data, options, {**TRAINING, **bound_declarations(""), **COST, "flow_nll": None}, most)
 
 
 def evaluation_trainer(cfg: DictConfig, results: Results, callbacks: list[Callback]) -> Trainer:

@@ -25,15 +25,21 @@ from noising.metrics.statistics import FeatureStatistics, frechet_distance, read
 from noising.runs.declarations import Declaration
 
 MAX_DEFAULT_SAMPLES = 2000  # upper limit of the samples of a repeat where n is None
+MIN_DEFAULT_SAMPLES = 100  # and its least value, where there are as many images
 LIBRARIES = ("torch", "torch-fidelity", "numpy")  # the numbers of features may depend on their versions
 
 
 def sample_quality(
-    metric: object, data: ImageData, options: Mapping[str, Any] | None = None, taken: Collection[str] = ()
+    metric: object,
+    data: ImageData,
+    options: Mapping[str, Any] | None = None,
+    taken: Collection[str] = (),
+    most: int | None = None,
 ) -> "SampleQuality":
     """The measuring of samples by a metric of `quality`, or by a bare torchmetrics.Metric.
 
-    options: the metric's as they were given, for the card; taken: names that other numbers have.
+    options: the metric's as they were given, for the card; taken: names that other numbers have; most: upper limit of
+    the samples of all repeats where the metric does not say how many.
 
     Raises ConfigError for anything else, for a number whose name is taken, and for what cannot be measured.
     """
@@ -42,9 +48,9 @@ def sample_quality(
         with config_errors("metrics"):
             metric = ImageMetric(metric)
     if isinstance(metric, ImageMetric):
-        quality, taken = ImageQuality(metric, data, options), {*taken, *FEATURE_NUMBERS}
+        quality, taken = ImageQuality(metric, data, options, most), {*taken, *FEATURE_NUMBERS}
     elif isinstance(metric, QualityMetric):
-        quality = FeatureQuality(metric, data)
+        quality = FeatureQuality(metric, data, most=most)
     else:
         name = type(metric).__qualname__
         raise ConfigError(f"metrics: expected a QualityMetric or a torchmetrics.Metric, got {name}")
@@ -174,17 +180,22 @@ class FeatureQuality(SampleQuality):
         data: ImageData,
         references: ReferenceFeatures | None = None,
         option: str = "metrics.n",
+        most: int | None = None,
     ) -> None:
         """Make the extractor and the features of the real images, or take them from the cache or from `references`.
 
-        option: name of the option that sets the number of samples, for error messages.
+        option: name of the option that sets the number of samples, for error messages; most: as in `sample_quality`,
+        but never fewer than the distance needs.
 
         Raises UnmeasurableError for too few images, ConfigError for too few samples where an option says how many,
         weights that cannot be had, or a reference file of another extractor or of images of another shape.
         """
         self.metric, self.declared = metric, metric.declared
-        super().__init__(data, metric.n or _default_count(data, metric.split), metric.repeats)
-        if (dims := metric.dims(data)) is not None:
+        dims = metric.dims(data)
+        if most is not None:
+            most = max(most // metric.repeats, (dims or 0) + 1)
+        super().__init__(data, metric.n or _default_count(data, metric.split, most), metric.repeats)
+        if dims is not None:
             self._require_enough(option, dims)  # before the work of making one
         self.references = references or ReferenceFeatures(data, metric.extractor(data), metric.batch)
         self._dims = self.references.extractor.dims
@@ -335,13 +346,19 @@ class ImageQuality(SampleQuality):
     BATCH = 100  # images of an update
     SEED = 0  # of the metric's own draws, such as subsets
 
-    def __init__(self, metric: ImageMetric, data: ImageData, options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        metric: ImageMetric,
+        data: ImageData,
+        options: Mapping[str, Any] | None = None,
+        most: int | None = None,
+    ) -> None:
         """Try the metric on real test images, whose numbers are the baseline.
 
         Raises ConfigError for what the metric raises on them, and if what it computes is no number.
         """
         self.metric, self.options = metric, options or {}
-        super().__init__(data, metric.n or _default_count(data, metric.split))
+        super().__init__(data, metric.n or _default_count(data, metric.split, most))
         self._real = "real" in inspect.signature(metric.metric.update).parameters
         real = data.test.pixels
         chosen = torch.arange(self.count) * len(real) // self.count  # some twice where there are fewer
@@ -395,8 +412,9 @@ class ImageQuality(SampleQuality):
         return iter(torch.split(images[_rank() * share : (_rank() + 1) * share], self.BATCH))
 
 
-def _default_count(data: ImageData, split: str) -> int:
-    return min(*(len(getattr(data, name).pixels) for name in (split, "test")), MAX_DEFAULT_SAMPLES)
+def _default_count(data: ImageData, split: str, most: int | None) -> int:
+    count = min(*(len(getattr(data, name).pixels) for name in (split, "test")), MAX_DEFAULT_SAMPLES)
+    return count if most is None else min(count, max(most, MIN_DEFAULT_SAMPLES))
 
 
 def _measured_as(data: ImageData, libraries: Iterable[str]) -> dict[str, Any]:

@@ -80,6 +80,10 @@ class BoundEstimator(ABC):
         require(clip is None or clip > 0, f"clip must be positive or null, got {clip}")
         self.clip = clip
 
+    def most_evaluations(self, timesteps: int) -> int:
+        """The most network evaluations an image that a plan takes, of a chain of T steps; by default all T."""
+        return timesteps
+
     @abstractmethod
     def plan(self, terms: BoundTerms, images: ImageSet, share: Callable[[Any], Any] | None = None) -> BoundPlan:
         """The plan for these images; terms are evaluated by a pilot only.
@@ -166,6 +170,9 @@ class Stratified(BoundEstimator):
         super().__init__(clip)
         require(times >= 4 and times % 2 == 0, f"times must be an even number from 4, got {times}")
         self.times = times
+
+    def most_evaluations(self, timesteps: int) -> int:
+        return min(self.times, 2 * timesteps)
 
     def plan(self, terms: BoundTerms, images: ImageSet, share: Callable[[Any], Any] | None = None) -> StrataPlan:
         return StrataPlan(log_strata(terms.timesteps, self.times // 2), 2, images.size)
