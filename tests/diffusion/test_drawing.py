@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+
+import pytest
 import torch
 
 from noising.diffusion.drawing import PathFrames, class_labels_for, draw_images, frames, in_evaluation
 from noising.diffusion.grids import uniform
-from noising.diffusion.samplers import DDIM, Ancestral
+from noising.diffusion.samplers import DDIM, Ancestral, Sampler
 from noising.diffusion.schedules import Cosine
+from noising.models.unet import UNet
 from tests.diffusion.helpers import Crooked, denoiser_of
 
 SHAPE = (1, 4, 4)
@@ -78,3 +82,20 @@ def test_classes_are_asked_for_in_turn() -> None:
 def test_frames_are_spread_and_hold_the_last() -> None:
     assert frames(10, 4) == [1, 4, 6, 9]
     assert frames(3, 40) == [0, 1, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampler", [DDIM(50, uniform), Ancestral(50, uniform)])
+def test_a_gpus_images_are_a_cpus(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In float32 proper: TF32 has 10 bits."""
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch.manual_seed(0)
+    network = UNet(channels=3, out_channels=3, resolution=16, width=32)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    on_host = denoiser_of(network, Cosine(1000))
+    on_device = copy.deepcopy(on_host).cuda()
+    images = [draw_images(denoiser, sampler, (3, 16, 16), 0, range(8)) for denoiser in (on_host, on_device)]
+    assert images[0].std() > 0.1
+    assert (images[0] - images[1].cpu()).abs().max() < 1e-3

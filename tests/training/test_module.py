@@ -196,3 +196,35 @@ def test_classes_need_labels() -> None:
     cfg = composed("label_dropout=0.1", "data=photo_patches")
     with pytest.raises(ConfigError, match="has no classes"):
         assert Experiment(cfg, Experiment(cfg).data).module
+
+
+@pytest.mark.gpu
+def test_a_training_step_does_not_wait_for_the_device(digits: ImageData) -> None:
+    """Neither the draws, nor both passes, the clipping and the optimizer: torch raises where the host would wait."""
+    experiment = Experiment(composed(), digits)
+    module = experiment.module.cuda()
+    configured = module.configure_optimizers()
+    optimizer = configured["optimizer"]
+    plugin = SimpleNamespace(scaler=None)
+    trainer = SimpleNamespace(
+        global_step=0, global_rank=0, world_size=1, accumulate_grad_batches=1, optimizers=[], precision_plugin=plugin
+    )
+    module.trainer = trainer  # type: ignore[assignment]
+    pixels = digits.train.pixels[:64].cuda()
+    batch = {"image": digits.scale(pixels), "index": torch.arange(64)}
+
+    def step() -> None:
+        loss = module.training_step(batch, trainer.global_step)
+        loss.backward()
+        module.configure_gradient_clipping(optimizer, 1.0, "norm")
+        optimizer.step()
+        module.optimizer_zero_grad(0, 0, optimizer)
+        trainer.global_step += 1
+
+    step()
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
