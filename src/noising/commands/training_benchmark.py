@@ -281,7 +281,7 @@ def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device) - before)
     with LiveTensors() as live:
         step()
-    return live.peak
+    return int(live.peak)
 
 
 def flops(step: Callable[[], object]) -> int:
