@@ -11,14 +11,17 @@ takes only the low 32 bits of a seed, and on CUDA a number depends on how many a
 """
 
 import hashlib
+import logging
 import math
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+log = logging.getLogger(__name__)
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS, _INCREMENTS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
@@ -63,14 +66,27 @@ def fused_uniform(key: int, first: Tensor, blocks: int) -> Tensor:
     return torch._philox_uniform_(out, keys.view(torch.uint64))
 
 
+def _triton_uniform(key: int, first: Tensor, blocks: int) -> Tensor:
+    from noising.philox_kernel import triton_uniform  # here: Triton is needed on CUDA alone
+
+    uniform: Tensor = triton_uniform(key, first, blocks)
+    return uniform
+
+
 @lru_cache
-def _has_fused_uniform(kind: str) -> bool:
-    """Whether this version of torch has the kernel for a type of device, and it gives the plain numbers."""
+def _uniform_on(kind: str) -> Callable[[int, Tensor, int], Tensor]:
+    """The fastest function for a type of device that gives the plain numbers with this version of torch."""
     first, key = torch.tensor([0, 5 << _ROW], device=kind), 0xFEDCBA9876543210
-    try:
-        return torch.equal(fused_uniform(key, first, 2), plain_uniform(key, first, 2))
-    except (AttributeError, RuntimeError, TypeError):
-        return False
+    kernels: list[Callable[[int, Tensor, int], Tensor]] = [fused_uniform]
+    if kind == "cuda":
+        kernels.append(_triton_uniform)
+    for make in kernels:
+        try:
+            if torch.equal(make(key, first, 2), plain_uniform(key, first, 2)):
+                return make
+        except Exception as error:
+            log.debug("%s does not serve: %s", make, error)
+    return plain_uniform
 
 
 def _digest(seed: int, purpose: str, *place: int) -> int:
@@ -107,8 +123,7 @@ class Streams:
             rows = rows.to(self._next.device, non_blocking=True)
             first = self._next[rows] + blocks * turns
             self._next = self._next.index_add(0, rows, torch.full_like(rows, blocks))
-        make = fused_uniform if _has_fused_uniform(first.device.type) else plain_uniform
-        return make(self._key, first, blocks)
+        return _uniform_on(first.device.type)(self._key, first, blocks)
 
     def uniform(self, shape: Sequence[int], rows: Tensor | None = None) -> Tensor:
         """The next numbers in [0, 1) of every stream, or of the streams `rows`: (B, *shape), float32, of 24 bits."""

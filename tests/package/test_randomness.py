@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -93,13 +97,34 @@ def test_uniform_numbers_are_uniform() -> None:
 
 def test_the_smallest_uniform_number_gives_a_finite_normal_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """u = 0 comes once in 16.8 million numbers."""
-    for name in ("plain_uniform", "fused_uniform"):
-        monkeypatch.setattr(randomness, name, lambda key, first, blocks: torch.zeros(len(first), 4 * blocks))
-    assert torch.equal(Streams(0, "noise", range(2)).normal((8,)), torch.zeros(2, 8))
-    largest = 1 - 2.0**-24
-    for name in ("plain_uniform", "fused_uniform"):
-        monkeypatch.setattr(randomness, name, lambda key, first, blocks: torch.full((len(first), 4 * blocks), largest))
-    assert Streams(0, "noise", range(1)).normal((4,))[0, 0].item() == pytest.approx((48 * np.log(2)) ** 0.5)
+    for uniform, normal in ((0.0, 0.0), (1 - 2.0**-24, (48 * np.log(2)) ** 0.5)):
+        made = lambda key, first, blocks, value=uniform: torch.full((len(first), 4 * blocks), value)  # noqa: E731
+        monkeypatch.setattr(randomness, "_uniform_on", lambda kind, made=made: made)
+        drawn = Streams(0, "noise", range(2)).normal((4,))
+        torch.testing.assert_close(drawn[:, :2], torch.full((2, 2), normal))
+
+
+def test_where_no_kernel_serves_the_numbers_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = Streams(0, "noise", range(3)).normal((5,))
+    for broken in (lambda *given: torch.zeros(2, 8), lambda *given: torch.missing()):  # type: ignore[attr-defined]
+        monkeypatch.setattr(randomness, "fused_uniform", broken)
+        randomness._uniform_on.cache_clear()
+        assert randomness._uniform_on("cpu") is plain_uniform
+        assert torch.equal(Streams(0, "noise", range(3)).normal((5,)), expected)
+    randomness._uniform_on.cache_clear()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+def test_the_triton_kernel_gives_the_plain_numbers() -> None:
+    """In its interpreter, which must be chosen before it is imported."""
+    script = (
+        "import torch; from noising.philox_kernel import triton_uniform; from noising.randomness import plain_uniform\n"
+        "first = torch.tensor([0, 7, 1 << 32, (1 << 62) + 5])\n"
+        "keys = (0, 1, 2**63 + 17, 2**64 - 1)\n"
+        "assert all(torch.equal(triton_uniform(k, first, 37), plain_uniform(k, first, 37)) for k in keys)"
+    )
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
 
 
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3), (1, 8, 8), (3, 32, 32), (5, 7, 11), (1, 28, 28)])

@@ -173,15 +173,17 @@ class DenoisingDiffusionLoop(Loop):
         from denoising_diffusion_pytorch import GaussianDiffusion, Unet
         from ema_pytorch import EMA
 
-        def network(width: int) -> nn.Module:
-            made: nn.Module = Unet(width, dim_mults=tuple(ours["multipliers"]), channels=data.channels)
+        def network(width: int, head: int) -> nn.Module:
+            multipliers = tuple(ours["multipliers"])
+            made: nn.Module = Unet(width, dim_mults=multipliers, channels=data.channels, attn_dim_head=head)
             return made
 
-        def apart(width: int) -> int:
+        def apart(sizes: tuple[int, int]) -> int:
             with torch.device("meta"):
-                return abs(sum(p.numel() for p in network(width).parameters()) - parameters)
+                return abs(sum(p.numel() for p in network(*sizes).parameters()) - parameters)
 
-        self.network = network(min(range(8, 4 * ours["width"], 2), key=apart))
+        width = min(range(8, 4 * ours["width"], 4), key=lambda width: apart((width, 32)))
+        self.network = network(width, min(range(16, 64, 4), key=lambda head: apart((width, head))))
         diffusion = GaussianDiffusion(self.network, image_size=data.resolution, objective="pred_noise")
         self._diffusion = diffusion.to(device)
         self._optimizer = torch.optim.AdamW(diffusion.parameters(), LEARNING_RATE)

@@ -75,8 +75,8 @@ class Forecast(Callback):
         size = min(self.data.batch_size, 64)
         seconds = 0.0
         with in_evaluation(module.denoiser):
-            for images in (FEW, FEW, size, size):
-                if seconds * size > PATIENCE:
+            for images in (FEW, FEW, size, size):  # the first prepares the device
+                if images > FEW and seconds * size > PATIENCE:
                     break
                 x, class_label = self.data.batch("train", slice(images), module.device)
                 level = module.denoiser.schedule(torch.full((len(x),), 0.5, dtype=torch.float64))
