@@ -196,3 +196,12 @@ def test_networks_that_cannot_be() -> None:
         Classifier(1, 3, 10)
     with pytest.raises(ValueError, match=r"^a classifier needs square images, got 8x9$"):
         fit_classifier(drawn(3, 1, 8, 9), torch.tensor([0, 1, 0]), 2)
+
+
+@pytest.mark.gpu
+def test_logits_are_made_where_the_classifier_is(digits: Splits) -> None:
+    """Features come back to the host, where they are gathered."""
+    classifier = fit_classifier(digits.train.pixels[:200], digits.train.labels[:200], 10)
+    pixels = digits.test.pixels[:20]
+    features = classifier(pixels).detach()
+    torch.testing.assert_close(classifier.cuda().class_logits(features).cpu(), classifier.cpu().class_logits(features))

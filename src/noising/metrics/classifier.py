@@ -49,7 +49,7 @@ class Classifier(FeatureExtractor):
         return features
 
     def class_logits(self, features: Tensor) -> Tensor:
-        logits: Tensor = self.classify(features)
+        logits: Tensor = self.classify(features.to(self.classify.weight.device))
         return logits
 
 
