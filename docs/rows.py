@@ -1,0 +1,194 @@
+"""Trains and measures every row that README.md shows, and writes the numbers into its tables.
+
+    python docs/rows.py rows [jobs=2] [mnist=FOLDER]
+
+A job is a command with a folder of its own below `rows`; those that are finished are not done again, so that the script
+can be stopped and goes on. Each takes one thread, and `jobs` of them run at once. What README says in its sentences is
+printed, and written there by hand. Without mnist=FOLDER, as torchvision lays it out, its rows stay as they are.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RECIPES = (
+    *("ddpm", "iddpm", "analytic_dpm", "v_prediction", "zero_terminal_snr", "vdm", "vdm_plus_plus", "edm"),
+    "rectified_flow",
+)
+LOSSES = {
+    "hybrid, learned range": [],
+    "bound with loss-aware times, learned range": ["objective=variational_bound", "times=loss_aware"],
+    "simplified, fixed large": ["objective=regression", "variance=fixed_large"],
+    "simplified, fixed small": ["objective=regression", "variance=fixed_small"],
+}
+KINDS = {"ancestral": "Ancestral", "ddim": "DDIM", "heun": "Heun", "dpmpp_2m": "DPMPP2M"}
+"""Choices of the samplers, and their classes."""
+STEPS = (5, 10, 20, 50, 100)
+SCALES = ("0", "0.5", "1", "1.5", "2", "3", "5", "8")
+Summary = dict[str, Any]
+Job = tuple[str, list[str]]
+"""The script and its options."""
+
+
+def trainings(mnist: str | None) -> dict[str, Job]:
+    """The runs by the name of their folder."""
+    fixed = ["threads=1", "bound=stratified"]
+    jobs = {"default": ("train.py", ["threads=1"])}
+    jobs |= {name: ("train.py", [f"experiment={name}", *fixed]) for name in RECIPES}
+    for number, options in enumerate(LOSSES.values()):
+        for seed in range(3):
+            if (number, seed) != (0, 0):  # a recipe
+                jobs[f"loss{number}_seed{seed}"] = ("train.py", ["experiment=iddpm", f"seed={seed}", *options, *fixed])
+    jobs["class_conditional"] = ("train.py", ["experiment=class_conditional", "threads=1"])
+    if mnist:
+        size = ["schedule=linear", "model.width=16", "trainer.max_steps=500", "ema.decay=0.99"]
+        jobs["mnist"] = ("train.py", ["experiment=mnist", f"data.root={mnist}", *size, "metrics=null", "threads=1"])
+    return jobs
+
+
+def measurements(mnist: str | None) -> dict[str, Job]:
+    """What is measured of the runs."""
+    evaluate, default = "scripts/evaluate.py", "checkpoint={default}"
+    sweep = ["--multirun", default, f"sampler={','.join(KINDS)}", f"sampler.steps={','.join(map(str, STEPS))}"]
+    guided = ["--multirun", "checkpoint={class_conditional}", "sampler=ddim", "sampler.steps=20"]
+    jobs = {
+        "both_splits": (evaluate, [default, "bound.stderr=0.01", "metrics=null"]),
+        "exact": (evaluate, [default, "bound=exact", "splits=[test]", "metrics=null"]),
+        "flow": ("scripts/likelihood.py", [default, "images=64", "solver=runge_kutta4"]),
+        "flow_late": ("scripts/likelihood.py", [default, "images=64", "solver=runge_kutta4", "start_time=0.03"]),
+        "paired": ("scripts/compare.py", ["{loss0_seed1}", "{loss1_seed1}", "paired=true"]),
+        "latents": ("scripts/latents.py", [default]),
+        "latents_even": ("scripts/latents.py", [default, "grid=uniform_log_snr", "steps=[50,100,200,400,800]"]),
+        "matrix": (evaluate, sweep),
+        "guidance": (evaluate, [*guided, "guidance=classifier_free", f"guidance.scale={','.join(SCALES)}"]),
+        "path": ("scripts/sample.py", [default, "n=64", "sampler=ddim", "sampler.steps=50"]),
+        "classes": (
+            "scripts/sample.py",
+            [
+                *("checkpoint={class_conditional}", "n=100", "sampler=ddim", "sampler.steps=50"),
+                *("guidance=classifier_free", "guidance.scale=1.5"),
+            ],
+        ),
+    }
+    if mnist:
+        jobs["mnist_bound"] = ("scripts/benchmark.py", ["bound", "checkpoint={mnist}"])
+    return jobs
+
+
+def run(rows: Path, name: str, job: Job) -> None:
+    """Do a job, if it is not done; its output goes to NAME.log."""
+    folder, (script, options) = rows / name, job
+    many = "--multirun" in options
+    done = rows / f"{name}.done"
+    if done.exists():
+        return
+    words = [re.sub(r"{(\w+)}", lambda found: str(rows / found[1]), option) for option in options]
+    place = f"hydra.sweep.dir={folder}" if many else f"hydra.run.dir={folder}"
+    resume = ["resume=true"] if script == "train.py" and (folder / "config.yaml").exists() else []
+    command = [sys.executable, str(ROOT / script), *words, place, *resume]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with (rows / f"{name}.log").open("w") as log:
+        code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False, env=environment).returncode
+    if code:
+        raise SystemExit(f"{name}: {' '.join(command)} ended with {code}: see {rows / name}.log")
+    done.touch()
+    print(f"{name}: done", flush=True)
+
+
+def summary(rows: Path, name: str) -> Summary:
+    """The numbers of a job."""
+    found: Summary = json.loads((rows / name / "summary.json").read_text(encoding="utf-8"))
+    return found
+
+
+class Tables:
+    """The tables of a page of Markdown, whose cells are set by the headings of column and row."""
+
+    def __init__(self, page: Path) -> None:
+        self._page, self._lines = page, page.read_text(encoding="utf-8").splitlines()
+
+    def set(self, table: str, row: str, column: int, value: str) -> None:
+        """Set a cell: the table by what its first line holds, the row by what it holds, the column counted from 0."""
+        first = next(i for i, line in enumerate(self._lines) if line.startswith("|") and table in line)
+        place = next(i for i, line in enumerate(self._lines[first:], first) if line.startswith("|") and row in line)
+        cells = self._lines[place].removeprefix("| ").removesuffix(" |").split(" | ")
+        cells[column] = value
+        self._lines[place] = f"| {' | '.join(cells)} |"
+
+    def write(self) -> None:
+        self._page.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
+
+
+def bound(found: Summary, digits: int = 3) -> str:
+    """The bound of the test images with its Monte Carlo error."""
+    return f"{found['test/bound']:.{digits}f} ± {found['test/bound_mc_se']:.{digits}f}"
+
+
+def fd(found: Summary) -> str:
+    """The Fréchet distance with its error."""
+    return f"{found['test/fd']:.2f} ± {found['test/fd_mc_se']:.2f}"
+
+
+def fill(rows: Path, tables: Tables) -> None:
+    """Write the numbers of all jobs into the tables."""
+    for name in RECIPES:
+        tables.set("| recipe |", f"experiment={name}`", 7, bound(summary(rows, name)))
+    for number, loss in enumerate(LOSSES):
+        found = [summary(rows, "iddpm" if not number + seed else f"loss{number}_seed{seed}") for seed in range(3)]
+        for seed, one in enumerate(found):
+            tables.set("loss, reverse variance", f"| {loss} |", 1 + seed, f"{one['test/bound']:.4f}")
+        mean = sum(one["test/bound"] for one in found) / 3
+        tables.set("loss, reverse variance", f"| {loss} |", 4, f"{mean:.3f}")
+    both = summary(rows, "both_splits")
+    for split, row in (("test", "360 test digits"), ("train", "1,309 training digits")):
+        card = both["cards"][f"{split}/bound"]
+        numbers = [f"{both[f'{split}/bound{end}']:.3f}" for end in ("", "_mc_se", "_image_se")]
+        intervals = [f"{low:.3f} to {high:.3f}" for low, high in (card["interval_95"], card["interval_95_population"])]
+        evaluations = f"{card['evaluations']:,} ({card['evaluations_of_the_full_sum']:,})"
+        for column, value in enumerate((*numbers, *intervals, evaluations), 1):
+            tables.set("bits/dim | value", f"| {row} |", column, value)
+    jobs = [
+        summary(rows, str(path.parent.relative_to(rows))) for path in sorted((rows / "matrix").glob("*/summary.json"))
+    ]
+    for one in jobs:
+        sampler = one["cards"]["test/fd"]["sampler"]
+        name = next(key for key, kind in KINDS.items() if sampler["_target_"].endswith(kind))
+        tables.set("FD, 3 × 360 samples", f"| `{name}`", 1 + STEPS.index(sampler["steps"]), fd(one))
+    guided = {}
+    for path in (rows / "guidance").glob("*/summary.json"):
+        one = summary(rows, str(path.parent.relative_to(rows)))
+        guided[f"{one['cards']['test/fd']['guidance']['scale']:g}"] = one
+    for column, scale in enumerate(SCALES, 1):
+        one = guided[scale]
+        tables.set("`guidance.scale` |", "shows the class", column, f"{100 * one['test/class_accuracy']:.1f}%")
+        tables.set("`guidance.scale` |", "| FD |", column, fd(one))
+        tables.set("`guidance.scale` |", "| recall |", column, f"{one['test/recall']:.2f}")
+    default = summary(rows, "default")
+    pairs = {"precision, recall": ("precision", "recall"), "density, coverage": ("density", "coverage")}
+    for row, names in ({"Fréchet distance (FD)": ("fd",)} | pairs | {"part nearer": ("memorized",)}).items():
+        for column, end in enumerate(("", "_mc_se", "_baseline"), 1):
+            value = ", ".join(f"{default[f'test/{name}{end}']:.3f}" for name in names)
+            tables.set("| | value | ± Monte Carlo", row, column, value)
+
+
+def main() -> None:
+    """Do the jobs, and fill the tables."""
+    rows = Path(sys.argv[1]).resolve()
+    options = dict(word.split("=", 1) for word in sys.argv[2:])
+    rows.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(int(options.get("jobs", 2))) as workers:
+        for jobs in (trainings(options.get("mnist")), measurements(options.get("mnist"))):
+            list(workers.map(lambda one: run(rows, *one), jobs.items()))
+    tables = Tables(ROOT / "README.md")
+    fill(rows, tables)
+    tables.write()
+
+
+if __name__ == "__main__":
+    main()
