@@ -38,6 +38,7 @@ def test_loops_of_equal_networks_are_compared(noising: Command, tmp_path: Path) 
     assert card["matmul_gflops"] > 1
     bare = found["cards"]["benchmark/train_8_32_a_bare_loop"]
     assert (bare["theirs_parameters"], bare["theirs_flops_an_image"]) == (card["parameters"], card["flops_an_image"])
+    assert (tmp_path / "out" / "figures" / "ratios.png").stat().st_size > 5000
     there = importlib.util.find_spec("denoising_diffusion_pytorch") is not None
     assert ("benchmark/train_8_32_denoising_diffusion_pytorch" in found) == there
     assert ("denoising-diffusion-pytorch is left out" in done.err) == (not there)

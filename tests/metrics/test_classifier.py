@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -196,6 +197,62 @@ def test_networks_that_cannot_be() -> None:
         Classifier(1, 3, 10)
     with pytest.raises(ValueError, match=r"^a classifier needs square images, got 8x9$"):
         fit_classifier(drawn(3, 1, 8, 9), torch.tensor([0, 1, 0]), 2)
+
+
+@pytest.mark.parametrize(
+    ("side", "strides", "end"), [(4, [1, 1], 4), (8, [1, 2], 4), (16, [2, 2], 4), (28, [2, 2, 2], 4), (48, [2] * 4, 3)]
+)
+def test_the_features_are_those_of_one_architecture(side: int, strides: list[int], end: int) -> None:
+    """A Fréchet distance in these features means what it meant before as long as they are made in the same way."""
+    classifier = Classifier(3, side, 10)
+    convolutions = [layer[0] for layer in classifier.convolutions]  # type: ignore[index]
+    assert [layer.stride[0] for layer in convolutions] == strides
+    assert [layer.out_channels for layer in convolutions] == [32] + [64] * (len(strides) - 1)
+    assert convolutions[0].in_channels == 3
+    assert classifier.project[1].in_features == 64 * end**2
+    assert classifier.classify.in_features == classifier.dims == 64
+
+
+def test_they_are_learned_by_one_recipe(digits: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    """600 steps of 128 images by AdamW, its rate one cycle up to 0.005, labels smoothed by 0.1."""
+    losses: list[tuple[int, dict[str, Any]]] = []
+    made: dict[str, dict[str, Any]] = {}
+    cross_entropy = torch.nn.functional.cross_entropy
+
+    def entropy(logits: Tensor, labels: Tensor, **options: Any) -> Tensor:
+        losses.append((len(labels), options))
+        return cross_entropy(logits, labels, **options)
+
+    def noted(kind: Any) -> Any:
+        def make(*given: Any, **options: Any) -> Any:
+            made[kind.__name__] = options
+            return kind(*given, **options)
+
+        return make
+
+    monkeypatch.setattr(module.F, "cross_entropy", entropy)
+    for holder, kind in (
+        (torch.optim, torch.optim.AdamW),
+        (torch.optim.lr_scheduler, torch.optim.lr_scheduler.OneCycleLR),
+    ):
+        monkeypatch.setattr(holder, kind.__name__, noted(kind))
+    fit_classifier(digits.train.pixels[:200, :, :4, :4], digits.train.labels[:200], 10)  # type: ignore[index]
+    assert losses == [(128, {"label_smoothing": 0.1})] * 600
+    assert made == {"AdamW": {"weight_decay": 0.05}, "OneCycleLR": {"max_lr": 0.005, "total_steps": 600}}
+
+
+@pytest.mark.parametrize("side", [8, 16, 28])
+def test_shifted_images_are_cut_from_the_image_with_its_edge_repeated(side: int) -> None:
+    far = side // 8
+    pixels = drawn(300, 2, side, side)
+    padded = torch.nn.functional.pad(pixels.float(), (far,) * 4, mode="replicate").to(torch.uint8)
+    found = set()
+    for image, whole in zip(module._shifted(pixels), padded, strict=True):
+        places = [(y, x) for y in range(2 * far + 1) for x in range(2 * far + 1)]
+        same = [(y, x) for y, x in places if torch.equal(image, whole[:, y : y + side, x : x + side])]
+        assert len(same) == 1
+        found |= {*same}
+    assert len(found) == (2 * far + 1) ** 2  # all come
 
 
 @pytest.mark.gpu

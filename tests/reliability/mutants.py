@@ -43,6 +43,7 @@ MORE_TESTS = {
     "diffusion/samplers.py": ["diffusion/test_samplers.py", "diffusion/test_samplers_convergence.py", "reference"],
     "diffusion/noise_labels.py": ["diffusion/test_denoiser.py", "diffusion/test_recipe.py"],
     "diffusion/likelihood/meter.py": ["diffusion/likelihood/test_estimators.py"],
+    "metrics/measurement.py": ["training/callbacks/test_quality.py"],
     "metrics/quality.py": ["metrics/test_measurement.py"],
 }
 """Tests of a file besides those that mirror it."""
@@ -146,6 +147,31 @@ EQUIVALENT = [
         "streams.uniform(x.shape[1:]) < 0.5",
         "streams.uniform(x.shape[1:]) >= 0.5",
         "the other of two fair signs",
+    ),
+    *(
+        Equivalent("diffusion/likelihood/meter.py", code, replacement, why)
+        for code, replacement, why in (
+            ("batch_size=64", "batch_size=65", "how many are evaluated at once"),
+            ("8 * batch_size", "", "how many are looked through at once"),
+            ("edges[-1]", "edges[+1]", "where no draws remain, none are added to the last bin"),
+        )
+    ),
+    *(
+        Equivalent("metrics/measurement.py", code, replacement, why)
+        for code, replacement, why in (
+            ("_ranks() > 1", "", "where the host is the device, nothing moves"),
+            ("nearest(features, self._training.features, 1)", "", "the first alone is read"),
+            ("BATCH = 100", "", "images of an update of sums"),
+            ("SEED = 0", "", "other draws of the same law"),
+        )
+    ),
+    *(
+        Equivalent("metrics/classifier.py", code, replacement, why)
+        for code, replacement, why in (
+            ("torch.set_num_threads(1)", "torch.set_num_threads(2)", "another rounding"),
+            ("pixels.shape[-1]", "pixels.shape[-2]", "of a square"),
+            ("torch.arange(side) + shift", "torch.arange(side) - shift", "shifts to both sides are as likely"),
+        )
     ),
     Equivalent("metrics/measurement.py", "MAX_DEFAULT_SAMPLES = 2000", "", "a limit on what is drawn unasked"),
     Equivalent("diffusion/objectives.py", "last_time: float = 1.0", "", "no time lies beyond 1"),

@@ -16,6 +16,7 @@ from noising.config.instantiate import make
 from noising.config.secrets import without_secrets
 from noising.diffusion.drawing import in_evaluation
 from noising.errors import ConfigError
+from noising.plots.ratios import RatioRange, draw
 from noising.runs.declarations import Declaration
 from noising.runs.folder import Run
 from noising.runs.status import run_status
@@ -61,5 +62,15 @@ def benchmark(cfg: DictConfig, run_dir: Path) -> None:
         results.declare({ratio.key: Declaration(ratio.what, method.columns[3], "higher") for ratio in ratios})
         results.write_all({f"benchmark/{ratio.key}": ratio.ratio for ratio in ratios}, 0, cards)
     title = f"{trained.data.name}, {os.path.relpath(trained.path)}" if trained else str(device)
+    figure = run.figures / "ratios.png"
+    ranges = [
+        RatioRange(ratio.what, ratio.ratio, ratio.card["least"], ratio.card["greatest"])
+        for ratio in ratios
+        if "least" in ratio.card
+    ]
+    if ranges:
+        with run.writing(figure):
+            draw(figure, ranges, method.columns[3])
+        results.write_image("ratios", figure, 0, title)
     print_table(title, method.columns, [(what, base, ours, f"{ratio:.3g}") for _, what, base, ours, ratio, _ in ratios])
-    print_files(run.summary_file)
+    print_files(*([figure] if ranges else []), run.summary_file)

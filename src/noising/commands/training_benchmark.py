@@ -392,7 +392,7 @@ class TrainingBenchmark(Benchmark):
                 "greatest": float(ratios.max()),
             }
             key = f"train_{resolution}_{precision.partition('-')[0]}_{name.replace(' ', '_').replace('-', '_')}"
-            what = f"{resolution}x{resolution}, {precision}, {name} ({ratios.min():.3f} to {ratios.max():.3f})"
+            what = f"{resolution}x{resolution}, {precision}, {name}"
             found.append(Ratio(key, what, f"{rates[number]:,.1f}", f"{rates[0]:,.1f}", float(np.median(ratios)), card))
         return found
 

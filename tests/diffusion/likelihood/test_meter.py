@@ -153,6 +153,17 @@ def test_a_curve_merges_bins_of_few_draws(counts: list[int], edges: list[int], s
         assert curve.error[number].item() == pytest.approx(np.concatenate(errors[first:last]).mean())
 
 
+def test_a_chain_of_one_step_has_one_bin() -> None:
+    bins = torch.tensor([[6.0], [3.0], [2.0], [1.2]], dtype=torch.float64)
+    moments = torch.zeros(11, dtype=torch.float64)
+    moments[0] = 2
+    curve = BoundEstimate(
+        Shared(3), 1, torch.tensor([1, 2]), moments, torch.zeros(3, 2, dtype=torch.float64), bins
+    ).curve()
+    assert curve.edges.tolist() == [1, 2]
+    assert curve.bits.tolist() == pytest.approx([0.5])
+
+
 def test_sums_are_those_of_the_draws() -> None:
     """Two images in two replicates, in bits/dim of three numbers each."""
     plan = Shared(2)
