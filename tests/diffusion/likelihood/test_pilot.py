@@ -250,6 +250,7 @@ class Noted(BoundTerms):
         return Cosine(15)(steps.double() / 15)
 
     def at(self, x: Tensor, steps: Tensor, noise: Tensor, class_label: Tensor | None = None) -> Term:
+        assert noise.shape == x.shape  # a number of its own for every pixel
         nats = noise.flatten(1).mean(1).double()
         self.asked += [(float(a[0, 0, 0]), int(s), float(v)) for a, s, v in zip(x, steps, nats, strict=True)]
         return Term(nats, nats)
