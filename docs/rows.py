@@ -3,7 +3,7 @@
     python docs/rows.py rows [jobs=2] [mnist=FOLDER]
 
 A job is a command with a folder of its own below `rows`; those that are finished are not done again, so that the script
-can be stopped and goes on. Each takes one thread, and `jobs` of them run at once. What README says in its sentences is
+can be stopped and goes on. A table is written when all of its jobs are done. Each takes one thread, and `jobs` of them run at once. What README says in its sentences is
 printed, and written there by hand. Without mnist=FOLDER, as torchvision lays it out, its rows stay as they are.
 """
 
@@ -12,7 +12,7 @@ import os
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,69 +31,63 @@ KINDS = {"ancestral": "Ancestral", "ddim": "DDIM", "heun": "Heun", "dpmpp_2m": "
 """Choices of the samplers, and their classes."""
 STEPS = (5, 10, 20, 50, 100)
 SCALES = ("0", "0.5", "1", "1.5", "2", "3", "5", "8")
+NEEDED = re.compile(r"{(\w+)}")
+"""The folder of another job, in an option."""
 Summary = dict[str, Any]
 Job = tuple[str, list[str]]
 """The script and its options."""
 
 
-def trainings(mnist: str | None) -> dict[str, Job]:
-    """The runs by the name of their folder."""
+def jobs_of(mnist: str | None) -> dict[str, Job]:
+    """All jobs by the name of their folder; {NAME} in an option is the folder of a job before it."""
     fixed = ["threads=1", "bound=stratified"]
-    jobs = {"default": ("train.py", ["threads=1"])}
+    evaluate, default, sample = "scripts/evaluate.py", "checkpoint={default}", "scripts/sample.py"
+    jobs: dict[str, Job] = {
+        "default": ("train.py", ["threads=1"]),
+        "class_conditional": ("train.py", ["experiment=class_conditional", "threads=1"]),
+    }
     jobs |= {name: ("train.py", [f"experiment={name}", *fixed]) for name in RECIPES}
+    sweep = [default, f"sampler={','.join(KINDS)}", f"sampler.steps={','.join(map(str, STEPS))}"]
+    guided = ["checkpoint={class_conditional}", "sampler=ddim", "sampler.steps=20", "guidance=classifier_free"]
+    drawn = ["n=100", "sampler=ddim", "sampler.steps=50", "guidance=classifier_free", "guidance.scale=1.5"]
+    jobs |= {
+        "both_splits": (evaluate, [default, "bound.stderr=0.01", "metrics=null"]),
+        "exact": (evaluate, [default, "bound=exact", "splits=[test]", "metrics=null"]),
+        "matrix": (evaluate, ["--multirun", *sweep]),
+        "guidance": (evaluate, ["--multirun", *guided, f"guidance.scale={','.join(SCALES)}"]),
+        "flow": ("scripts/likelihood.py", [default, "images=64", "solver=runge_kutta4"]),
+        "flow_late": ("scripts/likelihood.py", [default, "images=64", "solver=runge_kutta4", "start_time=0.03"]),
+        "latents": ("scripts/latents.py", [default]),
+        "latents_even": ("scripts/latents.py", [default, "grid=uniform_log_snr", "steps=[50,100,200,400,800]"]),
+        "path": (sample, [default, "n=64", "sampler=ddim", "sampler.steps=50"]),
+        "classes": (sample, ["checkpoint={class_conditional}", *drawn]),
+    }
     for number, options in enumerate(LOSSES.values()):
         for seed in range(3):
             if (number, seed) != (0, 0):  # a recipe
                 jobs[f"loss{number}_seed{seed}"] = ("train.py", ["experiment=iddpm", f"seed={seed}", *options, *fixed])
-    jobs["class_conditional"] = ("train.py", ["experiment=class_conditional", "threads=1"])
+    jobs["paired"] = ("scripts/compare.py", ["{loss0_seed1}", "{loss1_seed1}", "paired=true"])
     if mnist:
-        size = ["schedule=linear", "model.width=16", "trainer.max_steps=500", "ema.decay=0.99"]
-        jobs["mnist"] = ("train.py", ["experiment=mnist", f"data.root={mnist}", *size, "metrics=null", "threads=1"])
-    return jobs
-
-
-def measurements(mnist: str | None) -> dict[str, Job]:
-    """What is measured of the runs."""
-    evaluate, default = "scripts/evaluate.py", "checkpoint={default}"
-    sweep = ["--multirun", default, f"sampler={','.join(KINDS)}", f"sampler.steps={','.join(map(str, STEPS))}"]
-    guided = ["--multirun", "checkpoint={class_conditional}", "sampler=ddim", "sampler.steps=20"]
-    jobs = {
-        "both_splits": (evaluate, [default, "bound.stderr=0.01", "metrics=null"]),
-        "exact": (evaluate, [default, "bound=exact", "splits=[test]", "metrics=null"]),
-        "flow": ("scripts/likelihood.py", [default, "images=64", "solver=runge_kutta4"]),
-        "flow_late": ("scripts/likelihood.py", [default, "images=64", "solver=runge_kutta4", "start_time=0.03"]),
-        "paired": ("scripts/compare.py", ["{loss0_seed1}", "{loss1_seed1}", "paired=true"]),
-        "latents": ("scripts/latents.py", [default]),
-        "latents_even": ("scripts/latents.py", [default, "grid=uniform_log_snr", "steps=[50,100,200,400,800]"]),
-        "matrix": (evaluate, sweep),
-        "guidance": (evaluate, [*guided, "guidance=classifier_free", f"guidance.scale={','.join(SCALES)}"]),
-        "path": ("scripts/sample.py", [default, "n=64", "sampler=ddim", "sampler.steps=50"]),
-        "classes": (
-            "scripts/sample.py",
-            [
-                *("checkpoint={class_conditional}", "n=100", "sampler=ddim", "sampler.steps=50"),
-                *("guidance=classifier_free", "guidance.scale=1.5"),
-            ],
-        ),
-    }
-    if mnist:
+        size = ["schedule=linear", "model.width=16", "trainer.max_steps=500", "ema.decay=0.99", "metrics=null"]
+        jobs["mnist"] = ("train.py", ["experiment=mnist", f"data.root={mnist}", *size, "threads=1"])
         jobs["mnist_bound"] = ("scripts/benchmark.py", ["bound", "checkpoint={mnist}"])
     return jobs
 
 
-def run(rows: Path, name: str, job: Job) -> None:
-    """Do a job, if it is not done; its output goes to NAME.log."""
-    folder, (script, options) = rows / name, job
-    many = "--multirun" in options
+def run(rows: Path, name: str, job: Job, started: dict[str, Future[None]]) -> None:
+    """Do a job, if it is not done, when those that it needs are; its output goes to NAME.log."""
+    script, options = job
     done = rows / f"{name}.done"
     if done.exists():
         return
-    words = [re.sub(r"{(\w+)}", lambda found: str(rows / found[1]), option) for option in options]
-    place = f"hydra.sweep.dir={folder}" if many else f"hydra.run.dir={folder}"
-    resume = ["resume=true"] if script == "train.py" and (folder / "config.yaml").exists() else []
+    words = [NEEDED.sub(lambda found: str(rows / found[1]), option) for option in options]
+    for need in NEEDED.findall(" ".join(options)):
+        started[need].result()
+    place = f"hydra.{'sweep' if '--multirun' in options else 'run'}.dir={rows / name}"
+    resume = ["resume=true"] if script == "train.py" and (rows / name / "config.yaml").exists() else []
     command = [sys.executable, str(ROOT / script), *words, place, *resume]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (rows / f"{name}.log").open("w") as log:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False, env=environment).returncode
     if code:
         raise SystemExit(f"{name}: {' '.join(command)} ended with {code}: see {rows / name}.log")
@@ -125,6 +119,11 @@ class Tables:
         self._page.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
 
 
+def jobs_in(rows: Path, sweep: str) -> list[Summary]:
+    """The numbers of a sweep's jobs."""
+    return [summary(rows, str(file.parent)) for file in sorted((rows / sweep).glob("*/summary.json"))]
+
+
 def bound(found: Summary, digits: int = 3) -> str:
     """The bound of the test images with its Monte Carlo error."""
     return f"{found['test/bound']:.{digits}f} ± {found['test/bound_mc_se']:.{digits}f}"
@@ -135,40 +134,46 @@ def fd(found: Summary) -> str:
     return f"{found['test/fd']:.2f} ± {found['test/fd_mc_se']:.2f}"
 
 
-def fill(rows: Path, tables: Tables) -> None:
-    """Write the numbers of all jobs into the tables."""
+def fill_recipes(rows: Path, tables: Tables) -> None:
     for name in RECIPES:
         tables.set("| recipe |", f"experiment={name}`", 7, bound(summary(rows, name)))
+
+
+def fill_losses(rows: Path, tables: Tables) -> None:
     for number, loss in enumerate(LOSSES):
-        found = [summary(rows, "iddpm" if not number + seed else f"loss{number}_seed{seed}") for seed in range(3)]
+        found = [summary(rows, f"loss{number}_seed{seed}" if number + seed else "iddpm") for seed in range(3)]
         for seed, one in enumerate(found):
             tables.set("loss, reverse variance", f"| {loss} |", 1 + seed, f"{one['test/bound']:.4f}")
         mean = sum(one["test/bound"] for one in found) / 3
         tables.set("loss, reverse variance", f"| {loss} |", 4, f"{mean:.3f}")
+
+
+def fill_bound(rows: Path, tables: Tables) -> None:
     both = summary(rows, "both_splits")
     for split, row in (("test", "360 test digits"), ("train", "1,309 training digits")):
-        card = both["cards"][f"{split}/bound"]
         numbers = [f"{both[f'{split}/bound{end}']:.3f}" for end in ("", "_mc_se", "_image_se")]
-        intervals = [f"{low:.3f} to {high:.3f}" for low, high in (card["interval_95"], card["interval_95_population"])]
-        evaluations = f"{card['evaluations']:,} ({card['evaluations_of_the_full_sum']:,})"
-        for column, value in enumerate((*numbers, *intervals, evaluations), 1):
+        for kind in ("bound", "bound_population"):
+            numbers.append(" to ".join(f"{both[f'{split}/{kind}_{end}']:.3f}" for end in ("low", "high")))
+        for column, value in enumerate(numbers, 1):
             tables.set("bits/dim | value", f"| {row} |", column, value)
-    jobs = [
-        summary(rows, str(path.parent.relative_to(rows))) for path in sorted((rows / "matrix").glob("*/summary.json"))
-    ]
-    for one in jobs:
+
+
+def fill_samplers(rows: Path, tables: Tables) -> None:
+    for one in jobs_in(rows, "matrix"):
         sampler = one["cards"]["test/fd"]["sampler"]
-        name = next(key for key, kind in KINDS.items() if sampler["_target_"].endswith(kind))
+        name = next(key for key, kind in KINDS.items() if sampler["_target_"].endswith(f".{kind}"))
         tables.set("FD, 3 × 360 samples", f"| `{name}`", 1 + STEPS.index(sampler["steps"]), fd(one))
-    guided = {}
-    for path in (rows / "guidance").glob("*/summary.json"):
-        one = summary(rows, str(path.parent.relative_to(rows)))
-        guided[f"{one['cards']['test/fd']['guidance']['scale']:g}"] = one
-    for column, scale in enumerate(SCALES, 1):
-        one = guided[scale]
+
+
+def fill_guidance(rows: Path, tables: Tables) -> None:
+    for one in jobs_in(rows, "guidance"):
+        column = 1 + SCALES.index(f"{one['cards']['test/fd']['guidance']['scale']:g}")
         tables.set("`guidance.scale` |", "shows the class", column, f"{100 * one['test/class_accuracy']:.1f}%")
         tables.set("`guidance.scale` |", "| FD |", column, fd(one))
         tables.set("`guidance.scale` |", "| recall |", column, f"{one['test/recall']:.2f}")
+
+
+def fill_quality(rows: Path, tables: Tables) -> None:
     default = summary(rows, "default")
     pairs = {"precision, recall": ("precision", "recall"), "density, coverage": ("density", "coverage")}
     for row, names in ({"Fréchet distance (FD)": ("fd",)} | pairs | {"part nearer": ("memorized",)}).items():
@@ -182,12 +187,19 @@ def main() -> None:
     rows = Path(sys.argv[1]).resolve()
     options = dict(word.split("=", 1) for word in sys.argv[2:])
     rows.mkdir(parents=True, exist_ok=True)
+    started: dict[str, Future[None]] = {}
     with ThreadPoolExecutor(int(options.get("jobs", 2))) as workers:
-        for jobs in (trainings(options.get("mnist")), measurements(options.get("mnist"))):
-            list(workers.map(lambda one: run(rows, *one), jobs.items()))
+        for name, job in jobs_of(options.get("mnist")).items():
+            started[name] = workers.submit(run, rows, name, job, started)
     tables = Tables(ROOT / "README.md")
-    fill(rows, tables)
+    for write in (fill_recipes, fill_losses, fill_bound, fill_samplers, fill_guidance, fill_quality):
+        try:
+            write(rows, tables)
+        except FileNotFoundError as error:
+            print(f"{write.__name__}: {error.filename} is not there, and the table stays as it is")
     tables.write()
+    for future in started.values():
+        future.result()
 
 
 if __name__ == "__main__":
