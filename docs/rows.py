@@ -3,8 +3,9 @@
     python docs/rows.py rows [jobs=2] [mnist=FOLDER]
 
 A job is a command with a folder of its own below `rows`; those that are finished are not done again, so that the script
-can be stopped and goes on. A table is written when all of its jobs are done. Each takes one thread, and `jobs` of them run at once. What README says in its sentences is
-printed, and written there by hand. Without mnist=FOLDER, as torchvision lays it out, its rows stay as they are.
+can be stopped and goes on. Each takes one thread, and `jobs` of them run at once. A table is written when all of its
+jobs are done; what README says in its sentences is there to be read in `rows`. Without mnist=FOLDER, as torchvision lays
+it out, the jobs of MNIST are left out.
 """
 
 import json
