@@ -4,8 +4,8 @@
 
 A job is a command with a folder of its own below `rows`; those that are finished are not done again, so that the script
 can be stopped and goes on. Each takes one thread, and `jobs` of them run at once. A table is written when all of its
-jobs are done; what README says in its sentences is there to be read in `rows`. Without mnist=FOLDER, as torchvision lays
-it out, the jobs of MNIST are left out.
+jobs are done; what README says in its sentences is there to be read in `rows`. Without mnist=FOLDER, as torchvision
+lays it out, the jobs of MNIST are left out.
 """
 
 import json

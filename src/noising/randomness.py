@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
+NOISE = "Philox4x32-10 by position"
+"""The name of what draws the noise, for cards: numbers of another version's are others."""
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS, _INCREMENTS = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10

@@ -115,13 +115,13 @@ def test_attention_is_softmax_of_queries_and_keys_over_values() -> None:
     nn.init.normal_(attention.out.weight)
     x = torch.randn(3, 8, 2, 5)
     pixels = attention.norm(x).flatten(2).transpose(1, 2)  # (B, P, C)
-    weights = attention.query_key_value.weight  # (3C, C)
+    weights = attention.query_key_value.weight.flatten(1)  # (3C, C)
     projected = pixels @ weights.T + attention.query_key_value.bias  # (B, P, 3C)
     heads = []
     for head in (slice(0, 4), slice(4, 8)):
         query, key, value = (part[:, :, head] for part in projected.chunk(3, dim=2))  # (B, P, 4) each
         heads.append((query @ key.transpose(1, 2) / 4**0.5).softmax(dim=2) @ value)  # (B, P, 4)
-    mixed = torch.cat(heads, dim=2) @ attention.out.weight.T  # (B, P, C)
+    mixed = torch.cat(heads, dim=2) @ attention.out.weight.flatten(1).T  # (B, P, C)
     expected = x + mixed.transpose(1, 2).reshape(x.shape)
     torch.testing.assert_close(attention(x), expected, rtol=1e-5, atol=1e-5)
 

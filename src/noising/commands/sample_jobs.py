@@ -29,6 +29,7 @@ from noising.diffusion.drawing import PathFrames, class_labels_for, draw_images
 from noising.diffusion.guidance import Guided
 from noising.diffusion.samplers import PathPoint
 from noising.errors import ConfigError, UsageError
+from noising.randomness import NOISE
 from noising.runs.folder import Run, replacing
 from noising.trained import TrainedRun, load
 
@@ -83,6 +84,7 @@ class SampleJob:
             "class_label": self.class_label if self.class_label is not None else in_turn,
             "precision": "float32",
             "seed": self.cfg.seed,
+            "noise": NOISE,
         }
 
     @property

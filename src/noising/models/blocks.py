@@ -4,7 +4,6 @@ Legend: B images, C channels, H and W pixels, E embedding width, N attention hea
 """
 
 import math
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +11,8 @@ from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-Layer = TypeVar("Layer", bound=nn.Module)
 
-
-def zeroed(layer: Layer) -> Layer:
+def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     """The layer with weight and bias set to zero, so that a residual block that ends in it starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -67,6 +64,11 @@ class Residual(nn.Module):
         return torch.add(self.shortcut(x), h)  # (B, out, H, W)
 
 
+def by_pixel(convolution: nn.Conv2d, pixels: Tensor) -> Tensor:
+    """A 1x1 convolution of pixels (B, P, C), whose channels lie side by side as attention reads them."""
+    return F.linear(pixels, convolution.weight.flatten(1), convolution.bias)
+
+
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(Q Kᵀ / √d) V for (B, N, P, d) each, by a fused kernel where there is one that serves.
 
@@ -86,12 +88,13 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.GroupNorm(groups, channels)
-        self.query_key_value = nn.Linear(channels, 3 * channels)
-        self.out = zeroed(nn.Linear(channels, channels))
+        self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         pixels = self.norm(x).flatten(2).transpose(1, 2)  # (B, P, C)
-        per_head = self.query_key_value(pixels).unflatten(2, (3, self.heads, -1))  # (B, P, 3, N, C / N)
+        projected = by_pixel(self.query_key_value, pixels)  # (B, P, 3C)
+        per_head = projected.view(*projected.shape[:2], 3, self.heads, -1)  # (B, P, 3, N, C / N)
         query, key, value = per_head.permute(2, 0, 3, 1, 4).unbind()  # (B, N, P, C / N) each
         mixed = attend(query, key, value).transpose(1, 2).flatten(2)  # (B, P, C)
-        return torch.add(x, self.out(mixed).transpose(1, 2).reshape(x.shape))  # (B, C, H, W)
+        return torch.add(x, by_pixel(self.out, mixed).transpose(1, 2).reshape(x.shape))  # (B, C, H, W)

@@ -15,6 +15,7 @@ from noising.data.image_data import ImageData
 from noising.errors import ConfigError
 from noising.plots import likelihood
 from noising.plots.curves import Panel, learning_curves
+from noising.randomness import NOISE
 from noising.runs.declarations import declaration, from_summary
 from noising.runs.results import Results
 from noising.training.checkpoints import FORMAT
@@ -27,13 +28,14 @@ log = logging.getLogger(__name__)
 
 
 def _made_with(trainer: Trainer) -> dict[str, Any]:
-    """The circumstances, besides options, of a bitwise equal training: noise differs by rank, sums by threads."""
+    """The circumstances, besides options, of a bitwise equal training: sums differ by ranks and threads."""
     return {
         "processes": trainer.world_size,
         "device": trainer.strategy.root_device.type,
         "precision": str(trainer.precision),
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
+        "noise": NOISE,
     }
 
 
@@ -92,7 +94,7 @@ class ResultsCallback(Callback):
         if not trainer.is_global_zero:
             return
         log.info("goes on from step %d", self._start)
-        before, now = checkpoint.get("made_with", {}), _made_with(trainer)
+        before, now = {"noise": "a generator a batch", **checkpoint.get("made_with", {})}, _made_with(trainer)
         changed = [f"{name} {before[name]} before, {now[name]} now" for name in before if before[name] != now.get(name)]
         if changed:
             words = "; ".join(changed)
