@@ -1,4 +1,4 @@
-"""Trains and measures every row that README.md shows, and writes the numbers into its tables.
+"""Trains and measures every row that README.md shows, writes the numbers into its tables, and copies its pictures.
 
     python docs/rows.py rows [jobs=2] [mnist=FOLDER]
 
@@ -11,6 +11,7 @@ lays it out, the jobs of MNIST are left out.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,6 +35,20 @@ STEPS = (5, 10, 20, 50, 100)
 SCALES = ("0", "0.5", "1", "1.5", "2", "3", "5", "8")
 NEEDED = re.compile(r"{(\w+)}")
 """The folder of another job, in an option."""
+PICTURES = {
+    "bound_by_step": "default/figures/bound_by_step",
+    "learning_curves": "default/figures/learning_curves",
+    "neighbours": "default/neighbours",
+    "bound_by_log_snr": "both_splits/figures/bound_by_log_snr",
+    "rate_distortion": "both_splits/figures/rate_distortion",
+    "quality": "matrix/quality",
+    "guidance": "guidance/quality",
+    "path": "path/path",
+    "classes": "classes/samples",
+    "interpolation": "latents/interpolation",
+    "reconstruction": "latents/reconstruction",
+}
+"""Pictures of README.md, and the files of jobs that they are copies of."""
 Summary = dict[str, Any]
 Job = tuple[str, list[str]]
 """The script and its options."""
@@ -97,7 +112,8 @@ def run(rows: Path, name: str, job: Job, started: dict[str, Future[None]]) -> No
 
 
 def summary(rows: Path, name: str) -> Summary:
-    """The numbers of a job."""
+    """The numbers of a job; FileNotFoundError if it is not done."""
+    (rows / f"{name}.done").stat()
     found: Summary = json.loads((rows / name / "summary.json").read_text(encoding="utf-8"))
     return found
 
@@ -121,8 +137,9 @@ class Tables:
 
 
 def jobs_in(rows: Path, sweep: str) -> list[Summary]:
-    """The numbers of a sweep's jobs."""
-    return [summary(rows, str(file.parent)) for file in sorted((rows / sweep).glob("*/summary.json"))]
+    """The numbers of a sweep's jobs; FileNotFoundError if it is not done."""
+    (rows / f"{sweep}.done").stat()
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted((rows / sweep).glob("*/summary.json"))]
 
 
 def bound(found: Summary, digits: int = 3) -> str:
@@ -199,6 +216,8 @@ def main() -> None:
         except FileNotFoundError as error:
             print(f"{write.__name__}: {error.filename} is not there, and the table stays as it is")
     tables.write()
+    for picture, file in PICTURES.items():
+        shutil.copyfile(rows / f"{file}.png", ROOT / ".github" / "images" / f"{picture}.png")
     for future in started.values():
         future.result()
 
