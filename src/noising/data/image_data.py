@@ -203,6 +203,12 @@ class ImageData(LightningDataModule, ABC):
         """The number of images in so many batches of each rank; they are the first of the split."""
         return min(images, batches * max(1, self.batch_size // world) * world)
 
+    def transfer_batch_to_device(
+        self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Tensor]:
+        """Copy the tensors to the device, without Lightning's search for them in any structure."""
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
     def on_after_batch_transfer(self, batch: dict[str, Tensor], dataloader_idx: int) -> dict[str, Tensor]:
         """Mirror the images of the flip mask, and scale all, on the device."""
         batch = dict(batch)
