@@ -128,9 +128,9 @@ class Tables:
         """Set a cell: the table by what its first line holds, the row by what it holds, the column counted from 0."""
         first = next(i for i, line in enumerate(self._lines) if line.startswith("|") and table in line)
         place = next(i for i, line in enumerate(self._lines[first:], first) if line.startswith("|") and row in line)
-        cells = self._lines[place].removeprefix("| ").removesuffix(" |").split(" | ")
-        cells[column] = value
-        self._lines[place] = f"| {' | '.join(cells)} |"
+        cells = self._lines[place].split("|")[1:-1]
+        cells[column] = f" {value} "
+        self._lines[place] = f"|{'|'.join(cells)}|"
 
     def write(self) -> None:
         self._page.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
