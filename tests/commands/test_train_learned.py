@@ -34,7 +34,8 @@ def test_optimal_variance_is_fitted_to_the_averaged_weights_and_stored(noising: 
             noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
             errors.append((run.denoiser.at(level.perturb(x, noise), level, clip=1.0).x - x).square().mean())
     measured = torch.stack(errors)
-    assert float(variance.error(level)) == pytest.approx(float(measured.mean()), rel=0.02)
+    # the fit is of one noise at each of two levels
+    assert float(variance.error(level)) == pytest.approx(float(measured.mean()), abs=4 * float(measured.std()))
 
 
 @pytest.mark.parametrize(

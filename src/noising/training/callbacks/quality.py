@@ -12,6 +12,7 @@ from noising.diffusion.drawing import class_labels_for, draw_images
 from noising.diffusion.samplers import Sampler
 from noising.metrics.measurement import SampleQuality
 from noising.plots.samples import neighbour_rows
+from noising.randomness import NOISE
 from noising.runs.declarations import Declaration, measurements
 from noising.runs.results import Results
 from noising.training.checkpoints import saved
@@ -125,6 +126,7 @@ class QualityCheck(Callback):
                 "class_label": f"image i is asked for class i mod {self.classes}" if self.classes else None,
                 "precision": "float32",
                 "seed": self.seed,
+                "noise": NOISE,
                 **self.quality.card,
             }
             cards = {f"test/{name}": card for name in measurements(numbers)}
