@@ -131,6 +131,13 @@ def test_steps_are_drawn_where_the_terms_vary() -> None:
     torch.testing.assert_close(few - 0.05 / 6, 0.95 * expected / expected.sum())
 
 
+def test_a_replicate_has_four_draws_a_stratum_at_least() -> None:
+    """Else rounding to whole draws would change the shares."""
+    assert draws_needed(pilot_of([1.0, 4.0, 0.25], 10, rows=1), 1e6, 8, 1000) == (8, 12)
+    assert draws_needed(pilot_of([1.0, 4.0, 0.25, 1.0, 1.0], 10, rows=1), 1e6, 8, 1000) == (8, 20)
+    assert draws_needed(pilot_of([1.0, 4.0, 0.25], 10, rows=1), 1e6, 8, 5) == (8, 15)  # in whole rounds of the images
+
+
 @pytest.mark.parametrize(("images", "stderr"), [(5000, 0.2), (1000, 0.3), (400, 0.25), (20, 0.2), (3, 0.1), (20, 5.0)])
 def test_draws_needed_give_the_error_that_is_asked_for(images: int, stderr: float) -> None:
     """Fewer draws than images, whole rounds of them, and the least that there are."""
@@ -288,6 +295,10 @@ def test_all_terms_of_few_steps_are_taken_with_the_error_of_their_noise(size: in
 def test_bad_options_are_named(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Adaptive(**options)  # type: ignore[arg-type]
+
+
+def test_the_least_options_are_taken() -> None:
+    Adaptive(replicates=8, pilot_images=2, pilot_times=4)
 
 
 @pytest.mark.parametrize(("name", "relative"), [("trained_terms", 0.005), ("oracle_terms", 0.014)])
