@@ -156,6 +156,12 @@ EQUIVALENT = [
             ("edges[-1]", "edges[+1]", "where no draws remain, none are added to the last bin"),
         )
     ),
+    Equivalent(
+        "diffusion/likelihood/adaptive.py",
+        "draws -= draws % images.size if draws > images.size else 0",
+        "draws -= draws % images.size if draws > images.size else 1",
+        "one draw fewer, as unbiased",
+    ),
     *(
         Equivalent("metrics/measurement.py", code, replacement, why)
         for code, replacement, why in (

@@ -248,6 +248,9 @@ def test_no_more_is_spent_than_on_all_terms() -> None:
     terms = Foreseen(6, 1000)
     found = [estimate(terms, Adaptive(1e-9, clip=None), terms.images(seed)) for seed in range(60)]
     assert all(plan.limited and 5000 < plan.evaluations <= 6000 for _, plan in found)
+    for _, plan in found:  # in whole rounds of the images
+        rows = plan.places(torch.arange(6), Streams(0, "", range(6))).row
+        assert len(torch.bincount(rows).unique()) == 1
     spread = np.std([numbers["bound"] for numbers, _ in found], ddof=1)
     assert math.sqrt(np.mean([numbers["bound_mc_se"] ** 2 for numbers, _ in found])) == pytest.approx(spread, rel=0.25)
     of_all_terms = [terms.at(*every(terms, seed)).nats.sum() / 6 / 16 / LOG2 for seed in range(60)]
