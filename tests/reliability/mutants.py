@@ -61,6 +61,11 @@ class Equivalent(NamedTuple):
         return (self.file, self.code) == (mutant.file, mutant.code) and self.replacement in ("", mutant.replacement)
 
 
+def _of(file: str, *entries: tuple[str, str, str]) -> list[Equivalent]:
+    """Entries of one file: the code, its replacement, and why."""
+    return [Equivalent(file, *entry) for entry in entries]
+
+
 EQUIVALENT = [
     *(
         Equivalent(file, code, "", "as many at once: the cost alone")
@@ -148,13 +153,11 @@ EQUIVALENT = [
         "streams.uniform(x.shape[1:]) >= 0.5",
         "the other of two fair signs",
     ),
-    *(
-        Equivalent("diffusion/likelihood/meter.py", code, replacement, why)
-        for code, replacement, why in (
-            ("batch_size=64", "batch_size=65", "how many are evaluated at once"),
-            ("8 * batch_size", "", "how many are looked through at once"),
-            ("edges[-1]", "edges[+1]", "where no draws remain, none are added to the last bin"),
-        )
+    *_of(
+        "diffusion/likelihood/meter.py",
+        ("batch_size=64", "batch_size=65", "how many are evaluated at once"),
+        ("8 * batch_size", "", "how many are looked through at once"),
+        ("edges[-1]", "edges[+1]", "where no draws remain, none are added to the last bin"),
     ),
     Equivalent(
         "diffusion/likelihood/adaptive.py",
@@ -162,22 +165,18 @@ EQUIVALENT = [
         "draws -= draws % images.size if draws > images.size else 1",
         "one draw fewer, as unbiased",
     ),
-    *(
-        Equivalent("metrics/measurement.py", code, replacement, why)
-        for code, replacement, why in (
-            ("_ranks() > 1", "", "where the host is the device, nothing moves"),
-            ("nearest(features, self._training.features, 1)", "", "the first alone is read"),
-            ("BATCH = 100", "", "images of an update of sums"),
-            ("SEED = 0", "", "other draws of the same law"),
-        )
+    *_of(
+        "metrics/measurement.py",
+        ("_ranks() > 1", "", "where the host is the device, nothing moves"),
+        ("nearest(features, self._training.features, 1)", "", "the first alone is read"),
+        ("BATCH = 100", "", "images of an update of sums"),
+        ("SEED = 0", "", "other draws of the same law"),
     ),
-    *(
-        Equivalent("metrics/classifier.py", code, replacement, why)
-        for code, replacement, why in (
-            ("torch.set_num_threads(1)", "torch.set_num_threads(2)", "another rounding"),
-            ("pixels.shape[-1]", "pixels.shape[-2]", "of a square"),
-            ("torch.arange(side) + shift", "torch.arange(side) - shift", "shifts to both sides are as likely"),
-        )
+    *_of(
+        "metrics/classifier.py",
+        ("torch.set_num_threads(1)", "torch.set_num_threads(2)", "another rounding"),
+        ("pixels.shape[-1]", "pixels.shape[-2]", "of a square"),
+        ("torch.arange(side) + shift", "torch.arange(side) - shift", "shifts to both sides are as likely"),
     ),
     Equivalent("metrics/measurement.py", "MAX_DEFAULT_SAMPLES = 2000", "", "a limit on what is drawn unasked"),
     Equivalent("diffusion/objectives.py", "last_time: float = 1.0", "", "no time lies beyond 1"),

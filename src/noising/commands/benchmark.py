@@ -1,6 +1,7 @@
 """`benchmark`: how much a method saves against what it replaces, as ratios measured in one run."""
 
 import os
+import time
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,6 +33,23 @@ class Ratio(NamedTuple):
     ours: str
     ratio: float
     card: dict[str, Any]
+
+
+def now(device: torch.device) -> float:
+    """The time, when the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a device, for a card."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def accelerator(device: torch.device) -> str:
+    """Lightning's word for a type of device."""
+    return "gpu" if device.type == "cuda" else device.type
 
 
 class Benchmark(ABC):

@@ -1,4 +1,4 @@
-"""What this project's Trainer adds to a step, beside what Lightning's own adds."""
+"""The benchmark of what this project's Trainer adds to a step, beside what Lightning's own adds."""
 
 import copy
 from collections.abc import Iterator
@@ -13,14 +13,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from noising.commands.benchmark import Benchmark, Ratio
+from noising.commands.benchmark import Benchmark, Ratio, accelerator, device_name, now
 from noising.commands.training_benchmark import (
     CLIP,
     BareLoop,
     Loop,
     NoiseImages,
     Turns,
-    now,
     options,
     require_equal,
     trainer_of,
@@ -47,14 +46,11 @@ class PlainLightning(Loop):
         self._module = _Plain(bare)
         self.network = bare.network
 
-    def step(self) -> Tensor:
-        raise NotImplementedError("a Trainer takes many steps")
-
     def take(self, steps: int, device: torch.device) -> tuple[float, list[Tensor]]:
         """Seconds of the steps alone: the Trainer's beginning, its first step and its end are not counted."""
         clock = _Clock(device)
         trainer = Trainer(
-            accelerator="gpu" if device.type == "cuda" else device.type,
+            accelerator=accelerator(device),
             devices=1,
             max_steps=steps + 1,
             callbacks=[clock],
@@ -118,7 +114,7 @@ class OverheadBenchmark(Benchmark):
     needs_checkpoint = False
 
     steps: int = 100
-    """Of a turn."""
+    """Optimizer steps of a turn."""
     repeats: int = 15
     """Turns that are measured; a first one warms up."""
 
@@ -149,7 +145,7 @@ class OverheadBenchmark(Benchmark):
             "batch_size": batch_size,
             "steps": self.steps,
             "turns": self.repeats,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": device_name(device),
             "threads": torch.get_num_threads(),
         }
         what = f"to {bare_us:.0f} of a bare loop over two convolutions"

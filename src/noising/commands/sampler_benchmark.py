@@ -1,6 +1,5 @@
 """A sampling step without a network against the schedulers of diffusers."""
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from noising.commands.benchmark import Benchmark, Ratio
+from noising.commands.benchmark import Benchmark, Ratio, now
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.grids import trailing
 from noising.diffusion.noise_labels import DiscreteStep
@@ -74,7 +73,7 @@ class SamplerBenchmark(Benchmark):
             ours = partial(sampler.path, denoiser, partial(torch.randn_like, output))
             paths = (ours, _their_path(theirs, options, self.steps, output))
             # by turns: medians of each, and of the ratios of neighbours; the first three warm up
-            times = np.array([[self._timed(path) for path in paths] for _ in range(self.repeats + 3)])[3:]
+            times = np.array([[self._timed(path, device) for path in paths] for _ in range(self.repeats + 3)])[3:]
             (first, mine), (their_first, baseline) = np.median(times, axis=0).tolist()
             ratio = float(np.median(times[:, 1, 1] / times[:, 0, 1]))
             card = {
@@ -90,21 +89,15 @@ class SamplerBenchmark(Benchmark):
             ratios.append(Ratio(f"sampler_{name}", f"{name}, {theirs}", f"{baseline:.1f}", f"{mine:.1f}", ratio, card))
         return ratios
 
-    def _timed(self, path: NewPath) -> tuple[float, float]:
+    def _timed(self, path: NewPath, device: torch.device) -> tuple[float, float]:
         """Microseconds until the first step is taken, and of each later step."""
-        start = _now()
+        start = now(device)
         steps = path()
         next(steps)
-        begun = _now()
+        begun = now(device)
         for _ in steps:
             pass
-        return 1e6 * (begun - start), 1e6 * (_now() - begun) / (self.steps - 1)
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
+        return 1e6 * (begun - start), 1e6 * (now(device) - begun) / (self.steps - 1)
 
 
 def _their_path(name: str, options: dict[str, Any], steps: int, output: Tensor) -> NewPath:

@@ -2,7 +2,6 @@
 
 import copy
 import logging
-import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from noising.commands.benchmark import Benchmark, Ratio
+from noising.commands.benchmark import Benchmark, Ratio, accelerator, device_name, now
 from noising.data.image_data import ImageData, Images, Splits
 from noising.data.order import StepOrder
 from noising.diffusion.times import BatchSlot
@@ -39,7 +38,7 @@ IMAGES = 1024
 TIMESTEPS = 1000
 LEARNING_RATE, CLIP, DECAY = 1e-3, 1.0, 0.9999
 NEAR = 0.03
-"""How far numbers of parameters may lie apart, as a part."""
+"""The greatest relative difference of two networks' numbers of parameters."""
 PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16}
 
 
@@ -64,21 +63,28 @@ class Loop(ABC):
     network: nn.Module
 
     @abstractmethod
-    def step(self) -> Tensor:
-        """Take a step, and return its loss on the device."""
-
     def take(self, steps: int, device: torch.device) -> tuple[float, list[Tensor]]:
         """Take steps, and return the seconds that they took, and their losses."""
-        began = now(device)
-        losses = [self.step() for _ in range(steps)]
-        return now(device) - began, losses
 
     @property
     def parameters(self) -> int:
         return sum(p.numel() for p in self.network.parameters())
 
 
-class BareLoop(Loop):
+class StepLoop(Loop, ABC):
+    """A loop that is told each step."""
+
+    @abstractmethod
+    def step(self) -> Tensor:
+        """Take a step, and return its loss on the device."""
+
+    def take(self, steps: int, device: torch.device) -> tuple[float, list[Tensor]]:
+        began = now(device)
+        losses = [self.step() for _ in range(steps)]
+        return now(device) - began, losses
+
+
+class BareLoop(StepLoop):
     """The steps of a module as this project's Trainer takes them, by hand: the same draws, the same losses."""
 
     def __init__(
@@ -119,7 +125,7 @@ class BareLoop(Loop):
         return loss.detach()
 
 
-class DiffusersLoop(Loop):
+class DiffusersLoop(StepLoop):
     """UNet2DModel, DDPMScheduler and EMAModel of diffusers, in the loop of its training example."""
 
     def __init__(self, ours: dict[str, Any], data: ImageData, device: torch.device, dtype: torch.dtype | None) -> None:
@@ -163,7 +169,7 @@ class DiffusersLoop(Loop):
         return loss.detach()  # type: ignore[no-any-return]
 
 
-class DenoisingDiffusionLoop(Loop):
+class DenoisingDiffusionLoop(StepLoop):
     """Unet and GaussianDiffusion of denoising-diffusion-pytorch, with its average."""
 
     def __init__(
@@ -216,7 +222,7 @@ class Turns(Callback):
     def __init__(self, loops: Sequence[Loop], steps: int, device: torch.device) -> None:
         self.loops, self.steps, self.device = loops, steps, device
         self.seconds: list[list[float]] = []
-        """Of each turn: the Trainer's steps, then those of each loop."""
+        """Seconds of each turn: of the Trainer's steps, then of each loop's."""
         self.losses: list[Tensor] = []
         """The Trainer's, of the first turn."""
         self.others: list[list[Tensor]] = []
@@ -239,13 +245,6 @@ class Turns(Callback):
                 self.others.append(losses)
         self.seconds.append(turn)
         self._began = now(self.device)
-
-
-def now(device: torch.device) -> float:
-    """The time, when the device has done its work."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 class LiveTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -331,7 +330,7 @@ class TrainingBenchmark(Benchmark):
     three channels, with attention at 8."""
     precisions: list[str] = field(default_factory=lambda: [*PRECISIONS])
     steps: int = 4
-    """Of a turn."""
+    """Optimizer steps of a turn."""
     repeats: int = 7
     """Turns that are measured."""
 
@@ -360,7 +359,10 @@ class TrainingBenchmark(Benchmark):
             turns = Turns([], self.steps, device)
             trainer, module = trainer_of(config, data, Path(folder), turns)
             bare = BareLoop(copy.deepcopy(module), data, device, dtype)
-            others: dict[str, Loop] = {"a bare loop": bare, **_others(network, data, device, dtype, bare.parameters)}
+            others: dict[str, StepLoop] = {
+                "a bare loop": bare,
+                **_others(network, data, device, dtype, bare.parameters),
+            }
             turns.loops = list(others.values())
             trainer.fit(module, data)
         require_equal(turns)
@@ -371,7 +373,7 @@ class TrainingBenchmark(Benchmark):
             "precision": precision,
             "steps": self.steps,
             "turns": self.repeats,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "device": device_name(device),
             "threads": torch.get_num_threads(),
             "matmul_gflops": matmul_rate(device, dtype or torch.float32) / 1e9,
             "parameters": bare.parameters,
@@ -405,15 +407,15 @@ def _network(resolution: int) -> dict[str, Any]:
 
 def _others(
     network: dict[str, Any], data: ImageData, device: torch.device, dtype: torch.dtype | None, parameters: int
-) -> dict[str, Loop]:
+) -> dict[str, StepLoop]:
     """The loops of others that are installed, each of a network of as many parameters."""
-    found: dict[str, Loop] = {}
+    found: dict[str, StepLoop] = {}
     for name, make in {
         "diffusers": lambda: DiffusersLoop(network, data, device, dtype),
         "denoising-diffusion-pytorch": lambda: DenoisingDiffusionLoop(network, data, device, dtype, parameters),
     }.items():
         try:
-            loop: Loop = make()  # type: ignore[no-untyped-call]
+            loop: StepLoop = make()  # type: ignore[no-untyped-call]
         except ImportError:
             log.warning("%s is left out: pip install 'noising[benchmark]' brings it", name)
             continue
@@ -431,9 +433,12 @@ def require_equal(turns: Turns) -> None:
 
 def options(batch_size: int, steps: int, device: torch.device) -> list[str]:
     """Options of `train` for a training of so many steps and nothing else."""
-    accelerator = "gpu" if device.type == "cuda" else device.type
     return [
         *("~metrics", "callbacks.samples=null", "callbacks.quality=null", f"data.batch_size={batch_size}"),
-        *(f"trainer.max_steps={steps}", "trainer.val_check_interval=1000000", f"trainer.accelerator={accelerator}"),
+        *(
+            f"trainer.max_steps={steps}",
+            "trainer.val_check_interval=1000000",
+            f"trainer.accelerator={accelerator(device)}",
+        ),
         *("lr_schedule=constant", "lr_schedule.warmup=0", f"optimizer.lr={LEARNING_RATE}", f"ema.decay={DECAY}"),
     ]

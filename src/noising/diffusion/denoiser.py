@@ -69,7 +69,7 @@ class Denoiser(nn.Module):
         return prediction._replace(x=x, noise=(x_t - cast_to(level.alpha, x_t) * x) * cast_to(1 / level.sigma, x_t))
 
     def output(self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """What the network says of a x + b ε, (B, C, H, W), and of the reverse variance, None for a fixed one."""
+        """Evaluate the network: a x + b ε, (B, C, H, W), and what it says of the variance, None for a fixed one."""
         label = self.noise_label(level).to(x_t.device, x_t.dtype, non_blocking=True)
         scaled = cast_to(self.parameterization.input_scale(level), x_t) * x_t
         # under autocast the network returns half precision; x̂ and ε̂ are solved from it in x_t's type
