@@ -41,7 +41,7 @@ def test_loops_of_equal_networks_are_compared(noising: Command, tmp_path: Path) 
     assert (tmp_path / "out" / "figures" / "ratios.png").stat().st_size > 5000
     there = importlib.util.find_spec("denoising_diffusion_pytorch") is not None
     assert ("benchmark/train_8_32_denoising_diffusion_pytorch" in found) == there
-    assert ("denoising-diffusion-pytorch is left out" in done.err) == (not there)
+    assert ("denoising-diffusion-pytorch is left out" in done.out) == (not there)
 
 
 def test_what_a_trainer_adds_is_compared(noising: Command, tmp_path: Path) -> None:
