@@ -1,17 +1,8 @@
-"""noising: an experiment framework for diffusion models in PyTorch Lightning and Hydra."""
+"""noising: an experiment framework for diffusion models in PyTorch Lightning and Hydra.
 
-from typing import TYPE_CHECKING, Any
+`import noising as nz` has every public part by its name; __init__.pyi lists them. None is imported before it is used.
+"""
 
-if TYPE_CHECKING:
-    from noising.trained import TrainedRun, load
+import lazy_loader
 
-__all__ = ["TrainedRun", "load"]
-
-
-def __getattr__(name: str) -> Any:
-    """`noising.load` without importing torch and Lightning where only the command line is wanted."""
-    if name in __all__:
-        from noising import trained
-
-        return getattr(trained, name)
-    raise AttributeError(f"module 'noising' has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

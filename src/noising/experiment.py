@@ -4,28 +4,35 @@ Each group of the config becomes the constructor argument of its name. What one 
 grey levels, T) is handed on here, in code, so that no YAML repeats it.
 """
 
+import inspect
 import logging
 import os
+import traceback
 import warnings
-from functools import cached_property
-from typing import Any
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import Dataset
 
 from noising.config.instantiate import locate, make, parameters, tried
 from noising.config.options import MAX_DEVICES
 from noising.config.secrets import without_secrets
 from noising.config.theory import build_recipe, build_sampler
 from noising.data.image_data import ImageData
+from noising.data.torch_dataset import Indexed, TorchDataset
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.likelihood.estimators import BoundEstimator
+from noising.diffusion.networks import adapted, require_fitting
 from noising.diffusion.recipe import Recipe
 from noising.diffusion.samplers import Sampler
-from noising.errors import ConfigError
+from noising.errors import ConfigError, in_one_line
 from noising.metrics.measurement import SampleQuality, sample_quality
 from noising.metrics.reference_features import UnmeasurableError
 from noising.runs.results import Results
@@ -38,6 +45,7 @@ from noising.training.ema import EMA
 from noising.training.hooks import leave_out_unused
 from noising.training.loggers import CSVMetrics
 from noising.training.module import TRAINING, DiffusionModule
+from noising.training.optimizers import MakeOptimizer, MakeScheduler, MuonWithAdamW, by_factor
 from noising.training.progress import StepProgress
 from noising.training.safety.gradient_sums import sum_in_one_order
 from noising.training.safety.preemption import Preemption
@@ -61,7 +69,10 @@ class Experiment:
 
     @cached_property
     def _unread_data(self) -> ImageData:
-        data = make(self.config.data, "data", ImageData)
+        made = make(self.config.data, "data", object)
+        data = TorchDataset(cast(Indexed, made)) if isinstance(made, Dataset) else made
+        if not isinstance(data, ImageData):
+            raise ConfigError(f"data: expected an ImageData of noising.data or a torch Dataset, got {_type(made)}")
         data.downloads = self._downloads
         return data
 
@@ -94,18 +105,45 @@ class Experiment:
     @cached_property
     def denoiser(self) -> Denoiser:
         """The network in its recipe; its first weights are keyed by the seed."""
-        recipe, data = self.recipe, self.data
+        recipe = self.recipe
         torch.manual_seed(self.config.seed)
         network = make(
             self.config.model,
             "model",
             torch.nn.Module,
-            channels=data.channels,
-            out_channels=data.channels * recipe.variance.outputs,
-            resolution=data.resolution,
-            classes=self.num_classes,
+            **self._facts_of_network,
         )
-        return recipe.denoiser(network)
+        return recipe.denoiser(self._fitting(network))
+
+    @property
+    def _facts_of_network(self) -> dict[str, Any]:
+        """What a network is made for, under the names that its constructor may have for it."""
+        data, classes = self.data, self.num_classes
+        embeddings = classes + 1 if classes else None  # the last is that of no class
+        return {
+            **dict.fromkeys(("channels", "in_channels"), data.channels),
+            "out_channels": data.channels * self.recipe.variance.outputs,
+            **dict.fromkeys(("resolution", "sample_size", "image_size", "img_size", "input_size"), data.resolution),
+            "classes": classes,
+            **dict.fromkeys(("num_classes", "num_class_embeds"), embeddings),
+        }
+
+    def _fitting(self, network: torch.nn.Module) -> torch.nn.Module:
+        """The network as the denoiser calls it; a user's own is tried on an image first: ConfigError if it fails."""
+        if type(network).__module__.startswith("noising."):
+            return network
+        facts, name = self._facts_of_network, type(network).__name__
+        shape = (facts["channels"], facts["out_channels"], facts["resolution"], facts["classes"])
+        try:
+            network = adapted(network, self.num_classes)
+            with torch.random.fork_rng(devices=[]):
+                require_fitting(network, *shape)
+        except Exception as error:  # the network is the user's: whatever it raises, say it
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            raise ConfigError(
+                f"model: {name} cannot be used: {kind}{in_one_line(str(error))}{_where(error)}"
+            ) from error
+        return network
 
     @cached_property
     def sampler(self) -> Sampler:
@@ -142,11 +180,11 @@ class Experiment:
         """The LightningModule."""
         cfg, recipe = self.config, self.recipe
         validation, test = self._bound("validation_bound", "val"), self._bound("bound", "test")
-        optimizer: Any = make(cfg.optimizer, "optimizer", object)
-        lr_schedule: Any = make(cfg.lr_schedule, "lr_schedule", object, max_steps=self.max_steps)
+        optimizer, lr_schedule = self._optimizer, self._lr_schedule
         # what they are called with, and what they give, is known only when they are called
-        tried("optimizer", Optimizer, optimizer, [torch.nn.Parameter(torch.zeros(1))])
-        tried("lr_schedule", float, lambda step: float(lr_schedule(step)), 0)
+        some = [torch.nn.Parameter(torch.zeros(size)) for size in ((1, 1), (1,))]
+        trial = tried("optimizer", Optimizer, optimizer, some)
+        tried("lr_schedule", LRScheduler, lr_schedule, trial)
         return DiffusionModule(
             self.denoiser,
             recipe.objective,
@@ -160,6 +198,32 @@ class Experiment:
             label_dropout=cfg.get("label_dropout") or 0.0,
             skip_nonfinite_steps=cfg.get("skip_nonfinite_steps", False),
         )
+
+    @property
+    def _optimizer(self) -> MakeOptimizer:
+        """The optimizer, by `_target_` with or without `_partial_`: its first argument is the parameters."""
+        optimizer: Any = make({**self.config.optimizer, "_partial_": True}, "optimizer", object)
+        if isinstance(optimizer, partial) and optimizer.func is getattr(torch.optim, "Muon", None):  # from torch 2.9 on
+            return partial(MuonWithAdamW, **optimizer.keywords)
+        return cast(MakeOptimizer, optimizer)
+
+    @property
+    def _lr_schedule(self) -> MakeScheduler:
+        """A scheduler of torch's, or a function of the step that gives the factor of the optimizer's own rate."""
+        node = self.config.lr_schedule
+        target = locate(node.get("_target_"), "lr_schedule")
+        scheduler = inspect.isclass(target) and issubclass(target, LRScheduler)
+        if scheduler and issubclass(target, ReduceLROnPlateau):  # type: ignore[arg-type]
+            raise ConfigError(
+                "lr_schedule: ReduceLROnPlateau follows a number; take one that depends on the step alone"
+            )
+        whole = {**node, **({"_partial_": True} if scheduler or inspect.isfunction(target) else {})}
+        steps = dict.fromkeys(("max_steps", "T_max", "total_steps", "total_iters"), self.max_steps)
+        made: Any = make(whole, "lr_schedule", object, **steps)
+        if scheduler:
+            return cast(MakeScheduler, made)
+        tried("lr_schedule", float, lambda step: float(made(step)), 0)
+        return by_factor(made)
 
     def _bound(self, group: str, split: str) -> BoundEvaluation:
         estimator = make(self.config[group], group, BoundEstimator)
@@ -270,6 +334,20 @@ def build_quality(node: DictConfig, metric: object, data: ImageData, most: int |
 def evaluation_trainer(cfg: DictConfig, results: Results, callbacks: list[Callback]) -> Trainer:
     """A Trainer that only tests; cfg: that of `evaluate`."""
     return _trainer({**cfg.trainer}, results, callbacks, enable_checkpointing=False)
+
+
+def _type(made: object) -> str:
+    return "null" if made is None else type(made).__qualname__
+
+
+def _where(error: Exception) -> str:
+    """The line of the user's own file that raised, " (mine.py:12)"; "" if a library's did alone."""
+    here = Path.cwd()
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_relative_to(here) and not {"site-packages", "noising"}.intersection(file.parts):
+            return f" ({file.relative_to(here)}:{frame.lineno})"
+    return ""
 
 
 class _Chatter(logging.Filter):

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from noising.diffusion import weightings
 from noising.diffusion.levels import VarianceExploding
+from noising.diffusion.loss_weights import LossWeights, loss_weights
 from noising.diffusion.objectives import ContinuousBound, Objective, Regression, WeightedBound, Weighting
 from noising.diffusion.parameterizations import Epsilon, Flow, Karras, Parameterization, Velocity
 from noising.diffusion.schedules import Cosine, LinearLogSNR, LogLinearSigma, RectifiedFlow, Schedule
 from noising.diffusion.times import LogitNormal, LogNormal, TimeSampler, Uniform
-from noising.diffusion.weightings import LossWeights, edm, loss_weights, min_snr, p2, sigmoid, snr
+from noising.diffusion.weightings import edm, min_snr, p2, sigmoid, snr
 from tests.diffusion.helpers import PARAMETERIZATIONS, normals
 from tests.helpers import public_names
 
@@ -44,10 +45,7 @@ def named(case: tuple[Weighting, Callable[[Tensor], Tensor]]) -> str:
 
 def test_every_weighting_is_tested() -> None:
     """The uniform one, which is no function of the level on ε̂, beside the parameterizations."""
-    assert {named(case).split("{")[0] for case in ON_NOISE} | {"uniform"} == public_names(weightings) - {
-        "LossWeights",
-        "loss_weights",
-    }
+    assert {named(case).split("{")[0] for case in ON_NOISE} | {"uniform"} == public_names(weightings)
 
 
 @pytest.mark.parametrize("case", ON_NOISE, ids=named)

@@ -124,7 +124,7 @@ def test_exceptions_restore_the_raw_weights(tmp_path: Path) -> None:
     assert module.denoiser.weight[0].item() == -1.5
 
     def compute_and_fail() -> None:
-        with ema.swapped(module), ema.swapped(module):
+        with ema.swapped(module.denoiser), ema.swapped(module.denoiser):
             module.seen.append(module.denoiser.weight[0].item())
             raise KeyError
 
@@ -149,10 +149,10 @@ def test_resumed_average_equals_the_uninterrupted_one_bitwise(tmp_path: Path) ->
 def test_average_of_half_precision_weights_is_kept_in_float32() -> None:
     module, ema = Falling(), EMA(0.5)
     module.denoiser.to(torch.bfloat16)
-    ema.attach(module)
+    ema.attach(module.denoiser)
     with torch.no_grad():
         module.denoiser.weight.fill_(1.0)
-    ema.update(module)
+    ema.update(module.denoiser)
     assert ema.weights["weight"].dtype == torch.float32
     torch.testing.assert_close(ema.weights["weight"], torch.full((3,), 0.9))  # 1 - 1/10
 
@@ -161,7 +161,7 @@ def test_weights_of_another_network_are_refused() -> None:
     ema = EMA(0.5)
     ema.load({"ema": {"decay": 0.5, "updates": 1, "weights": {"weight": torch.zeros(4)}}})
     with pytest.raises(ValueError, match=r"weight has shape \(4,\) there, \(3,\) here"):
-        ema.attach(Falling())
+        ema.attach(Falling().denoiser)
 
 
 @pytest.mark.parametrize("decay", [1.0, -0.1, 2.0, float("nan")])

@@ -71,10 +71,8 @@ def restored(data: ImageData, sums: Tensor, rank: int, ranks: int = 1) -> Diffus
     """The module of a rank as its training goes on from a checkpoint with these sums."""
     module = Experiment(composed(), data).module
     module.on_load_checkpoint({"global_step": 7, "times": module.times.state_dict(), "loss_sums": sums})
-    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1, "initial_lr": 0.1}])
-    scheduler = SimpleNamespace(optimizer=optimizer, last_epoch=7, base_lrs=[0.1])
     trainer: Any = SimpleNamespace(
-        lr_scheduler_configs=[SimpleNamespace(scheduler=scheduler)],
+        lr_scheduler_configs=[SimpleNamespace(scheduler=module.configure_optimizers()["lr_scheduler"]["scheduler"])],
         global_rank=rank,
         global_step=7,
         world_size=ranks,

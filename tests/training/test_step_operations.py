@@ -63,7 +63,7 @@ def test_a_step_is_few_operations_and_waits_for_none(options: tuple[str, ...], m
         module.configure_gradient_clipping(optimizer, 1.0, "norm")
         optimizer.step()
         module.optimizer_zero_grad(0, 0, optimizer)
-        ema.update(module)
+        ema.update(module.denoiser)
         trainer.global_step += 1
 
     step()

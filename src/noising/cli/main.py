@@ -113,6 +113,7 @@ def _run(task: Task, name: str, words: list[str], conf: Path) -> None:
         raise UsageError(f"--{shows} is of one run: leave out -m, and give each option one value")
     if flags.cfg:
         with composer(name, place, flags.config_dir, config_name) as composing:
+            overrides = composing.with_parts_anew(overrides)
             if several := _swept(composing.parse(overrides)):
                 raise ConfigError(f"{several[0]}: several values; --cfg is of one run: give one, or write key=[1,2]")
             composing.compose(overrides)  # our words for a mistake, before Hydra's
@@ -122,6 +123,7 @@ def _run(task: Task, name: str, words: list[str], conf: Path) -> None:
 def _prepare(task: Task, composing: Composer, words: Sequence[str], multirun: bool) -> DictConfig:
     """The config of the run, or of the sweep, after all checks that need no job; its folder is made."""
     overrides, folder, newest = folders.resumed(words, multirun, lambda: composing.compose([]))
+    overrides = composing.with_parts_anew(overrides)
     parsed = composing.parse(overrides)
     several = _swept(parsed)
     first = each_choice_once(parsed)[0] if several else overrides

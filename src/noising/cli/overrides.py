@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import noising.cli.folders  # noqa: F401 - conf/ uses its resolvers
 from noising.cli.commands import COMMANDS
-from noising.config.instantiate import check, nearest
+from noising.config.instantiate import check, locate, nearest, parameters
 from noising.config.leaves import leaves
 from noising.config.secrets import require_no_secret
 from noising.errors import ConfigError
@@ -54,6 +54,46 @@ class Composer:
                 why = str(error.__cause__ or error).splitlines()[0]
                 raise ConfigError(f"cannot read the override {text!r}: {why}; write key=value") from error
         return parsed
+
+    def with_parts_anew(self, overrides: Sequence[str]) -> list[str]:
+        """The overrides, where `model._target_=mine.Net` begins a part without the options of the choice it replaces.
+
+        In Hydra's words: `~model` goes before, and what is set within the part is added. `data._target_` of a torch
+        Dataset is that of data=torch_dataset. A Trainer is left as it is: its options are a run's.
+        """
+        words = [str(word) for word in overrides]
+        parsed = dict(zip(words, self.parse(words), strict=True))
+        parts = [one.key_or_group.removesuffix("._target_") for one in parsed.values() if _names_class(one)]
+        for part in dict.fromkeys(parts):
+            within = [word for word in words if parsed[word].key_or_group.startswith(f"{part}.")]
+            target = next(parsed[word] for word in within if parsed[word].key_or_group == f"{part}._target_")
+            replaced = self._target_of(part, [word for word in words if word not in within])
+            if f"~{part}" not in words and (replaced is None or set(_values(target)) == {*replaced}):
+                continue
+            others = [word for word in words if word not in within and parsed[word].key_or_group != part]
+            added = [f"++{word.lstrip('+')}" for word in within if not parsed[word].is_delete()]
+            if part == "data" and (moved := _of_torch_dataset(added, target)):
+                added = moved
+            elif replaced or f"~{part}" in words:
+                others.append(f"~{part}")
+            words = [*others, *added]
+            parsed |= dict(zip(words, self.parse(words), strict=True))
+        return words
+
+    def _target_of(self, part: str, overrides: Sequence[str]) -> list[str] | None:
+        """The `_target_` that a part has by these overrides; empty if the part is null, None if there is none."""
+        try:
+            config = self._compose(overrides)
+            parent, _, name = part.rpartition(".")
+            node = OmegaConf.select(config, parent) if parent else config
+            if not isinstance(node, DictConfig) or (name not in list(node.keys()) and not self.options(part)):
+                return None
+            value = node._get_node(name)
+            if not isinstance(value, DictConfig) or value._is_none() or value._is_missing():
+                return []
+            return [str(value["_target_"])] if "_target_" in value else None
+        except _FAILURES:
+            return None
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The config with its `hydra` node; raises ConfigError, with the nearest right name, if there is none."""
@@ -286,6 +326,33 @@ def each_choice_once(parsed: Sequence[Override]) -> list[list[str]]:
     for place, values in enumerate(fixed):
         runs += [[*first[:place], value, *first[place + 1 :]] for value in values[1:]]
     return runs
+
+
+def _names_class(override: Override) -> bool:
+    """Whether an override names the class of a part whose other options are that class's."""
+    part, _, name = override.key_or_group.rpartition(".")
+    wrong = override.is_delete() or override.is_hydra_override() or (override.is_add() and not override.is_force_add())
+    return name == "_target_" and part not in ("", "trainer") and not wrong
+
+
+def _of_torch_dataset(words: Sequence[str], target: Override) -> list[str]:
+    """The words that set options of `data`, as those of data=torch_dataset around a torch Dataset; empty for others."""
+    from torch.utils.data import Dataset  # here: --help needs no torch
+
+    from noising.data.image_data import ImageData
+    from noising.data.torch_dataset import TorchDataset
+
+    kinds = [locate(name, "data") for name in _values(target)]
+    if not kinds or not all(isinstance(kind, type) and issubclass(kind, Dataset) for kind in kinds):
+        return []
+    if any(issubclass(kind, ImageData) for kind in kinds):  # type: ignore[arg-type]
+        return []
+    around = set(parameters(TorchDataset)) - {"dataset"}.union(*(parameters(kind) for kind in kinds))
+    moved = ["data=torch_dataset"]
+    for word in words:
+        option = word.removeprefix("++data.").partition("=")[0].partition(".")[0]
+        moved.append(word if option in (*around, "dataset") else word.replace("++data.", "++data.dataset.", 1))
+    return moved
 
 
 def _values(override: Override) -> Iterable[Any]:

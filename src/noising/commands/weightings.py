@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from noising.commands.tables import relative
 from noising.config.theory import build_recipe
-from noising.diffusion.weightings import LossWeights
+from noising.diffusion.loss_weights import LossWeights
 from noising.errors import UsageError
 from noising.plots.theory import loss_curves, weighting_curves
 

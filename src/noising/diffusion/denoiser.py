@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.levels import NoiseLevel, as_scalars, cast_to
+from noising.diffusion.networks import adapted, output_of
 from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
@@ -44,9 +45,9 @@ class Denoiser(nn.Module):
         variance: ReverseVariance,
         noise_label: NoiseLabel,
     ) -> None:
-        """model(x, noise_label, class_label=None) -> (B, variance.outputs · C, H, W)."""
+        """model(x, noise_label, class_label=None) -> (B, variance.outputs · C, H, W), or what `adapted` makes so."""
         super().__init__()
-        self.model = model
+        self.model = adapted(model)
         self.schedule = schedule
         self.parameterization = parameterization
         self.variance = variance
@@ -73,7 +74,8 @@ class Denoiser(nn.Module):
         label = self.noise_label(level).to(x_t.device, x_t.dtype, non_blocking=True)
         scaled = cast_to(self.parameterization.input_scale(level), x_t) * x_t
         # under autocast the network returns half precision; x̂ and ε̂ are solved from it in x_t's type
-        raw = self.model(scaled, label.flatten().expand(len(x_t)), class_label=class_label).to(x_t.dtype)
+        found = self.model(scaled, label.flatten().expand(len(x_t)), class_label=class_label)
+        raw = output_of(found).to(x_t.dtype)
         return (raw, None) if self.variance.outputs == 1 else raw.chunk(self.variance.outputs, dim=1)
 
     def predict(self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None) -> Prediction:
@@ -96,7 +98,8 @@ class Denoiser(nn.Module):
 
         def denoise(number: int, x_t: Tensor) -> tuple[Tensor, Tensor | None]:
             scaled = x_t if scales[number] == 1 else scales[number] * x_t
-            output, raw_variance = model(scaled, labels[number], class_label=class_label).to(x_t.dtype), None
+            found = model(scaled, labels[number], class_label=class_label)
+            output, raw_variance = output_of(found).to(x_t.dtype), None
             if outputs > 1:
                 output, raw_variance = output.chunk(outputs, dim=1)
             return torch.mul(x_t, by_x_t[number]).add_(output, alpha=by_output[number]), raw_variance

@@ -25,7 +25,7 @@ class ScaledTime(NoiseLabel):
 class DiscreteStep(NoiseLabel):
     """(T t − 1) 1000/T: the step counted from 0, as in DDPM and improved DDPM."""
 
-    def __init__(self, timesteps: int) -> None:
+    def __init__(self, timesteps: int = 1000) -> None:
         self.timesteps = timesteps
 
     def __call__(self, level: NoiseLevel) -> Tensor:

@@ -17,6 +17,7 @@ from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.likelihood.terms import step_terms
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Chain
+from noising.diffusion.weightings import uniform
 from noising.errors import require
 
 LAST_TIME = 1 - 2.0**-40  # latest time where dλ/dt is used: at t = 1 it is infinite if a schedule leaves no signal
@@ -60,7 +61,7 @@ class WeightedLoss(Objective, ABC):
 
     last_time: float = 1.0  # the upper limit that t is clamped to
 
-    def __init__(self, weighting: Weighting) -> None:
+    def __init__(self, weighting: Weighting = uniform) -> None:
         super().__init__()
         self.weighting = weighting
 

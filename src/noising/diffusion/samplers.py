@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.grids import uniform
 from noising.diffusion.levels import NoiseLevel, as_scalars
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Chain, Transition
@@ -51,7 +52,7 @@ class Sampler(ABC):
     """
 
     steps: int
-    grid: Callable[[int, Schedule], Tensor]
+    grid: Callable[[int, Schedule], Tensor] = uniform
     clip: float | None = 1.0
     clip_quantile: float | None = None
 

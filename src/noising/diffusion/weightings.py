@@ -5,16 +5,10 @@ Since ‖ε − ε̂‖² = α²/σ² ‖x − x̂‖², a weight w on the error
 shape.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from noising.diffusion.levels import NoiseLevel
-from noising.diffusion.objectives import Objective
-from noising.diffusion.parameterizations import Parameterization
-from noising.diffusion.schedules import Schedule
-from noising.diffusion.times import TimeSampler
 
 
 def uniform(level: NoiseLevel, gain: Tensor) -> Tensor:
@@ -63,23 +57,3 @@ def sigmoid(level: NoiseLevel, gain: Tensor, bias: float = 2.0) -> Tensor:
     https://arxiv.org/abs/2303.00848
     """
     return torch.sigmoid(bias - level.log_snr) * level.log_snr.exp() / gain**2
-
-
-class LossWeights(NamedTuple):
-    """Density p(λ) of the training times and effective weight w(λ) on ½ ‖ε − ε̂‖², each (K,)."""
-
-    log_snr: Tensor
-    density: Tensor
-    weight: Tensor
-
-
-@torch.no_grad()
-def loss_weights(
-    schedule: Schedule, parameterization: Parameterization, times: TimeSampler, objective: Objective, t: Tensor
-) -> LossWeights:
-    """p(λ) and w(λ) at times t (K,), which must lie inside (0, 1) where the schedule's ends are infinite."""
-    level = schedule(t)
-    gain = parameterization.gain(level)
-    density = times.density(t, schedule) / schedule.log_snr_rate(t).abs()
-    on_noise = (objective.weight(schedule, level, gain) * gain**2 / level.log_snr.exp()).flatten()
-    return LossWeights(level.log_snr.flatten(), density, 2 * density * on_noise)

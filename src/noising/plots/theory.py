@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from noising.diffusion.loss_weights import LossWeights, loss_weights
 from noising.diffusion.recipe import Recipe
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import Optimal
-from noising.diffusion.weightings import LossWeights, loss_weights
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import gaussian
 from noising.plots.grids import save_figure

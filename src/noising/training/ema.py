@@ -19,7 +19,10 @@ def averaged(denoiser: nn.Module) -> dict[str, nn.Parameter]:
 
 
 class EMA(Callback):
-    """float32 averages of the floating-point parameters of `pl_module.denoiser`; buffers stay as they are.
+    """float32 averages of the floating-point parameters of a denoiser; buffers stay as they are.
+
+    As a callback it averages `pl_module.denoiser`. In a loop of one's own, call `update(denoiser)` after each step, and
+    compute with the averages within `swapped(denoiser)`.
 
     A checkpoint holds them under "ema": {"decay", "updates", "weights": {name in the denoiser: tensor}}. Its
     "state_dict" always holds the raw weights, even if it is written while the averages are swapped in. Raises
@@ -44,13 +47,11 @@ class EMA(Callback):
         self.updates = int(checkpoint["ema"]["updates"])
         self.weights = {name: weight.float().clone() for name, weight in checkpoint["ema"]["weights"].items()}
 
-    def attach(self, pl_module: LightningModule) -> None:
-        """Bind the averages to the module's denoiser, on its device; they start as its weights.
+    def attach(self, denoiser: nn.Module) -> None:
+        """Bind the averages to a denoiser, on its device; they start as its weights.
 
         Raises `ValueError` if the averages are of another network.
         """
-        denoiser = pl_module.denoiser
-        assert isinstance(denoiser, nn.Module)
         parameters = averaged(denoiser)
         if not self.weights:
             self.weights = {name: p.detach().float().clone() for name, p in parameters.items()}
@@ -68,22 +69,22 @@ class EMA(Callback):
         self.weights = {name: self.weights[name].to(p.device) for name, p in parameters.items()}
 
     @torch.no_grad()
-    def update(self, pl_module: LightningModule) -> None:
-        """Update the average by the current weights."""
-        if self._denoiser is not pl_module.denoiser:
-            self.attach(pl_module)
+    def update(self, denoiser: nn.Module) -> None:
+        """Update the average by the denoiser's present weights."""
+        if self._denoiser is not denoiser:
+            self.attach(denoiser)
         parameters = [p.float() for p in self._parameters]  # float32: no copy
         momentum = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.weights.values()), parameters, 1 - momentum)
         self.updates += 1
 
     @contextmanager
-    def swapped(self, pl_module: LightningModule) -> Iterator[None]:
+    def swapped(self, denoiser: nn.Module) -> Iterator[None]:
         """Let the denoiser compute with the averages. May be nested; undone on exceptions too."""
         if self._swapped:
             yield
             return
-        self.attach(pl_module)
+        self.attach(denoiser)
         parameters = self._parameters
         raw = {id(p): p.detach().clone() for p in parameters}
 
@@ -93,8 +94,7 @@ class EMA(Callback):
                 if id(parameter) in raw and prefix + name in state:
                     state[prefix + name] = raw[id(parameter)]
 
-        assert self._denoiser is not None
-        hook = self._denoiser.register_state_dict_post_hook(put_raw_weights)  # type: ignore[no-untyped-call]
+        hook = denoiser.register_state_dict_post_hook(put_raw_weights)  # type: ignore[no-untyped-call]
         self._swapped = True
         try:
             _assign(parameters, self.weights.values())
@@ -105,7 +105,7 @@ class EMA(Callback):
             self._swapped = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.attach(pl_module)
+        self.attach(_of(pl_module))
 
     on_train_start = on_fit_start  # what a checkpoint has brought is moved to the device
 
@@ -113,10 +113,10 @@ class EMA(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
-            self.update(pl_module)
+            self.update(_of(pl_module))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._evaluation.enter_context(self.swapped(pl_module))
+        self._evaluation.enter_context(self.swapped(_of(pl_module)))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._evaluation.close()
@@ -127,11 +127,17 @@ class EMA(Callback):
         self._evaluation.close()
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.attach(pl_module)
+        self.attach(_of(pl_module))
         checkpoint["ema"] = {"decay": self.decay, "updates": self.updates, "weights": self.weights}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.load(checkpoint)
+
+
+def _of(pl_module: LightningModule) -> nn.Module:
+    denoiser = pl_module.denoiser
+    assert isinstance(denoiser, nn.Module)
+    return denoiser
 
 
 @torch.no_grad()

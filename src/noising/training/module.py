@@ -15,7 +15,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.objectives import Objective
@@ -25,6 +24,7 @@ from noising.runs.declarations import Declaration
 from noising.runs.results import Results
 from noising.training.hooks import leave_out_unused
 from noising.training.losses import LOSSES, QuartileLosses
+from noising.training.optimizers import MakeOptimizer, MakeScheduler
 from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, StepLog
 from noising.training.throughput import Throughput
 from noising.training.validation import BoundEvaluation
@@ -50,8 +50,8 @@ class DiffusionModule(LightningModule):
         denoiser: Denoiser,
         objective: Objective,
         times: TimeSampler,
-        optimizer: Callable[..., Optimizer],
-        lr_schedule: Callable[[int], float],
+        optimizer: MakeOptimizer,
+        lr_schedule: MakeScheduler,
         validation: BoundEvaluation,
         test: BoundEvaluation,
         seed: int,
@@ -59,7 +59,7 @@ class DiffusionModule(LightningModule):
         label_dropout: float = 0.0,
         skip_nonfinite_steps: bool = False,
     ) -> None:
-        """optimizer: parameters -> Optimizer; lr_schedule: optimizer step -> factor on its rate.
+        """optimizer: parameters -> Optimizer; lr_schedule: Optimizer -> scheduler of its rate, step by step.
 
         classes: number of classes, 0 for an unconditional network; label_dropout: probability that a training image's
         class is replaced by the extra class number `classes`. Ho & Salimans, "Classifier-Free Diffusion Guidance"
@@ -81,6 +81,7 @@ class DiffusionModule(LightningModule):
         """The destination of numbers; None in a Trainer without a run's folder, whose loggers get them."""
         self.throughput = Throughput()
         self._images = 0  # of a step, over all ranks
+        self._first_rates: list[float] = []  # of the optimizer's groups, by the options
         self._observed: list[Tensor] = []  # times and losses of a step's micro-batches, for times that learn
         self.losses = QuartileLosses()  # since they were last logged
         # their state after the last optimizer step, for a checkpoint that is written within one
@@ -125,7 +126,8 @@ class DiffusionModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over the denoiser's and the objective's parameters, its rate set anew every step."""
         optimizer = self.optimizer(self._trained)
-        schedule = {"scheduler": LambdaLR(optimizer, self.lr_schedule), "interval": "step"}
+        schedule = {"scheduler": self.lr_schedule(optimizer), "interval": "step"}
+        self._first_rates = [group["initial_lr"] for group in optimizer.param_groups]
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def configure_gradient_clipping(
@@ -223,14 +225,15 @@ class DiffusionModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Take the optimizer's options from the config: a checkpoint restores those that it was written with."""
-        chosen: dict[str, Any] = getattr(self.optimizer, "keywords", {})  # the optimizer is a partial
         scheduler = self.trainer.lr_scheduler_configs[0].scheduler
         groups = scheduler.optimizer.param_groups
-        for group in groups:
-            group.update({name: value for name, value in chosen.items() if name in group and name != "lr"})
-            if "lr" in chosen and group["initial_lr"] != chosen["lr"]:
-                group["initial_lr"] = chosen["lr"]
-                group["lr"] = chosen["lr"] * self.lr_schedule(scheduler.last_epoch)
+        options: dict[str, Any] = getattr(self.optimizer, "keywords", {})  # the optimizer is a partial
+        cycled = ("betas", "momentum") if getattr(scheduler, "cycle_momentum", False) else ()  # the scheduler's to set
+        for group, rate in zip(groups, self._first_rates, strict=True):
+            group.update({name: options[name] for name in options if name in group and name not in ("lr", *cycled)})
+            if group["initial_lr"] != rate:
+                group["lr"] *= rate / group["initial_lr"]
+                group["initial_lr"] = rate
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
         if any(drops_out(part) for part in self.denoiser.model.modules()):
             log.info("the network's dropout is drawn by device and micro-batch: other numbers of them train otherwise")

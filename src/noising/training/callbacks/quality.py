@@ -94,7 +94,7 @@ class QualityCheck(Callback):
         if self.checked is None or trainer.global_step % self.every or unfinished:
             return
         assert isinstance(pl_module, DiffusionModule)
-        with self.ema.swapped(pl_module):
+        with self.ema.swapped(pl_module.denoiser):
             numbers = self._evaluate(self.checked, trainer, pl_module)
         changing = {name: value for name, value in numbers.items() if not name.endswith("_baseline")} | self._cost
         if trainer.is_global_zero:

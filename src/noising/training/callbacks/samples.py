@@ -68,7 +68,7 @@ class SampleGrid(Callback):
             return
         assert isinstance(pl_module, DiffusionModule)
         with pl_module.throughput.paused():
-            with self.ema.swapped(pl_module):
+            with self.ema.swapped(pl_module.denoiser):
                 grid = sample_grid(self._draw(trainer, pl_module), self.classes, self.count)
             if trainer.is_global_zero:
                 file = self.results.run.samples_at(step)

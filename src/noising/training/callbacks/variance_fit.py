@@ -30,7 +30,7 @@ class VarianceFit(Callback):
         streams = Streams(_SEED, "variance", range(len(x)), x.device)
         noises = (streams.normal(x.shape[1:]) for _ in range(variance.knots))
         evaluation = pl_module.test
-        with self.ema.swapped(pl_module), in_evaluation(pl_module.denoiser):
+        with self.ema.swapped(pl_module.denoiser), in_evaluation(pl_module.denoiser):
             class_label = class_label if pl_module.classes else None
             pl_module.denoiser.fit_variance(x, noises, evaluation.timesteps, evaluation.estimator.clip, class_label)
 
