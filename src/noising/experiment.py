@@ -106,13 +106,9 @@ class Experiment:
     def denoiser(self) -> Denoiser:
         """The network in its recipe; its first weights are keyed by the seed."""
         recipe = self.recipe
-        torch.manual_seed(self.config.seed)
-        network = make(
-            self.config.model,
-            "model",
-            torch.nn.Module,
-            **self._facts_of_network,
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.config.seed)
+            network = make(self.config.model, "model", torch.nn.Module, **self._facts_of_network)
         return recipe.denoiser(self._fitting(network))
 
     @property

@@ -13,8 +13,10 @@ takes only the low 32 bits of a seed, and on CUDA a number depends on how many a
 import hashlib
 import logging
 import math
+import random
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import numpy as np
@@ -174,3 +176,18 @@ def seed_global_generators(seed: int, purpose: str, *place: int) -> None:
     torch.default_generator.manual_seed(torch_seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(torch_seed)
+
+
+@contextmanager
+def generators_as_before() -> Iterator[None]:
+    """Within it the global generators of Python, numpy and torch may be drawn from; afterwards they are as before."""
+    python, arrays, host = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
+        torch.set_rng_state(host)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)

@@ -2,10 +2,10 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from omegaconf import DictConfig
@@ -34,11 +34,11 @@ class TrainedRun:
 
     path: Path
     """The checkpoint file."""
-    config: DictConfig
+    config: DictConfig = field(repr=False)
     """Resolved, as the run was started with, but for variables of the environment that the file asks for."""
     step: int
     """Optimizer steps taken."""
-    checkpoint: dict[str, Any]
+    checkpoint: dict[str, Any] = field(repr=False)
 
     @cached_property
     def _experiment(self) -> Experiment:
@@ -114,28 +114,33 @@ class TrainedRun:
         """Decay and number of updates of the averaged weights."""
         return {name: self.checkpoint["ema"][name] for name in ("decay", "updates")}
 
+    @classmethod
+    def load(cls, run: str | Path) -> Self:
+        """A trained run from its folder, its folder of checkpoints, or a checkpoint file.
 
-def load(run: str | Path) -> TrainedRun:
-    """A trained run from its folder, its folder of checkpoints, or a checkpoint file.
+        Raises ConfigError if there is none.
+        """
+        if not isinstance(run, str | Path) or not str(run):
+            raise ConfigError(
+                f"checkpoint={'null' if run is None else run}: expected a run's folder or a checkpoint file"
+            )
+        path = Path(run)
+        if path.is_dir():
+            inside = path / "last.ckpt"  # of a folder of checkpoints
+            path = inside if inside.is_file() else Run(path).last_checkpoint
+        if not path.is_file():
+            raise ConfigError(f"checkpoint={run}: no run's folder or checkpoint file there (there is no {path})")
+        with config_errors(f"checkpoint={run}"):
+            checkpoint = load_checkpoint(path)
+        with config_errors(f"checkpoint={run}: {path}"):
+            require_entries(checkpoint, OF_A_MODEL)
+        config = with_current_names(checkpoint["config"])
+        folder = path.absolute().parent
+        require_trusted(config, f"checkpoint={run}", folder.parent if folder.name == "checkpoints" else path)
+        return cls(path, _checked(config, f"checkpoint={run}"), int(checkpoint["global_step"]), checkpoint)
 
-    Raises ConfigError if there is none.
-    """
-    if not isinstance(run, str | Path) or not str(run):
-        raise ConfigError(f"checkpoint={'null' if run is None else run}: expected a run's folder or a checkpoint file")
-    path = Path(run)
-    if path.is_dir():
-        inside = path / "last.ckpt"  # of a folder of checkpoints
-        path = inside if inside.is_file() else Run(path).last_checkpoint
-    if not path.is_file():
-        raise ConfigError(f"checkpoint={run}: no run's folder or checkpoint file there (there is no {path})")
-    with config_errors(f"checkpoint={run}"):
-        checkpoint = load_checkpoint(path)
-    with config_errors(f"checkpoint={run}: {path}"):
-        require_entries(checkpoint, OF_A_MODEL)
-    config = with_current_names(checkpoint["config"])
-    folder = path.absolute().parent
-    require_trusted(config, f"checkpoint={run}", folder.parent if folder.name == "checkpoints" else path)
-    return TrainedRun(path, _checked(config, f"checkpoint={run}"), int(checkpoint["global_step"]), checkpoint)
+
+load = TrainedRun.load
 
 
 def _checked(config: dict[str, Any], source: str) -> DictConfig:

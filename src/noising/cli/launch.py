@@ -87,19 +87,23 @@ class Task:
             raise error  # a launcher's worker: only the exception tells the parent
         self.exit_code = max(self.exit_code, code)
         if not sweeping:
-            folders.remove_if_empty(self.claimed)
-            with suppress(OSError):  # of a full disk, which the message is about
-                for file, content in self.before.items():
-                    file.write_bytes(content)
+            self.undo()
             raise SystemExit(code)
 
+    def undo(self) -> None:
+        """Remove the folder of a run that came to nothing, and bring back the record of one that would not go on."""
+        folders.remove_if_empty(self.claimed)
+        with suppress(OSError):  # of a full disk, which the message is about
+            for file, content in self.before.items():
+                file.write_bytes(content)
 
-def launch(task: Task, config: DictConfig) -> None:
-    """One run in the folder that hydra.run.dir names."""
+
+def launch(task: Task, config: DictConfig, sets_logging: bool = True) -> None:
+    """One run in the folder that hydra.run.dir names; sets_logging: whether Hydra replaces the log's handlers."""
     config.hydra.mode = RunMode.RUN
     callbacks = _Callbacks(config)
     callbacks.on_run_start(config=config, config_name=config.hydra.job.config_name)
-    returned = run_job(task, config, "hydra.run.dir", None, _context(callbacks))
+    returned = run_job(task, config, "hydra.run.dir", None, _context(callbacks), sets_logging)
     callbacks.on_run_end(config=config, config_name=config.hydra.job.config_name, job_return=returned)
 
 

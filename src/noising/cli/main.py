@@ -103,7 +103,7 @@ def _run(task: Task, name: str, words: list[str], conf: Path) -> None:
                 composing.check(config, as_first)
                 launch(task, config)
                 return
-            config = _prepare(task, composing, overrides, bool(flags.multirun))
+            config = prepare(task, composing, overrides, bool(flags.multirun))
             if config.hydra.mode == RunMode.MULTIRUN:
                 sweep(task, config)
             else:
@@ -120,7 +120,7 @@ def _run(task: Task, name: str, words: list[str], conf: Path) -> None:
     _show(name, config_name, place, flags, overrides)
 
 
-def _prepare(task: Task, composing: Composer, words: Sequence[str], multirun: bool) -> DictConfig:
+def prepare(task: Task, composing: Composer, words: Sequence[str], multirun: bool) -> DictConfig:
     """The config of the run, or of the sweep, after all checks that need no job; its folder is made."""
     overrides, folder, newest = folders.resumed(words, multirun, lambda: composing.compose([]))
     overrides = composing.with_parts_anew(overrides)
@@ -129,7 +129,7 @@ def _prepare(task: Task, composing: Composer, words: Sequence[str], multirun: bo
     first = each_choice_once(parsed)[0] if several else overrides
     config = composing.compose([*first, "hydra.mode=MULTIRUN"] if multirun else first)
     if config.hydra.mode == RunMode.MULTIRUN and not multirun:  # the config's own wish
-        return _prepare(task, composing, words, True)
+        return prepare(task, composing, words, True)
     if several and not multirun:
         raise ConfigError(f"{several[0]}: several values; add -m to sweep over them, or write a list as key=[1,2]")
     if newest and (folder := folders.newest(config, overrides, multirun)) is None:

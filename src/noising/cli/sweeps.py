@@ -101,17 +101,21 @@ def refuse_ddp_sweep(config: DictConfig) -> None:
     That command line is the whole sweep's: each process would run it all, in folders of its own, and with a sweeper
     that draws its values every rank would train with other ones, in silence.
     """
+    if runs_program_again(config):
+        raise UsageError(
+            "a sweep cannot launch DDP subprocesses: add trainer.strategy=ddp_spawn (or run the jobs one by one)"
+        )
+
+
+def runs_program_again(config: DictConfig) -> bool:
+    """Whether Lightning would start other processes by running this program again, with the words that it was given."""
     trainer = config.get("trainer")
     if not isinstance(trainer, DictConfig) or _processes(trainer) < 2:
-        return
+        return False
     strategy = trainer.get("strategy", "auto")
     name = str(strategy.get("_target_", "") if isinstance(strategy, DictConfig) else strategy).lower()
     starts = strategy.get("start_method", "") if isinstance(strategy, DictConfig) else ""
-    if any(word in f"{name} {starts}" for word in ("spawn", "fork", "notebook")):
-        return
-    raise UsageError(
-        "a sweep cannot launch DDP subprocesses: add trainer.strategy=ddp_spawn (or run the jobs one by one)"
-    )
+    return not any(word in f"{name} {starts}" for word in ("spawn", "fork", "notebook"))
 
 
 def _processes(trainer: DictConfig) -> int:

@@ -76,7 +76,10 @@ class Denoiser(nn.Module):
         # under autocast the network returns half precision; x̂ and ε̂ are solved from it in x_t's type
         found = self.model(scaled, label.flatten().expand(len(x_t)), class_label=class_label)
         raw = output_of(found).to(x_t.dtype)
-        return (raw, None) if self.variance.outputs == 1 else raw.chunk(self.variance.outputs, dim=1)
+        if self.variance.outputs == 1:
+            return raw, None
+        output, raw_variance = raw.chunk(self.variance.outputs, dim=1)
+        return output, raw_variance
 
     def predict(self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None) -> Prediction:
         """(x̂, ε̂) without clipping."""

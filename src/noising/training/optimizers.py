@@ -36,7 +36,7 @@ class MuonWithAdamW(Optimizer):
             if own:
                 # views share the parameters' memory, so that a step of theirs is one of the network's
                 views = [nn.Parameter(p.detach().view(len(p), -1) if p.ndim > 1 else p.detach()) for p in own]
-                part = make(views, lr=lr)
+                part = make(views, lr=lr)  # type: ignore[call-arg]
                 self._parts.append((part, own, views))
                 chosen = {name: value for name, value in part.param_groups[0].items() if name != "params"}
                 groups.append({**chosen, "params": own})

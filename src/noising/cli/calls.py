@@ -1,0 +1,174 @@
+"""A command called from Python: it runs in this process, which is afterwards as it was, and its errors are raised."""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.singleton import Singleton
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from noising.cli import folders
+from noising.cli.commands import COMMANDS
+from noising.cli.help import register_group_list
+from noising.cli.launch import Task, launch, see_current_folder
+from noising.cli.main import prepare
+from noising.cli.overrides import Composer, composer, without_null_groups
+from noising.cli.paths import with_paths
+from noising.cli.sweeps import runs_program_again
+from noising.config.choices import conf_dir
+from noising.errors import ConfigError, UsageError
+from noising.runs.trust import allowing
+
+
+def call(command: str, overrides: Sequence[str], allow: str = "", config_dir: str | None = None) -> Path:
+    """Run a command over its overrides, and return the folder of its run.
+
+    allow: names that a stranger's file may use, as `allow=` of the command line; config_dir: a folder of your own
+    configs. Raises UsageError for a mistake, and whatever the work itself raises; KeyboardInterrupt where it was
+    stopped.
+    """
+    task = _Call(command, COMMANDS[command].job)
+    with process_as_before(), allowing(allow), _composing(command, config_dir) as composing:
+        try:
+            config = prepare(task, composing, _checked(overrides), multirun=False)
+            if runs_program_again(config):
+                raise UsageError(
+                    f"trainer.devices={config.trainer.devices}: from Python other processes are started by "
+                    "trainer.strategy=ddp_spawn, or ddp_notebook in a notebook: add it, or use the command line"
+                )
+            folder = Path(str(config.hydra.run.dir))
+            with _logging_to(folder / f"{command}.log"):
+                launch(task, config, sets_logging=False)
+        except SystemExit as stop:  # the commands' own end of what was interrupted
+            raise KeyboardInterrupt from stop
+        except UsageError:
+            folders.remove_if_empty(task.claimed)
+            raise
+    if task.error is not None:
+        raise task.error
+    return folder
+
+
+def composed(command: str, overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
+    """The config of a command, composed and checked, without a run. Raises UsageError for a mistake."""
+    with process_as_before(), _composing(command, config_dir) as composing:
+        words = composing.with_parts_anew(_checked(overrides))
+        config = composing.compose(words)
+        composing.check(config, words)
+        return OmegaConf.masked_copy(config, [name for name in map(str, config) if name != "hydra"])
+
+
+class _Call(Task):
+    """A task whose error is for the caller to raise."""
+
+    error: Exception | None = None
+
+    def _fail(self, message: str, code: int, sweeping: bool, error: Exception) -> None:
+        self.error = error
+        self.undo()
+
+
+@contextmanager
+def _composing(command: str, config_dir: str | None) -> Iterator[Composer]:
+    see_current_folder()
+    register_group_list()
+    try:
+        with composer(command, str(conf_dir()), config_dir) as composing:
+            yield composing
+    except HydraException as error:
+        raise ConfigError(str(error)) from error
+
+
+def _checked(overrides: Sequence[str]) -> list[str]:
+    """The overrides as Hydra's words; ConfigError for what is none."""
+    for word in overrides:
+        if not isinstance(word, str) or word.startswith("-") or ("=" not in word and not word.startswith("~")):
+            raise ConfigError(f"{word!r}: expected an option as on the command line: 'key=value', in quotes")
+        if word.startswith("allow="):
+            raise ConfigError(f"{word}: from Python it is an argument: allow={word.removeprefix('allow=')!r}")
+    return without_null_groups(with_paths(overrides, multirun=False))
+
+
+@contextmanager
+def process_as_before() -> Iterator[None]:
+    """Within it a command may do what it does alone in a process; afterwards the process is as it was.
+
+    That is: random generators, threads, handlers of logs and signals, warnings, sys.argv, sys.path, the environment and
+    Hydra's global state.
+    """
+    import torch  # here: the command line's help needs none of it
+
+    from noising.randomness import generators_as_before
+
+    with ExitStack() as after:
+
+        def restored(restore: Callable[..., object], *state: object) -> None:
+            after.callback(restore, *state)
+
+        after.enter_context(generators_as_before())
+        restored(torch.set_num_threads, torch.get_num_threads())
+        restored(sys.argv.__setitem__, slice(None), sys.argv[:])
+        restored(sys.path.__setitem__, slice(None), sys.path[:])
+        restored(_set_environment, dict(os.environ))
+        for logger in (logging.getLogger(), *_loggers()):
+            restored(_set_logger, logger, logger.level, logger.handlers[:], logger.filters[:])
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                restored(signal.signal, number, signal.getsignal(number) or signal.SIG_DFL)
+        after.enter_context(warnings.catch_warnings())
+        restored(_set_hydra, {kind: dict(one.__dict__) for kind, one in Singleton._instances.items()})
+        GlobalHydra.instance().clear()
+        yield
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    for name in {*os.environ} - {*variables}:
+        del os.environ[name]
+    os.environ.update(variables)
+
+
+def _loggers() -> list[logging.Logger]:
+    return [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+
+
+def _set_logger(logger: logging.Logger, level: int, handlers: list[logging.Handler], filters: list[object]) -> None:
+    logger.setLevel(level)
+    logger.handlers[:], logger.filters[:] = handlers, filters  # type: ignore[assignment]
+
+
+def _set_hydra(states: dict[type, dict[str, object]]) -> None:
+    """Give Hydra's singletons their attributes back; those that came later lose the config that they hold."""
+    for kind, one in Singleton._instances.items():
+        if kind in states:
+            attributes: dict[str, object] = one.__dict__  # type: ignore[assignment]
+            attributes.clear()
+            attributes.update(states[kind])
+    if GlobalHydra not in states:
+        GlobalHydra.instance().clear()
+
+
+@contextmanager
+def _logging_to(file: Path) -> Iterator[None]:
+    """Within it, what is logged goes to the file, and to standard output where nobody handles logs."""
+    root = logging.getLogger()
+    handlers: list[logging.Handler] = [] if root.handlers else [logging.StreamHandler(sys.stdout)]
+    with suppress(OSError):
+        handlers.append(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace", delay=True))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+        root.addHandler(handler)
+    root.setLevel(min(root.level or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
