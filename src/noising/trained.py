@@ -102,12 +102,15 @@ class TrainedRun:
     @property
     def source(self) -> dict[str, Any]:
         """The model's identity, for the cards of its numbers."""
-        return {"checkpoint": str(self.path), "sha256": self._digest, "step": self.step, "weights": self.weights}
+        started = self.checkpoint.get("init_from")
+        return {
+            **{"checkpoint": str(self.path), "sha256": self._digest, "step": self.step, "weights": self.weights},
+            **({"init_from": started} if started else {}),
+        }
 
     @cached_property
     def _digest(self) -> str:
-        with open(self.path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest(self.path)
 
     @property
     def weights(self) -> dict[str, Any]:
@@ -120,16 +123,7 @@ class TrainedRun:
 
         Raises ConfigError if there is none.
         """
-        if not isinstance(run, str | Path) or not str(run):
-            raise ConfigError(
-                f"checkpoint={'null' if run is None else run}: expected a run's folder or a checkpoint file"
-            )
-        path = Path(run)
-        if path.is_dir():
-            inside = path / "last.ckpt"  # of a folder of checkpoints
-            path = inside if inside.is_file() else Run(path).last_checkpoint
-        if not path.is_file():
-            raise ConfigError(f"checkpoint={run}: no run's folder or checkpoint file there (there is no {path})")
+        path = checkpoint_file(run, "checkpoint")
         with config_errors(f"checkpoint={run}"):
             checkpoint = load_checkpoint(path)
         with config_errors(f"checkpoint={run}: {path}"):
@@ -141,6 +135,29 @@ class TrainedRun:
 
 
 load = TrainedRun.load
+
+
+def checkpoint_file(run: str | Path, option: str) -> Path:
+    """The last checkpoint of a run's folder or a folder of checkpoints, or the file itself.
+
+    Raises ConfigError, which names the option, if there is none.
+    """
+    if not isinstance(run, str | Path) or not str(run):
+        given = "null" if run is None else run
+        raise ConfigError(f"{option}={given}: expected a run's folder or a checkpoint file")
+    path = Path(run)
+    if path.is_dir():
+        inside = path / "last.ckpt"  # of a folder of checkpoints
+        path = inside if inside.is_file() else Run(path).last_checkpoint
+    if not path.is_file():
+        raise ConfigError(f"{option}={run}: no run's folder or checkpoint file there (there is no {path})")
+    return path
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _checked(config: dict[str, Any], source: str) -> DictConfig:

@@ -53,7 +53,7 @@ def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
         state = trained.checkpoint["state_dict"]
         require_weights(module.denoiser, trained.checkpoint["ema"], state, module.state_dict())
         module.load_state_dict(state)
-    module.restored_step = trained.step
+    module.restored_step, module.init_from = trained.step, trained.checkpoint.get("init_from")
     ema = EMA(trained.weights["decay"])
     ema.load(trained.checkpoint)
     results = open_results(run, cfg, "evaluate")

@@ -6,11 +6,13 @@ from omegaconf import DictConfig
 
 from noising.commands.continuing import changed_since, checkpoint_to_continue, last_good_checkpoint, warn_of_changes
 from noising.commands.loggers import open_results
+from noising.commands.starting import start_from
 from noising.commands.tables import print_summary, relative
 from noising.config.secrets import without_secrets
 from noising.experiment import Experiment
 from noising.runs.folder import Run
 from noising.runs.status import UnwrittenError, run_status
+from noising.trained import checkpoint_file
 from noising.training.safety.ranks import end_with_main_process, ending_with_other_ranks
 from noising.training.threads import use_threads
 
@@ -24,6 +26,9 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
         print_summary(run)
         return
 
+    if cfg.init_from is not None and not cfg.resume:
+        checkpoint_file(cfg.init_from, "init_from")  # before the images are read
+
     experiment = Experiment(cfg)
     module = experiment.module  # denoiser + objective + times + optimizer, validated and tested by the bound
     data = experiment.data  # images, with their resolution, channels and grey levels
@@ -33,6 +38,8 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
     trainer = experiment.trainer(results, callbacks)
 
     checkpoint = checkpoint_to_continue(run, trainer, module) if cfg.resume else None
+    if cfg.init_from is not None and checkpoint is None:
+        module.init_from = start_from(cfg.init_from, module.denoiser)
     threads = use_threads(trainer, cfg.threads, checkpoint and checkpoint.threads)
     if trainer.is_global_zero:
         print(_description(experiment, run, threads), flush=True)

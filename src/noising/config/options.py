@@ -124,6 +124,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "latents clip": (Annotated[float, Field(gt=0)] | None, "{} must be a positive number or null, got {}"),
     "likelihood clip": (float | None, "{}={}: expected a number or null"),
     "count": _whole(2, null=True),
+    "init_from": (_PATH, "{}={}: expected a run's folder or a checkpoint file, or null"),
     "from": (_PATH, "{}={}: expected a file's path, or null"),
     "to": (_PATH, "{}={}: expected a file's path, or null"),
 }

@@ -109,6 +109,7 @@ class _Content(_Strict):
     lightning: Annotated[str, AfterValidator(Version)] = Field(default="2", alias="pytorch-lightning_version")
     times: dict[str, Tensor] = {}
     loss_sums: Annotated[Tensor, AfterValidator(_sums)] = Field(default=None)  # type: ignore[assignment]
+    init_from: dict[str, Any] | None = None
     made_with: Annotated[dict[str, Any], AfterValidator(_circumstances)] = {}
     data_sha256: str = ""
 

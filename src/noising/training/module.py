@@ -77,6 +77,8 @@ class DiffusionModule(LightningModule):
         self.skipped_steps = self._skipped_in_a_row = 0
         self.nonfinite_guard = NonFiniteGuard()
         self.restored_step = 0
+        self.init_from: dict[str, Any] | None = None
+        """The card of the weights that the training began with, if they are another's."""
         self.results: Results | None = None
         """The destination of numbers; None in a Trainer without a run's folder, whose loggers get them."""
         self.throughput = Throughput()
@@ -95,7 +97,7 @@ class DiffusionModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.nonfinite_guard.check(self, self.denoiser.schedule)  # diverged weights are never written
-        checkpoint["skipped_steps"] = self.skipped_steps
+        checkpoint |= {"skipped_steps": self.skipped_steps, "init_from": self.init_from}
         checkpoint["times"] = self._settled_times
         gathered: Tensor = self.all_gather(self._settled)  # type: ignore[assignment]
         checkpoint["loss_sums"] = gathered.reshape(-1, *self._settled.shape).cpu()  # of each rank
@@ -103,6 +105,7 @@ class DiffusionModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.restored_step = int(checkpoint["global_step"])
         self.skipped_steps = int(checkpoint.get("skipped_steps", 0))
+        self.init_from = checkpoint.get("init_from")
         self.times.load_state_dict(checkpoint["times"])
         self._restored_sums, self._settled_times = checkpoint["loss_sums"], checkpoint["times"]
 

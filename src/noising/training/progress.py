@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,6 +21,11 @@ from noising.training.throughput import Throughput
 
 REFRESH_SECONDS = 0.25
 LINES = 10  # plain lines a task, where there is no terminal
+
+
+def draws_bars(console: Console) -> bool:
+    """Whether bars can be drawn anew in place: on a terminal, and in a notebook that has ipywidgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 class StepProgress(ProgressBar):
@@ -59,7 +65,7 @@ class StepProgress(ProgressBar):
             console = self._console or Console(stderr=True)
             left, right = "{task.description}", "{task.fields[text]}"
             columns = (left, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), right)
-            hidden = not (self._enabled and console.is_terminal)
+            hidden = not (self._enabled and draws_bars(console))
             # rich's own thread would slow down short steps
             self._display = Progress(*columns, console=console, auto_refresh=False, disable=hidden)
             self._display.start()
