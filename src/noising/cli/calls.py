@@ -38,7 +38,7 @@ def call(command: str, overrides: Sequence[str], allow: str = "", config_dir: st
     task = _Call(command, COMMANDS[command].job)
     with process_as_before(), allowing(allow), _composing(command, config_dir) as composing:
         try:
-            config = prepare(task, composing, _checked(overrides), multirun=False)
+            config = prepare(task, composing, _words(composing, overrides), multirun=False)
             if runs_program_again(config):
                 raise UsageError(
                     f"trainer.devices={config.trainer.devices}: from Python other processes are started by "
@@ -60,7 +60,7 @@ def call(command: str, overrides: Sequence[str], allow: str = "", config_dir: st
 def composed(command: str, overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
     """The config of a command, composed and checked, without a run. Raises UsageError for a mistake."""
     with process_as_before(), _composing(command, config_dir) as composing:
-        words = composing.with_parts_anew(_checked(overrides))
+        words = composing.with_parts_anew(_words(composing, overrides))
         config = composing.compose(words)
         composing.check(config, words)
         return OmegaConf.masked_copy(config, [name for name in map(str, config) if name != "hydra"])
@@ -87,14 +87,18 @@ def _composing(command: str, config_dir: str | None) -> Iterator[Composer]:
         raise ConfigError(str(error)) from error
 
 
-def _checked(overrides: Sequence[str]) -> list[str]:
-    """The overrides as Hydra's words; ConfigError for what is none."""
+def _words(composing: Composer, overrides: Sequence[str]) -> list[str]:
+    """The overrides as Hydra's words; ConfigError for what is none, and for several values of an option."""
     for word in overrides:
         if not isinstance(word, str) or word.startswith("-") or ("=" not in word and not word.startswith("~")):
             raise ConfigError(f"{word!r}: expected an option as on the command line: 'key=value', in quotes")
         if word.startswith("allow="):
             raise ConfigError(f"{word}: from Python it is an argument: allow={word.removeprefix('allow=')!r}")
-    return without_null_groups(with_paths(overrides, multirun=False))
+    words = without_null_groups(with_paths(overrides, multirun=False))
+    for override in composing.parse(words):
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line}: several values: from Python, call it with each")
+    return words
 
 
 @contextmanager
