@@ -102,6 +102,13 @@ class BoundEstimate:
             "decoder_floor": floor / n,
         }
 
+    def __repr__(self) -> str:
+        found = self.numbers()
+        errors = (
+            f"± {found['bound_mc_se']:.4f} (times and noise) ± {found['bound_image_se']:.4f} ({self.images} images)"
+        )
+        return f"{found['bound']:.4f} bits/dim {errors}"
+
     def _monte_carlo(self) -> list["_Error"]:
         """Monte Carlo errors of the steps, the decoder and their sum."""
         replicates = self.plan.replicates
