@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import Dataset
 
-from noising.config.instantiate import locate, make, parameters, tried
+from noising.config.instantiate import locate, make, make_function, parameters, tried
 from noising.config.options import MAX_DEVICES
 from noising.config.secrets import without_secrets
 from noising.config.theory import build_recipe, build_sampler
@@ -213,11 +213,10 @@ class Experiment:
             raise ConfigError(
                 "lr_schedule: ReduceLROnPlateau follows a number; take one that depends on the step alone"
             )
-        whole = {**node, **({"_partial_": True} if scheduler or inspect.isfunction(target) else {})}
         steps = dict.fromkeys(("max_steps", "T_max", "total_steps", "total_iters"), self.max_steps)
-        made: Any = make(whole, "lr_schedule", object, **steps)
         if scheduler:
-            return cast(MakeScheduler, made)
+            return cast(MakeScheduler, make({**node, "_partial_": True}, "lr_schedule", object, **steps))
+        made = make_function(node, "lr_schedule", **steps)
         tried("lr_schedule", float, lambda step: float(made(step)), 0)
         return by_factor(made)
 

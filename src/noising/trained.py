@@ -11,7 +11,7 @@ import torch
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from noising.config.instantiate import check, make
+from noising.config.instantiate import check, make_function
 from noising.config.moved import with_current_names
 from noising.config.options import check_options
 from noising.data.image_data import ImageData
@@ -71,7 +71,7 @@ class TrainedRun:
         if guidance is None:
             return self.denoiser
         with config_errors("guidance"):
-            guide: Any = make(guidance, "guidance", object)
+            guide = make_function(guidance, "guidance")
             guided: Guided = guide(self.denoiser)
         weaker = guided.guide.model
         guides_itself = isinstance(weaker, Unconditional) and weaker.model is self.denoiser.model

@@ -12,8 +12,7 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser, Prediction
-from noising.diffusion.grids import trailing
-from noising.diffusion.grids import uniform as uniform_grid
+from noising.diffusion.grids import trailing, uniform as uniform_grid
 from noising.diffusion.noise_labels import DiscreteStep
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
 from noising.diffusion.samplers import DDIM, DPMPP2M, Heun, Sampler

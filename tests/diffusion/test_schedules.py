@@ -9,8 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
 from noising.diffusion.levels import Geometry, Straight, VarianceExploding, VariancePreserving

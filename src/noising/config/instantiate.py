@@ -54,6 +54,15 @@ def make(node: Any, path: str, kind: type[T], /, **facts: Any) -> T:
     return built
 
 
+def make_function(node: Any, path: str, /, **facts: Any) -> Any:
+    """A node of a group of functions: the function with the node's options set, whether it says `_partial_` or not.
+
+    An object that can be called, made by a class, will do as well. Raises ConfigError as `make` does.
+    """
+    target = locate(node.get("_target_"), path)
+    return make({**node, "_partial_": True} if inspect.isfunction(target) else node, path, object, **facts)
+
+
 def tried(path: str, kind: Any, part: Callable[..., Any], *given: Any) -> Any:
     """What a part made with `_partial_` gives when it is called; ConfigError if it raises, or gives another kind."""
     try:

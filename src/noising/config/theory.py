@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
-from noising.config.instantiate import make, tried
+from noising.config.instantiate import make, make_function, tried
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.objectives import Objective
@@ -33,13 +33,14 @@ def build_recipe(config: DictConfig, resolution: int, levels: int) -> Recipe:
         return make(config[group], group, kind, timesteps=config.timesteps, **facts)
 
     decoder = part("decoder", Decoder, levels=levels)
+    weighting = make_function(config.weighting, "weighting", timesteps=config.timesteps)
     recipe = Recipe(
         part("schedule", Schedule, resolution=resolution),
         part("parameterization", Parameterization),
         part("noise_label", NoiseLabel),
         part("variance", ReverseVariance),
         part("times", TimeSampler),
-        part("objective", Objective, weighting=part("weighting", object), decoder=decoder),
+        part("objective", Objective, weighting=weighting, decoder=decoder),
         decoder,
     )
     for conflict in conflicts(recipe):
@@ -56,7 +57,7 @@ def build_sampler(config: DictConfig, timesteps: int, schedule: Schedule | None 
 
     timesteps: T of the chain that was trained; schedule: the one that the steps are tried on before any work.
     """
-    grid: Any = make(config.grid, "grid", object, timesteps=timesteps)
+    grid = make_function(config.grid, "grid", timesteps=timesteps)
     sampler = make(config.sampler, "sampler", Sampler, grid=grid)
     if schedule is not None:
         chain = tried("grid", Chain, sampler.chain, schedule)

@@ -1,20 +1,22 @@
-from . import denoiser as denoiser
-from . import drawing as drawing
-from . import gaussian as gaussian
-from . import grids as grids
-from . import guidance as guidance
-from . import inversion as inversion
-from . import levels as levels
-from . import likelihood as likelihood
-from . import loss_weights as loss_weights
-from . import noise_labels as noise_labels
-from . import objectives as objectives
-from . import parameterizations as parameterizations
-from . import recipe as recipe
-from . import samplers as samplers
-from . import schedules as schedules
-from . import times as times
-from . import trajectories as trajectories
-from . import transitions as transitions
-from . import variances as variances
-from . import weightings as weightings
+from . import (
+    denoiser as denoiser,
+    drawing as drawing,
+    gaussian as gaussian,
+    grids as grids,
+    guidance as guidance,
+    inversion as inversion,
+    levels as levels,
+    likelihood as likelihood,
+    loss_weights as loss_weights,
+    noise_labels as noise_labels,
+    objectives as objectives,
+    parameterizations as parameterizations,
+    recipe as recipe,
+    samplers as samplers,
+    schedules as schedules,
+    times as times,
+    trajectories as trajectories,
+    transitions as transitions,
+    variances as variances,
+    weightings as weightings,
+)

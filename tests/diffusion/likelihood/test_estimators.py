@@ -7,8 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from noising.diffusion.likelihood.adaptive import Adaptive
 from noising.diffusion.likelihood.decoders import DiscretizedGaussian
