@@ -160,9 +160,10 @@ def _turns(rows: Tensor) -> Tensor:
 
 def drops_out(layer: nn.Module) -> bool:
     """Whether a layer of torch's draws from the global generators in training, as dropout does."""
+    if not type(layer).__module__.startswith("torch.nn."):
+        return False
     rates = (getattr(layer, name, 0) for name in ("p", "dropout"))
-    active = any(isinstance(rate, int | float) and rate > 0 for rate in rates)
-    return isinstance(layer, nn.RReLU) or (active and type(layer).__module__.startswith("torch.nn."))
+    return isinstance(layer, nn.RReLU) or any(isinstance(rate, int | float) and rate > 0 for rate in rates)
 
 
 def may_draw(layer: nn.Module) -> bool:

@@ -65,9 +65,9 @@ class Composer:
         parsed = dict(zip(words, self.parse(words), strict=True))
         parts = [one.key_or_group.removesuffix("._target_") for one in parsed.values() if _names_class(one)]
         for part in dict.fromkeys(parts):
-            within = [word for word in words if parsed[word].key_or_group.startswith(f"{part}.")]
+            within = [word for word in words if _is_within(parsed[word], [part])]
             target = next(parsed[word] for word in within if parsed[word].key_or_group == f"{part}._target_")
-            replaced = self._target_of(part, [word for word in words if word not in within])
+            replaced = self._target_of(part, [word for word in words if not _is_within(parsed[word], parts)])
             if f"~{part}" not in words and (replaced is None or set(_values(target)) == {*replaced}):
                 continue
             others = [word for word in words if word not in within and parsed[word].key_or_group != part]
@@ -333,6 +333,11 @@ def _names_class(override: Override) -> bool:
     part, _, name = override.key_or_group.rpartition(".")
     wrong = override.is_delete() or override.is_hydra_override() or (override.is_add() and not override.is_force_add())
     return name == "_target_" and part not in ("", "trainer") and not wrong
+
+
+def _is_within(override: Override, parts: Iterable[str]) -> bool:
+    """Whether an override sets an option of one of the parts."""
+    return any(override.key_or_group.startswith(f"{part}.") for part in parts)
 
 
 def _of_torch_dataset(words: Sequence[str], target: Override) -> list[str]:
