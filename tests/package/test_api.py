@@ -165,6 +165,8 @@ def test_images_are_shown_as_a_grid_and_its_parts_as_well() -> None:
     np.testing.assert_array_equal(pixels[::factor, ::factor][1:5, 1:5], images[0, :, :, 0])
     assert images[:2]._repr_png_() is not None
     assert images[0]._repr_png_() is None
+    assert repr(images[:2]) == "ImageArray(2 images of 4x4x1, uint8)"
+    assert repr(images[0, :1, :2]) == "ImageArray([[[0],\n             [1]]], dtype=uint8)"
     assert images.mean(axis=0)._repr_png_() is None
     assert (images / 2)._repr_png_() is None
     assert np.asarray(images).sum() == images.sum() == 80 * 79 // 2

@@ -28,6 +28,12 @@ class ImageArray(np.ndarray[Any, np.dtype[np.uint8]]):
     def __array_finalize__(self, source: object) -> None:
         self.classes = 0  # a part of the images is in another order
 
+    def __repr__(self) -> str:
+        if self.picture is None:
+            return super().__repr__()
+        count, height, width, channels = self.shape
+        return f"ImageArray({count} images of {height}x{width}x{channels}, uint8)"
+
     @property
     def picture(self) -> Image.Image | None:
         """The grid; None for an array of another shape or type."""

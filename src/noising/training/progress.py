@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
+from multiprocessing import parent_process
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ from noising.training.throughput import Throughput
 
 REFRESH_SECONDS = 0.25
 LINES = 10  # plain lines a task, where there is no terminal
+
+
+def error_console() -> Console:
+    """Standard error as rich prints on it; a process that a notebook has forked cannot send it widgets."""
+    return Console(stderr=True, force_jupyter=False if parent_process() is not None else None)
 
 
 def draws_bars(console: Console) -> bool:
@@ -62,7 +68,7 @@ class StepProgress(ProgressBar):
 
     def _open(self, description: str, total: int, done: int = 0) -> TaskID:
         if self._display is None:  # not before: ddp_spawn cannot send its lock to the processes it starts
-            console = self._console or Console(stderr=True)
+            console = self._console or error_console()
             left, right = "{task.description}", "{task.fields[text]}"
             columns = (left, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), right)
             hidden = not (self._enabled and draws_bars(console))
