@@ -29,15 +29,19 @@ class ImageArray(np.ndarray[Any, np.dtype[np.uint8]]):
         self.classes = 0  # a part of the images is in another order
 
     def __repr__(self) -> str:
-        if self.picture is None:
+        if not self._has_picture:
             return super().__repr__()
         count, height, width, channels = self.shape
         return f"ImageArray({count} images of {height}x{width}x{channels}, uint8)"
 
     @property
+    def _has_picture(self) -> bool:
+        return self.ndim == 4 and self.dtype == np.uint8 and len(self) > 0 and self.shape[3] in (1, 3)
+
+    @property
     def picture(self) -> Image.Image | None:
         """The grid; None for an array of another shape or type."""
-        if self.ndim != 4 or self.dtype != np.uint8 or not len(self) or self.shape[3] not in (1, 3):
+        if not self._has_picture:
             return None
         return Image.fromarray(sample_grid(torch.from_numpy(np.array(self)).permute(0, 3, 1, 2), self.classes))
 
