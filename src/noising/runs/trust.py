@@ -138,7 +138,7 @@ def _refusal(target: str, source: Source, public: Sequence[str]) -> str:
     allowed = allowed_names()
     trusted = (*public, *allowed)
     if not _within(target, trusted) or (_within(target, public) and not _within(target, allowed) and "._" in target):
-        return f"is not of noising: if you trust it, add allow={first} (in Python, set {VARIABLE}={first})"
+        return f'is not of noising: if you trust it, add allow={first} (in Python, allow="{first}")'
     found = locate(target, source.name)
     if _within(str(getattr(found, "__module__", "")), trusted) and _is_of_kinds(found):
         return ""
