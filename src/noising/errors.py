@@ -70,6 +70,10 @@ class UsageError(ValueError):
     def __init__(self, message: object = "") -> None:
         super().__init__(printable(message))
 
+    def _render_traceback_(self) -> list[str]:
+        """The lines that IPython shows for the error: as on the command line, no traceback."""
+        return [f"error: {self}"]
+
 
 class ConfigError(UsageError):
     """An option is misspelt, of the wrong type, or refused by what it configures."""

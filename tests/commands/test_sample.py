@@ -12,9 +12,9 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-import noising as package
 from noising.commands.sample_jobs import SampleJob
 from noising.runs.folder import Run
+from noising.trained import load
 from tests.helpers import SMALL, Command, run_command
 
 FEW = ["sampler=ancestral", "sampler.steps=5", "n=5", "device=cpu"]
@@ -245,7 +245,7 @@ def test_a_lesser_version_guides(conditional: Path, noising: Command, tmp_path: 
 
 
 def test_the_bound_of_a_model_with_classes_is_told_them(conditional: Path) -> None:
-    run = package.load(conditional)
+    run = load(conditional)
     assert run.classes == 10
     terms, images = run.bound_terms(clip=None), run.image_set("test", size=30)
     x, told = images.fetch(torch.arange(30))

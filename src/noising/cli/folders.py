@@ -244,7 +244,10 @@ def _words(stored: Mapping[str, Any], defaults: Any) -> list[str]:
     gone = [name for name in own if name not in theirs]
     whole = dict.fromkeys(name.partition(".")[0] for name in gone if name.partition(".")[0] not in stored)
     words = [f"~{name}" for name in (*whole, *(name for name in gone if name.partition(".")[0] in stored))]
-    changed = [name for name in theirs if name not in own or own[name] != theirs[name]]
+    # what names another class begins anew, without the options that the two have alike
+    differing = {name for name in theirs if name not in own or own[name] != theirs[name]}
+    anew = tuple(name.removesuffix("_target_") for name in differing if name.endswith("._target_"))
+    changed = [name for name in theirs if name in differing or name.startswith(anew)]
     return [*words, *(f"++{name}={_value(theirs[name])}" for name in changed)]
 
 

@@ -97,7 +97,9 @@ class DiffusionModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.nonfinite_guard.check(self, self.denoiser.schedule)  # diverged weights are never written
-        checkpoint |= {"skipped_steps": self.skipped_steps, "init_from": self.init_from}
+        checkpoint["skipped_steps"] = self.skipped_steps
+        if self.init_from is not None:
+            checkpoint["init_from"] = self.init_from
         checkpoint["times"] = self._settled_times
         gathered: Tensor = self.all_gather(self._settled)  # type: ignore[assignment]
         checkpoint["loss_sums"] = gathered.reshape(-1, *self._settled.shape).cpu()  # of each rank

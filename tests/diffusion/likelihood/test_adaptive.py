@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import noising as package
 from noising.commands.bound_benchmark import full_sum_variance
 from noising.diffusion.levels import NoiseLevel
 from noising.diffusion.likelihood.adaptive import Adaptive, AdaptivePlan, FullSum, draws_needed, variance_of_draws
@@ -28,6 +27,7 @@ from noising.diffusion.variances import FixedSmall
 from noising.oracles.oracle import oracle_denoiser
 from noising.oracles.pixels import grey_levels
 from noising.randomness import Streams
+from noising.trained import load
 from tests.diffusion.helpers import images
 
 IMAGES, STEPS, DRAWS = 40, 200, 4
@@ -69,7 +69,7 @@ def cached(terms: BoundTerms, x: Tensor) -> Cached:
 
 @pytest.fixture(scope="module")
 def trained_terms(trained: Path) -> Cached:
-    run = package.load(trained)
+    run = load(trained)
     chain = Chain.uniform(run.denoiser.schedule, STEPS)
     terms = ModelTerms(run.denoiser, chain, DiscretizedGaussian(17), clip=1.0)
     with torch.no_grad():
@@ -375,7 +375,7 @@ def test_the_error_of_networks_is_that_which_was_asked_for(
 
     part: of the error that the least draws give.
     """
-    run = package.load(trained)
+    run = load(trained)
 
     def evaluations(stderr: float, count: int) -> list[BoundEstimate]:
         keyed = (chosen._replace(seed=seed) for seed in range(count))

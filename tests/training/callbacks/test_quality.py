@@ -10,7 +10,6 @@ from lightning.pytorch import Callback, Trainer
 from omegaconf import DictConfig, OmegaConf
 from torchmetrics.image import KernelInceptionDistance
 
-import noising as package
 from noising.experiment import Experiment
 from noising.metrics.measurement import sample_quality
 from noising.metrics.quality import ImageMetric
@@ -69,11 +68,11 @@ def test_callbacks_can_follow_what_a_check_has_measured(noising: Command, tmp_pa
 def test_epochs_are_counted_in_steps(runs: dict[str, Run]) -> None:
     """1,309 images in batches of 128: half an epoch is five steps."""
     config = OmegaConf.merge(
-        package.load(runs["plain"].path).config,
+        load(runs["plain"].path).config,
         {"callbacks": {"quality": {"every_n_epochs": 0.5}, "samples": None}},  # None: without it
     )
     assert isinstance(config, DictConfig)
-    trained = package.load(runs["plain"].path)
+    trained = load(runs["plain"].path)
     callbacks = Experiment(config, trained.data).callbacks(Results(runs["plain"]))
     assert all(isinstance(callback, Callback) and not isinstance(callback, SampleGrid) for callback in callbacks)
     (check,) = (callback for callback in callbacks if isinstance(callback, QualityCheck))
@@ -102,7 +101,7 @@ class KernelCheck(QualityCheck):
 def test_two_processes_find_the_number_of_one(runs: dict[str, Run], tmp_path: Path) -> None:
     found = []
     for devices in (1, 2):
-        trained = package.load(runs["plain"].path)
+        trained = load(runs["plain"].path)
         results = Results(Run(tmp_path / str(devices)))
         results.run.start({})
         experiment = Experiment(trained.config, trained.data)
@@ -178,6 +177,7 @@ OWN = """
 import torch
 from torchmetrics import Metric
 
+from noising.trained import load
 from noising.metrics.quality import ClassifierDistance
 
 
