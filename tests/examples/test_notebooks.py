@@ -52,6 +52,7 @@ def test_mnist(tmp_path: Path) -> None:
     """Of digits, which need no download; that the bound is the sum of its terms is asserted by the notebook itself."""
     printed = execute("mnist", tmp_path, DATA="digits", STEPS=40)
     assert "UNet of" in printed
+    assert "[INFO]" not in printed
     assert len(list((tmp_path / "runs").glob("*/*/summary.json"))) == 1
     assert len(list((tmp_path / "evaluations").glob("*/*/summary.json"))) == 4
 
