@@ -74,16 +74,13 @@ def cell(row: Row, name: str) -> str:
 
 @contextmanager
 def evaluations_bar(total: int) -> Iterator[Callable[[float], None]]:
-    """Show a bar of `total` network evaluations, and yield the function that advances it by a number of them.
-
-    A log file gets a line at the start, in place of a bar at the end; a notebook shows by itself that a cell runs.
-    """
+    """Show a bar of `total` network evaluations, and yield the function that advances it by a number of them."""
     from noising.training.progress import draws_bars  # here: it brings Lightning, which tables do without
 
     columns = (TextColumn("network evaluations"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     drawn = draws_bars(console)
-    if not drawn and not console.is_jupyter:
+    if not drawn:  # a log file gets a line at the start, in place of a bar at the end
         console.print(f"{total:,} network evaluations", highlight=False, soft_wrap=True)
     with Progress(*columns, console=console, disable=not drawn) as progress:
         task = progress.add_task("", total=total)
