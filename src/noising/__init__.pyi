@@ -26,6 +26,7 @@ from .diffusion.likelihood.decoders import (
     TanhDiscretizedGaussian as TanhDiscretizedGaussian,
 )
 from .diffusion.likelihood.dequantization import FlowLikelihood as FlowLikelihood
+from .diffusion.likelihood.divergences import exact_trace as exact_trace, probed_trace as probed_trace
 from .diffusion.likelihood.estimators import BoundEstimator as BoundEstimator, Exact as Exact, Stratified as Stratified
 from .diffusion.likelihood.flow import flow_log_prob as flow_log_prob
 from .diffusion.likelihood.meter import BoundEstimate as BoundEstimate, evaluate_bound as evaluate_bound

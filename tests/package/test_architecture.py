@@ -58,9 +58,9 @@ def test_tests_share_what_stands_in_helpers() -> None:
 
 
 def test_a_folder_of_tests_is_a_folder_of_sources() -> None:
-    """Beside those of the package as a whole, the float64 reference, and what befalls a run."""
+    """Beside those of the package as a whole, the float64 reference, what befalls a run, and the examples."""
     folders = {path.parent.relative_to(ROOT / "tests") for path in TESTS if path.name.startswith("test_")}
-    own = {Path(name) for name in ("package", "reference", "reliability")}
+    own = {Path(name) for name in ("package", "reference", "reliability", "examples")}
     assert folders - own <= {path.parent.relative_to(ROOT / "src" / "noising") for path in SOURCES} - {Path()}
 
 

@@ -161,13 +161,14 @@ def _set_hydra(states: dict[type, dict[str, object]]) -> None:
 
 @contextmanager
 def _logging_to(file: Path) -> Iterator[None]:
-    """Within it, what is logged goes to the file, and to standard output where nobody handles logs."""
+    """Within it, what is logged goes to the file, and its bare words to standard output where nobody handles logs."""
     root = logging.getLogger()
     handlers: list[logging.Handler] = [] if root.handlers else [logging.StreamHandler(sys.stdout)]
     with suppress(OSError):
-        handlers.append(logging.FileHandler(file, encoding="utf-8", errors="backslashreplace", delay=True))
+        recorded = logging.FileHandler(file, encoding="utf-8", errors="backslashreplace", delay=True)
+        recorded.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
+        handlers.append(recorded)
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] - %(message)s"))
         root.addHandler(handler)
     root.setLevel(min(root.level or logging.INFO, logging.INFO))
     try:

@@ -9,6 +9,7 @@ from noising.commands.loggers import open_results
 from noising.commands.starting import start_from
 from noising.commands.tables import print_summary, relative
 from noising.config.secrets import without_secrets
+from noising.diffusion.networks import Adapted
 from noising.experiment import Experiment
 from noising.runs.folder import Run
 from noising.runs.status import UnwrittenError, run_status
@@ -61,7 +62,8 @@ def train(cfg: DictConfig, run_dir: Path) -> None:
 
 def _description(experiment: Experiment, run: Run, threads: int) -> str:
     """One line on a training about to begin: folder, data, network, length, threads."""
-    data, network = experiment.data, experiment.denoiser.model
+    data, model = experiment.data, experiment.denoiser.model
+    network = model.network if isinstance(model, Adapted) else model
     millions = sum(p.numel() for p in experiment.denoiser.parameters()) / 1e6
     images = len(data.train.pixels)
     seen = f"{data.train_batches * data.batch_size} of {images}" if data.train_batches else images

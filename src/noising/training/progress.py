@@ -30,8 +30,15 @@ def error_console() -> Console:
 
 
 def draws_bars(console: Console) -> bool:
-    """Whether bars can be drawn anew in place: on a terminal, and in a notebook that has ipywidgets."""
-    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+    """Whether bars can be drawn anew in place: on a terminal, and in a notebook that has ipywidgets.
+
+    Not where the notebook captures its output, as `%%capture` does: widgets raise an error there.
+    """
+    if not console.is_jupyter:
+        return console.is_terminal
+    from IPython import get_ipython  # a notebook has it
+
+    return find_spec("ipywidgets") is not None and hasattr(getattr(get_ipython(), "display_pub", None), "set_parent")
 
 
 class StepProgress(ProgressBar):
