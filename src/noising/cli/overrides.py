@@ -70,7 +70,8 @@ class Composer:
                 continue
             within = [word for word in words if _is_within(parsed[word], [part])]
             target = next(parsed[word] for word in within if parsed[word].key_or_group == f"{part}._target_")
-            replaced = self._target_of(part, [word for word in words if not _is_within(parsed[word], parts)])
+            rest = [parsed[word] for word in words if not _is_within(parsed[word], parts)]
+            replaced = self._target_of(part, each_choice_once(rest)[0])
             if f"~{part}" not in words and (replaced is None or [*_values(target)] == replaced):
                 continue
             others = [word for word in words if word not in within and parsed[word].key_or_group != part]
