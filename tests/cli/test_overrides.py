@@ -128,12 +128,9 @@ NET = {"_target_": "mine.Net", "depth": 2}
     "words",
     [
         "model._target_=mine.Net model.depth=2",
-        "model.depth=2 model._target_=mine.Net",
         "+model._target_=mine.Net +model.depth=2 ~model",
-        "~model ++model._target_=mine.Net ++model.depth=2",
         "model=unet model._target_=mine.Net model.depth=2",
         "model._target_=mine.Net model.depth=2 optimizer._target_=mine.Lion optimizer.rho=1",
-        "optimizer._target_=mine.Lion optimizer.rho=1 model._target_=mine.Net model.depth=2",
         "model._target_=mine.Net model.depth=2 ~model.width",
     ],
 )
