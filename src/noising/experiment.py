@@ -6,11 +6,10 @@ grey levels, T) is handed on here, in code, so that no YAML repeats it.
 
 import inspect
 import logging
+import math
 import os
-import traceback
 import warnings
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -21,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torch.utils.data import Dataset
 
-from noising.config.instantiate import locate, make, make_function, parameters, tried
+from noising.config.instantiate import locate, make, make_function, parameters, said, tried
 from noising.config.options import MAX_DEVICES
 from noising.config.secrets import without_secrets
 from noising.config.theory import build_recipe, build_sampler
@@ -32,7 +31,7 @@ from noising.diffusion.likelihood.estimators import BoundEstimator
 from noising.diffusion.networks import adapted, require_fitting
 from noising.diffusion.recipe import Recipe
 from noising.diffusion.samplers import Sampler
-from noising.errors import ConfigError, in_one_line
+from noising.errors import ConfigError
 from noising.metrics.measurement import SampleQuality, sample_quality
 from noising.metrics.reference_features import UnmeasurableError
 from noising.runs.results import Results
@@ -45,7 +44,14 @@ from noising.training.ema import EMA
 from noising.training.hooks import leave_out_unused
 from noising.training.loggers import CSVMetrics
 from noising.training.module import TRAINING, DiffusionModule
-from noising.training.optimizers import MakeOptimizer, MakeScheduler, MuonWithAdamW, by_factor
+from noising.training.optimizers import (
+    MakeOptimizer,
+    MakeScheduler,
+    MuonWithAdamW,
+    by_factor,
+    require_lasting,
+    require_stepping,
+)
 from noising.training.progress import StepProgress
 from noising.training.safety.gradient_sums import sum_in_one_order
 from noising.training.safety.preemption import Preemption
@@ -128,17 +134,15 @@ class Experiment:
         """The network as the denoiser calls it; a user's own is tried on an image first: ConfigError if it fails."""
         if type(network).__module__.startswith("noising."):
             return network
-        facts, name = self._facts_of_network, type(network).__name__
+        facts, name, recipe = self._facts_of_network, type(network).__name__, self.recipe
         shape = (facts["channels"], facts["out_channels"], facts["resolution"], facts["classes"])
+        noise_label = recipe.noise_label(recipe.schedule(torch.tensor([0.5, 1.0], dtype=torch.float64)))
         try:
             network = adapted(network, self.num_classes)
             with torch.random.fork_rng(devices=[]):
-                require_fitting(network, *shape)
+                require_fitting(network, noise_label.flatten().float(), *shape)
         except Exception as error:  # the network is the user's: whatever it raises, say it
-            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            raise ConfigError(
-                f"model: {name} cannot be used: {kind}{in_one_line(str(error))}{_where(error)}"
-            ) from error
+            raise ConfigError(f"model: {name} cannot be used: {said(error)}") from error
         return network
 
     @cached_property
@@ -180,7 +184,9 @@ class Experiment:
         # what they are called with, and what they give, is known only when they are called
         some = [torch.nn.Parameter(torch.zeros(size)) for size in ((1, 1), (1,))]
         trial = tried("optimizer", Optimizer, optimizer, some)
-        tried("lr_schedule", LRScheduler, lr_schedule, trial)
+        scheduler = tried("lr_schedule", LRScheduler, lr_schedule, trial)
+        tried("optimizer", object, require_stepping, trial, some)
+        tried("lr_schedule", object, require_lasting, scheduler, self.max_steps)
         return DiffusionModule(
             self.denoiser,
             recipe.objective,
@@ -217,7 +223,10 @@ class Experiment:
         if scheduler:
             return cast(MakeScheduler, make({**node, "_partial_": True}, "lr_schedule", object, **steps))
         made = make_function(node, "lr_schedule", **steps)
-        tried("lr_schedule", float, lambda step: float(made(step)), 0)
+        for step in (0, self.max_steps):
+            factor = tried("lr_schedule", float, lambda step: float(made(step)), step)
+            if not 0 <= factor < math.inf:
+                raise ConfigError(f"lr_schedule: the factor of step {step} is {factor}: a number from 0 is expected")
         return by_factor(made)
 
     def _bound(self, group: str, split: str) -> BoundEvaluation:
@@ -333,16 +342,6 @@ def evaluation_trainer(cfg: DictConfig, results: Results, callbacks: list[Callba
 
 def _type(made: object) -> str:
     return "null" if made is None else type(made).__qualname__
-
-
-def _where(error: Exception) -> str:
-    """The line of the user's own file that raised, " (mine.py:12)"; "" if a library's did alone."""
-    here = Path.cwd()
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)
-        if file.is_relative_to(here) and not {"site-packages", "noising"}.intersection(file.parts):
-            return f" ({file.relative_to(here)}:{frame.lineno})"
-    return ""
 
 
 class _Chatter(logging.Filter):

@@ -150,9 +150,9 @@ def prepare(task: Task, composing: Composer, words: Sequence[str], multirun: boo
     return config
 
 
-def _swept(parsed: Sequence[Override]) -> list[str | None]:
-    """The overrides with several values."""
-    return [override.input_line for override in parsed if override.is_sweep_override()]
+def _swept(parsed: Sequence[Override]) -> list[str]:
+    """The overrides with several values, as the user may write them."""
+    return [str(override.input_line).lstrip("+") for override in parsed if override.is_sweep_override()]
 
 
 def _without_allowed(words: Sequence[str]) -> tuple[list[str], str]:

@@ -64,11 +64,15 @@ class Composer:
         words = [str(word) for word in overrides]
         parsed = dict(zip(words, self.parse(words), strict=True))
         parts = [one.key_or_group.removesuffix("._target_") for one in parsed.values() if _names_class(one)]
-        for part in dict.fromkeys(parts):
+        begun: list[str] = []
+        for part in sorted(dict.fromkeys(parts), key=lambda name: name.count(".")):
+            if any(part.startswith(f"{whole}.") for whole in begun):  # a part of a part that begins anew
+                continue
             within = [word for word in words if _is_within(parsed[word], [part])]
             target = next(parsed[word] for word in within if parsed[word].key_or_group == f"{part}._target_")
-            replaced = self._target_of(part, [word for word in words if not _is_within(parsed[word], parts)])
-            if f"~{part}" not in words and (replaced is None or set(_values(target)) == {*replaced}):
+            rest = [parsed[word] for word in words if not _is_within(parsed[word], parts)]
+            replaced = self._target_of(part, each_choice_once(rest)[0])
+            if f"~{part}" not in words and (replaced is None or [*_values(target)] == replaced):
                 continue
             others = [word for word in words if word not in within and parsed[word].key_or_group != part]
             added = [f"++{word.lstrip('+')}" for word in within if not parsed[word].is_delete()]
@@ -76,6 +80,7 @@ class Composer:
                 added = moved
             elif replaced or f"~{part}" in words:
                 others.append(f"~{part}")
+            begun.append(part)
             words = [*others, *added]
             parsed |= dict(zip(words, self.parse(words), strict=True))
         return words

@@ -8,9 +8,11 @@ nothing. Whatever is wrong with an option is one line that begins with the optio
 import difflib
 import importlib
 import inspect
+import traceback
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from omegaconf import OmegaConf
@@ -18,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from noising.config.option_types import Built, MismatchError, convert
 from noising.config.secrets import masked, without_values
-from noising.errors import ConfigError, config_errors, one_line
+from noising.errors import ConfigError, config_errors, in_one_line, one_line
 
 T = TypeVar("T")
 _DIRECTIVES: dict[str, Any] = {
@@ -43,7 +45,7 @@ def make(node: Any, path: str, kind: type[T], /, **facts: Any) -> T:
     with the same facts. An option that the node sets wins over a fact. With `_partial_: true` the result is a
     functools.partial. Raises ConfigError for all that is wrong with an option, for a ValueError or TypeError of the
     constructor, where its numbers are too large to compute with or to hold, where a file, a download or a package that
-    it needs is not there, and for another kind.
+    it needs is not there, for whatever a class of the user's or of another package raises, and for another kind.
     """
     plain = _plain(node, path)
     _visit(plain, path)  # a misspelt option is told before anything costly (a data set, a network) is built
@@ -68,8 +70,10 @@ def tried(path: str, kind: Any, part: Callable[..., Any], *given: Any) -> Any:
     try:
         with config_errors(path):
             result = part(*given)
-    except (TypeError, AttributeError) as error:  # it takes, or is, something else
-        raise ConfigError(f"{path}: {one_line(error)}") from error
+    except ConfigError:
+        raise
+    except Exception as error:  # the part is the user's: whatever it raises, say it
+        raise ConfigError(f"{path}: {said(error)}") from error
     if not isinstance(result, kind):
         expected = getattr(kind, "__name__", kind)
         raise ConfigError(f"{path}: gives a {type(result).__qualname__}, where {expected} is expected")
@@ -143,13 +147,35 @@ def _call(
             return target(*positional, **options)
     except ConfigError as error:
         raise ConfigError(without_values(str(error), options)) from error
-    except (TypeError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not _is_size(error):
+    except Exception as error:
+        if isinstance(error, TypeError | MemoryError) or (isinstance(error, RuntimeError) and _is_size(error)):
+            raise ConfigError(without_values(f"{path}: {one_line(error)}{where(error)}", options)) from error
+        # a file, a download or a package that is not there; of a user's class, whatever it raises
+        if not isinstance(error, OSError | ImportError) and _is_ours(target):
             raise
-        raise ConfigError(without_values(f"{path}: {one_line(error)}", options)) from error
-    except (OSError, ImportError) as error:  # a file, a download or a package that is not there
-        why = without_values(one_line(error), options)
+        why = without_values(f"{in_one_line(str(error))}{where(error)}", options)
         raise ConfigError(f"{path}: {_name(target)} raised {type(error).__name__}: {why}") from error
+
+
+def said(error: Exception) -> str:
+    """An error of a user's part in one line: its kind, where its words do not say enough, and the user's own line."""
+    kind = "" if isinstance(error, ValueError | TypeError) else type(error).__name__
+    return f"{': '.join(filter(None, (kind, in_one_line(str(error)))))}{where(error)}"
+
+
+def where(error: Exception) -> str:
+    """The line of the user's own file that raised, " (mine.py:12)"; "" if a library's did alone."""
+    here = Path.cwd()
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_relative_to(here) and not {"site-packages", "noising"}.intersection(file.parts):
+            return f" ({file.relative_to(here)}:{frame.lineno})"
+    return ""
+
+
+def _is_ours(target: Callable[..., Any]) -> bool:
+    """Whether an error of a class is for its caller: of noising, and of Lightning's Trainer."""
+    return str(getattr(target, "__module__", "")).partition(".")[0] in ("noising", "lightning")
 
 
 def _is_size(error: RuntimeError) -> bool:

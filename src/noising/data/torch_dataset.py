@@ -1,7 +1,8 @@
 """Images of any torch Dataset by index, read into memory, where its facts are read off them."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,9 +32,9 @@ class TorchDataset(ImageData):
     """A torch Dataset of an image, or of (image, label), by index.
 
     An image is a PIL image, an array or a tensor: grey levels as they are where its type is uint8, and floats in [0, 1]
-    or, where one of the set is negative, in [−1, 1], rounded to grey levels. A tensor is (C, H, W) or (H, W), an array
+    or, where one of them is negative, in [−1, 1], rounded to grey levels. A tensor is (C, H, W) or (H, W), an array
     (H, W, C) or (H, W); all images are square and of one size. A label is a whole number from 0. Every item is read a
-    single time: transforms that are drawn at random stay as they were drawn.
+    single time: transforms that are drawn at random stay as they were drawn, by torch alike in every run.
 
     Args:
         batch_size, flip: as in ImageData.
@@ -42,7 +43,8 @@ class TorchDataset(ImageData):
             changes.
         val_fraction, test_fraction: in (0, 1).
         levels: number of grey levels of the images.
-        classes: number of classes; None reads it off: the length of `dataset.classes`, or the largest label + 1.
+        classes: number of classes; 0 leaves the labels out; None reads it off: the length of `dataset.classes`, or the
+            largest label + 1.
 
     Raises:
         ValueError: for arguments out of range; in ``setup`` for what is no such data set, naming the item.
@@ -79,7 +81,10 @@ class TorchDataset(ImageData):
         self._grey_levels, self._classes = levels, classes
 
     def load(self) -> Splits:
-        read = {name: self._read(name, items) for name, items in self._sets.items() if items is not None}
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(0)  # what torch draws in a transform is the same in every run
+            given = {name: items for name, items in self._sets.items() if items is not None or name == "train"}
+            read = {name: self._read(name, items) for name, items in given.items()}
         pixels, labels = read["train"]
         missing = [name for name in ("val", "test") if name not in read]
         rest = np.random.RandomState(0).permutation(len(pixels))
@@ -95,29 +100,40 @@ class TorchDataset(ImageData):
         classes = self._number_of_classes(images)
         return Splits(images["train"], images["val"], images["test"], levels=self._grey_levels, classes=classes)
 
-    def _read(self, split: str, items: Indexed) -> tuple[Tensor, Tensor | None]:
+    def _read(self, split: str, items: Indexed | None) -> tuple[Tensor, Tensor | None]:
         """All images of a data set, (N, C, H, W) uint8 or float32, and their labels (N,), if it has any."""
         place = self.place if split == "train" else f"data.{split}"
-        if isinstance(items, IterableDataset) or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+        indexed = hasattr(items, "__len__") and hasattr(items, "__getitem__")
+        if items is None or isinstance(items, IterableDataset) or not indexed:
             raise ValueError(f"{place}: {type(items).__name__} has no items by index (__len__ and __getitem__)")
-        pixels, labels = [], []
-        for index in range(len(items)):
-            try:
-                image, label = _parts(items[index])
-                pixels.append(_pixels(image))
-                labels.append(None if label is None else _label(label))
-                if pixels[-1].shape != pixels[0].shape:
-                    raise ValueError(f"is of shape {tuple(pixels[-1].shape)}, the first of {tuple(pixels[0].shape)}")
-            except Exception as error:  # the data set is the user's: whatever it raises, say it
-                kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-                raise ValueError(f"{place}: item {index}: {kind}{in_one_line(str(error))}") from error
-        if not pixels:
+        with _reading(place):
+            count = len(items)
+        if not count:
             raise ValueError(f"{place}: it is empty")
-        if not _same(pixels[0], _pixels(_parts(items[0])[0])):
+        pixels, labels = [], []
+        for index in range(count):
+            with _reading(f"{place}: item {index}"):
+                image, label = self._item(items, index)
+                pixels.append(image)
+                labels.append(label)
+                if image.shape != pixels[0].shape:
+                    raise ValueError(f"is of shape {tuple(image.shape)}, the first of {tuple(pixels[0].shape)}")
+                if (label is None) != (labels[0] is None):
+                    raise ValueError(
+                        "has a label, the first has none" if labels[0] is None else "has no label, the first has one"
+                    )
+        with _reading(f"{place}: item 0, a second time"):
+            again, _ = self._item(items, 0)
+        if not _same(pixels[0], again):
             log.warning("%s: it draws its images at random: each is read a single time; for flips use data.flip", place)
-        if any(label is None for label in labels):
+        if labels[0] is None:
             return torch.stack(pixels), None
         return torch.stack(pixels), torch.tensor(labels, dtype=torch.int64)
+
+    def _item(self, items: Indexed, index: int) -> tuple[Tensor, int | None]:
+        """The pixels and the label of an item; no label with `classes=0`."""
+        image, label = _parts(items[index])
+        return _pixels(image), None if label is None or self._classes == 0 else _label(label)
 
     def _images(self, read: Mapping[str, tuple[Tensor, Tensor | None]]) -> dict[str, Images]:
         """The splits as grey levels."""
@@ -127,13 +143,16 @@ class TorchDataset(ImageData):
         if len({tuple(pixels.shape[1:]) for pixels, _ in read.values()}) > 1:
             shapes = ", ".join(f"{name} {tuple(pixels.shape[1:])}" for name, (pixels, _) in read.items())
             raise ValueError(f"{self.place}: the splits are of different shapes: {shapes}")
-        least = min((float(pixels.min()) for pixels in floats), default=0.0)
-        most = max((float(pixels.max()) for pixels in floats), default=1.0)
-        lowest = -1.0 if least < 0 else 0.0
+        leasts = {name: float(pixels.min()) for name, (pixels, _) in read.items() if floats}
+        least, most = min(leasts.values(), default=0.0), max((float(pixels.max()) for pixels in floats), default=1.0)
+        lowest = -1.0 if least < -1e-3 else 0.0  # a filter that resizes overshoots by rounding
         if not lowest - 1e-3 <= least <= most <= 1 + 1e-3:
             raise ValueError(
                 f"{self.place}: its floats go from {least:.4g} to {most:.4g}: give [0, 1], [-1, 1] or uint8"
             )
+        if lowest and (bright := [name for name, low in leasts.items() if low > -1e-3]):
+            names = " and ".join(bright)
+            log.warning("%s: all is read as [-1, 1], though no pixel of %s is negative", self.place, names)
         top = self._grey_levels - 1
 
         def grey(pixels: Tensor) -> Tensor:
@@ -147,6 +166,8 @@ class TorchDataset(ImageData):
         labels = [split.labels for split in images.values()]
         known = [one for one in labels if one is not None]
         if not known:
+            if self._classes:
+                raise ValueError(f"{self.place}: its items have no label, where data.classes={self._classes}")
             return 0
         if len(known) < len(labels):
             raise ValueError(f"{self.place}: some splits have labels and some have none")
@@ -156,6 +177,16 @@ class TorchDataset(ImageData):
         if isinstance(names, Sequence) and not isinstance(names, str):
             return len(names)
         return 1 + max(int(one.max()) for one in known)
+
+
+@contextmanager
+def _reading(place: str) -> Iterator[None]:
+    """Turn whatever a data set raises, since it is the user's, into a ValueError that names the place."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{place}: {kind}{in_one_line(str(error))}") from error
 
 
 def _parts(item: Any) -> tuple[Any, Any]:
@@ -172,9 +203,11 @@ def _parts(item: Any) -> tuple[Any, Any]:
 
 def _pixels(image: Any) -> Tensor:
     """An image as (C, H, W) of uint8 or float32."""
+    form = "(C, H, W)"
     if isinstance(image, Image.Image):
-        image = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
+        image = _eight_bits(image)
     if isinstance(image, np.ndarray):
+        form = "(H, W, C)"
         tensor = torch.from_numpy(np.ascontiguousarray(image))
         tensor = tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor
     elif isinstance(image, Tensor):
@@ -183,7 +216,7 @@ def _pixels(image: Any) -> Tensor:
         raise ValueError(f"is {type(image).__name__}, not a PIL image, an array or a tensor")
     tensor = tensor[None] if tensor.ndim == 2 else tensor
     if tensor.ndim != 3 or tensor.shape[1] != tensor.shape[2] or not tensor.numel():
-        raise ValueError(f"is of shape {tuple(image.shape)}: a square image, as (C, H, W) or (H, W), is expected")
+        raise ValueError(f"is of shape {tuple(image.shape)}: a square {form} or (H, W) is expected")
     if tensor.is_floating_point():
         if not tensor.isfinite().all():
             raise ValueError("holds numbers that are not finite")
@@ -195,10 +228,23 @@ def _pixels(image: Any) -> Tensor:
     return tensor.contiguous()
 
 
+def _eight_bits(image: Image.Image) -> np.ndarray[Any, Any]:
+    """A PIL image as grey levels (H, W) or colours (H, W, 3) of 8 bits, what is clear laid on white."""
+    if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip them
+        raise ValueError(f"is of Pillow's mode {image.mode}: give 8 bits a channel")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    return np.array(image)
+
+
 def _label(label: Any) -> int:
     value = np.asarray(label)
-    if value.size != 1 or value.dtype.kind not in "iu" or int(value.reshape(-1)[0]) < 0:
-        raise ValueError(f"has the label {str(label)[:40]}: a whole number from 0 is expected")
+    if value.size != 1 or value.dtype.kind not in "iu" or not 0 <= int(value.reshape(-1)[0]) < 2**31:
+        hint = "a whole number from 0 is expected; data.classes=0 leaves the labels out"
+        raise ValueError(f"has the label {str(label)[:40]}: {hint}")
     return int(value.reshape(-1)[0])
 
 

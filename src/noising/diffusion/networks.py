@@ -40,40 +40,59 @@ def adapted(network: nn.Module, classes: int = 0) -> nn.Module:
 
 
 def output_of(output: Tensor | object) -> Tensor:
-    """The images that a network gives: its tensor, the field `sample` as in diffusers, or the first of a tuple."""
+    """The images that a network gives: its tensor, the field `sample` as in diffusers, or the first of a tuple.
+
+    Raises ValueError for anything else.
+    """
     if isinstance(output, Tensor):
         return output
-    first: Tensor = output[0] if type(output) in (tuple, list) else output.sample  # type: ignore[index,attr-defined]
+    first = next(iter(output), None) if type(output) in (tuple, list) else getattr(output, "sample", None)  # type: ignore[call-overload]
+    if not isinstance(first, Tensor):
+        raise ValueError(
+            f"it gives {_kind(output)}, where a tensor (B, C, H, W), a tuple that begins with it, or an object whose "
+            ".sample it is, is expected"
+        )
     return first
 
 
-@torch.no_grad()
-def require_fitting(network: nn.Module, channels: int, out_channels: int, resolution: int, classes: int = 0) -> None:
-    """Evaluate a network on one grey image and its class, and leave it as it was.
+def require_fitting(
+    network: nn.Module, noise_label: Tensor, channels: int, out_channels: int, resolution: int, classes: int = 0
+) -> None:
+    """Evaluate a network on grey images, one for each noise label (B,), and leave it as it was.
 
-    Raises ValueError if it gives another shape, or not a tensor; and whatever the network raises.
+    With classes it is given the first, and in the last image no class: the number `classes`. Raises ValueError if it
+    gives another shape, no tensor of floats, or one that depends on no parameter; and whatever the network raises.
     """
-    x, noise_label = torch.zeros(1, channels, resolution, resolution), torch.full((1,), 500.0)
-    class_label = torch.zeros(1, dtype=torch.long) if classes else None
+    x = torch.zeros(len(noise_label), channels, resolution, resolution)
+    class_label = torch.zeros(len(noise_label), dtype=torch.long) if classes else None
+    if class_label is not None:
+        class_label[-1] = classes
     modes = [(part, part.training) for part in network.modules()]
     network.eval()
     try:
-        output = network(x, noise_label, class_label=class_label)
+        output = output_of(network(x, noise_label, class_label=class_label))
     finally:
         for part, training in modes:
             part.training = training
-    output = output_of(output)
-    expected, found = (1, out_channels, resolution, resolution), tuple(getattr(output, "shape", ()))
+    expected, found = (len(x), out_channels, resolution, resolution), tuple(output.shape)
     require(found == expected, f"for x of shape {tuple(x.shape)} it gives {found}, where {expected} is expected")
+    require(output.is_floating_point(), f"it gives {str(output.dtype).removeprefix('torch.')}, not floats")
+    require(output.requires_grad, "nothing of it can be trained: what it gives has no gradient")
+
+
+def _kind(output: object) -> str:
+    """The class of an output, with the length of a tuple or the names of a mapping."""
+    named = f" of {', '.join(map(str, output))}" if isinstance(output, dict) else ""
+    return f"{type(output).__name__}{named}"
 
 
 def _class_parameter(network: nn.Module) -> str | None:
-    """The name of the parameter for the class; None if there is none."""
-    parameters = list(inspect.signature(network.forward).parameters.values())
-    names = [parameter.name for parameter in parameters if parameter.kind != parameter.VAR_POSITIONAL]
+    """The name of the parameter for the class, behind those for x and the noise label; None if there is none."""
+    parameters = inspect.signature(network.forward).parameters.values()
+    placed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = [p.name for p in parameters if p not in placed[:2] and p.kind != p.VAR_POSITIONAL]
     for name in CLASS_NAMES:
         if name in names:
             return name
-    third = parameters[2:3]
-    positional = [p for p in third if p.kind == p.POSITIONAL_OR_KEYWORD and p.default in (p.empty, None)]
-    return positional[0].name if positional else None
+    third = [p for p in placed[2:3] if p.kind == p.POSITIONAL_OR_KEYWORD and p.default in (p.empty, None)]
+    return third[0].name if third else None

@@ -24,7 +24,7 @@ from noising.runs.declarations import Declaration
 from noising.runs.results import Results
 from noising.training.hooks import leave_out_unused
 from noising.training.losses import LOSSES, QuartileLosses
-from noising.training.optimizers import MakeOptimizer, MakeScheduler
+from noising.training.optimizers import MakeOptimizer, MakeScheduler, ScheduledOptions
 from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, StepLog
 from noising.training.throughput import Throughput
 from noising.training.validation import BoundEvaluation
@@ -131,9 +131,11 @@ class DiffusionModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over the denoiser's and the objective's parameters, its rate set anew every step."""
         optimizer = self.optimizer(self._trained)
-        schedule = {"scheduler": self.lr_schedule(optimizer), "interval": "step"}
+        before = {name for group in optimizer.param_groups for name in group}
+        scheduler = self.lr_schedule(optimizer)
+        self._scheduled = ScheduledOptions(scheduler, optimizer, before)
         self._first_rates = [group["initial_lr"] for group in optimizer.param_groups]
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
         self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
@@ -229,8 +231,8 @@ class DiffusionModule(LightningModule):
         return label.masked_fill(drawn.to(label.device, non_blocking=True), self.classes)
 
     def on_train_start(self) -> None:
-        """Take the optimizer's options from the config: a checkpoint restores those that it was written with."""
-        scheduler = self.trainer.lr_scheduler_configs[0].scheduler
+        """Take the optimizer's options from the config, and the scheduler's: a checkpoint restores its own."""
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
         groups = scheduler.optimizer.param_groups
         options: dict[str, Any] = getattr(self.optimizer, "keywords", {})  # the optimizer is a partial
         cycled = ("betas", "momentum") if getattr(scheduler, "cycle_momentum", False) else ()  # the scheduler's to set
@@ -240,6 +242,7 @@ class DiffusionModule(LightningModule):
                 group["lr"] *= rate / group["initial_lr"]
                 group["initial_lr"] = rate
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
+        self._scheduled.restore(scheduler)
         if any(drops_out(part) for part in self.denoiser.model.modules()):
             log.info("the network's dropout is drawn by device and micro-batch: other numbers of them train otherwise")
         self.losses.reset()

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -9,13 +10,71 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from noising.errors import require
+
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 MakeScheduler = Callable[[Optimizer], LRScheduler]
 
 
 def by_factor(factor: Callable[[int], float]) -> MakeScheduler:
     """A scheduler of the rate `factor(step)` times the optimizer's own."""
-    return partial(LambdaLR, lr_lambda=factor)
+    return partial(LambdaLR, lr_lambda=partial(_as_number, factor))  # of a partial, a checkpoint restores nothing
+
+
+def _as_number(factor: Callable[[int], float], step: int) -> float:
+    return float(factor(step))
+
+
+class ScheduledOptions:
+    """The options of a scheduler as it was made, which the state of a checkpoint replaces.
+
+    These are its attributes of the names of its constructor's parameters, the phases of OneCycleLR, which depend on
+    them, and what it has written into the optimizer's groups.
+    """
+
+    def __init__(self, scheduler: LRScheduler, optimizer: Optimizer, before: set[str]) -> None:
+        """before: names in the optimizer's groups before the scheduler was made."""
+        names = {*signature(type(scheduler)).parameters, "_schedule_phases"} - {"optimizer", "last_epoch"}
+        self._own = {name: value for name, value in vars(scheduler).items() if name in names}
+        self._of_groups = [
+            {name: value for name, value in group.items() if name not in {*before, "initial_lr"}}
+            for group in optimizer.param_groups
+        ]
+
+    def restore(self, scheduler: LRScheduler) -> None:
+        """Set the options of a scheduler again, and where they are others the rate of its step by its closed form."""
+        others = any(vars(scheduler).get(name) != value for name, value in self._own.items())
+        vars(scheduler).update(self._own)
+        groups = scheduler.optimizer.param_groups
+        for group, options in zip(groups, self._of_groups, strict=True):
+            group.update(options)
+        closed_form = getattr(scheduler, "_get_closed_form_lr", None)  # of a rate of 0 the next would be 0 too
+        if others and closed_form is not None:
+            for group, rate in zip(groups, closed_form(), strict=True):
+                group["lr"] = rate
+
+
+def require_stepping(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+    """Take a step as a training does, whose gradients are computed within it.
+
+    Raises ValueError if the optimizer does not have them computed, and whatever it raises itself.
+    """
+    computed = []
+
+    def closure() -> Tensor:
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        computed.append(True)
+        return torch.zeros(())
+
+    optimizer.step(closure=closure)  # type: ignore[arg-type]
+    require(bool(computed), f"{type(optimizer).__name__}.step does not call its closure, which computes the gradients")
+
+
+def require_lasting(scheduler: LRScheduler, max_steps: int) -> None:
+    """Set a scheduler to the last step of a training. Raises whatever it raises there."""
+    scheduler.last_epoch = max_steps - 1
+    scheduler.step()
 
 
 class MuonWithAdamW(Optimizer):
