@@ -15,6 +15,7 @@ from noising.metrics.measurement import sample_quality
 from noising.metrics.quality import ImageMetric
 from noising.runs.folder import Run
 from noising.runs.results import Results
+from noising.trained import load
 from noising.training.callbacks.quality import QualityCheck
 from noising.training.callbacks.samples import SampleGrid
 from noising.training.checkpoints import load_checkpoint
@@ -177,7 +178,6 @@ OWN = """
 import torch
 from torchmetrics import Metric
 
-from noising.trained import load
 from noising.metrics.quality import ClassifierDistance
 
 
