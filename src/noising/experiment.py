@@ -119,7 +119,7 @@ class Experiment:
 
     @property
     def _facts_of_network(self) -> dict[str, Any]:
-        """What a network is made for, under the names that its constructor may have for it."""
+        """The facts that a network is made for, under the names that its constructor may have for them."""
         data, classes = self.data, self.num_classes
         embeddings = classes + 1 if classes else None  # the last is that of no class
         return {

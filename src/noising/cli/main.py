@@ -47,7 +47,7 @@ def cli() -> None:
 
 
 def _list_commands(name: str) -> None:
-    """What the commands are, or which of them was meant."""
+    """Print the commands, or stop with the one that was probably meant."""
     if name in ("--help", "-h", "help"):
         print("usage: noising NAME [key=value ...]; noising NAME --help tells more\n")
         print("\n".join(f"  {name:11} {command.help}" for name, command in COMMANDS.items()))

@@ -168,7 +168,7 @@ def _print_bound(summary: Mapping[str, Any], split: str, declared: Declarations)
 
 
 def limited_words(wanted: float, reached: float) -> str:
-    """What became of a standard error that would cost more than all terms, in bits/dim."""
+    """A line on a standard error that would cost more than all terms: the error that was reached, in bits/dim."""
     return (
         f"bound.stderr={wanted:g} would cost more than all terms of all images, and no more than these was spent: "
         f"± {number(reached)} was reached"

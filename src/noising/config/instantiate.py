@@ -66,7 +66,7 @@ def make_function(node: Any, path: str, /, **facts: Any) -> Any:
 
 
 def tried(path: str, kind: Any, part: Callable[..., Any], *given: Any) -> Any:
-    """What a part made with `_partial_` gives when it is called; ConfigError if it raises, or gives another kind."""
+    """Call a part made with `_partial_`, and return its result; ConfigError if it raises, or gives another kind."""
     try:
         with config_errors(path):
             result = part(*given)

@@ -74,6 +74,7 @@ def _option_type(hint: Any) -> Any:
 
 
 def integral(value: Any) -> Any:
+    """A float without a fraction as an int, as YAML's 1e5; anything else as it is."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

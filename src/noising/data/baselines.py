@@ -19,8 +19,9 @@ def histogram_bits(train: Tensor, test: Tensor, levels: int) -> float:
     training remain possible; with add-one smoothing the prior would weigh as much as 256 images.
 
     Args:
-        train, test: (N, C, H, W) uint8 with values 0..levels-1.
-        levels: grey levels.
+        train: training images, (N, C, H, W) uint8 with values 0..levels-1.
+        test: test images, likewise.
+        levels: number of grey levels.
     """
     counts = _histograms(train, levels)
     log_probability = torch.log2((counts + 1 / levels) / (len(train) + 1))  # (C·H·W, levels)

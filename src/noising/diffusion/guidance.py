@@ -1,4 +1,4 @@
-"""Guidance: a denoiser extrapolated away from a weaker one, the guide:
+"""Guidance: a denoiser is extrapolated away from a weaker one, the guide.
 
     x̂ = x̂_weak + scale (x̂_strong − x̂_weak),    ε̂ likewise
 

@@ -1,4 +1,4 @@
-"""What a training weighs: the density of its times and the weight of its loss, as functions of λ."""
+"""The weight of a training at each λ: the density of its times, and the weight of its loss."""
 
 from typing import NamedTuple
 

@@ -58,7 +58,10 @@ class ScaledLogSNR(NoiseLabel):
 
 
 class QuarterLogSigma(NoiseLabel):
-    """¼ log(σ/α) = −λ/8, EDM's c_noise. Karras et al. (2022), table 1. https://arxiv.org/abs/2206.00364"""
+    """¼ log(σ/α) = −λ/8, EDM's c_noise.
+
+    Karras et al. (2022), table 1. https://arxiv.org/abs/2206.00364
+    """
 
     def __call__(self, level: NoiseLevel) -> Tensor:
         return -level.log_snr / 8

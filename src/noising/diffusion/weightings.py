@@ -51,7 +51,7 @@ def edm(level: NoiseLevel, gain: Tensor, sigma_data: float = 0.5) -> Tensor:
 
 
 def sigmoid(level: NoiseLevel, gain: Tensor, bias: float = 2.0) -> Tensor:
-    """sigmoid(bias − λ) on ε̂: it falls with λ, so `WeightedBound` with it is a bound for noised data.
+    """A sigmoid of bias − λ on ε̂: it falls with λ, so `WeightedBound` with it is a bound for noised data.
 
     Kingma & Gao, "Understanding Diffusion Objectives as the ELBO with Simple Data Augmentation" (2023), section 4.
     https://arxiv.org/abs/2303.00848

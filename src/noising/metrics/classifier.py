@@ -63,6 +63,8 @@ def fit_classifier(pixels: Tensor, labels: Tensor | None, classes: int, seed: in
     Args:
         pixels: (N, C, H, W) uint8 of 8 bits, square.
         labels: (N,) int64, 0..classes-1.
+        classes: number of classes.
+        seed: of the first weights, the order and the shifts.
 
     Raises:
         ValueError: labels are missing or out of range, there are fewer than 2 classes, or images are not square.

@@ -140,7 +140,9 @@ class DINOv2(FeatureExtractor):
     std: Tensor
 
     def __init__(self, weights: str | None = None, repo: str | None = None) -> None:
-        """repo: a local clone of facebookresearch/dinov2, whose code builds the network; weights: a local copy of
+        """Build the network and load its weights.
+
+        repo: a local clone of facebookresearch/dinov2, whose code builds the network; weights: a local copy of
         dinov2_vitl14_pretrain.pth. None downloads them by torch.hub.
 
         Raises ValueError if they cannot be had.

@@ -131,7 +131,7 @@ def read_statistics(path: str | Path, count: int | None = None) -> StatisticsFil
 
 
 def _fault(mean: Tensor, covariance: Tensor, count: int) -> str | None:
-    """Why they cannot be the moments of at least two features, if they cannot."""
+    """The reason why these are no moments of at least two features; None if they are."""
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)) or count < 2:
         return f"mean {tuple(mean.shape)}, covariance {tuple(covariance.shape)}, {count=}"
     if not bool(mean.isfinite().all() and covariance.isfinite().all()):

@@ -32,8 +32,10 @@ RESERVED = ("step", "status", "cards", "declared", "ended", "error")
 
 
 class NumberLogger(Protocol):
-    """A logger, such as Lightning's. It may have `declare`, `record_image`, `record_table`, `record_chart` and `close`
-    too, as those of noising.training.loggers have.
+    """A logger, such as Lightning's.
+
+    It may have `declare`, `record_image`, `record_table`, `record_chart` and `close` too, as those of
+    noising.training.loggers have.
     """
 
     def log_metrics(self, numbers: dict[str, float], step: int, /) -> None: ...

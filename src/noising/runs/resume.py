@@ -1,4 +1,4 @@
-"""Which run a command means by `resume`, and under which options it may go on."""
+"""The run that a command means by `resume`, and the options under which it may go on."""
 
 import logging
 import os

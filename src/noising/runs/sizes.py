@@ -1,4 +1,4 @@
-"""How much a stranger's file may unfold to: a small one can be written so that it fills any memory."""
+"""Limits on the size that a stranger's file unfolds to: a small one can be written so that it fills any memory."""
 
 import zipfile
 from pathlib import Path

@@ -120,7 +120,7 @@ def require_trusted_targets(found: Sequence[tuple[str, Any]], source: Source) ->
 
 
 def _refusal(target: str, source: Source, public: Sequence[str]) -> str:
-    """Why a target may not be named, after "which"; "" if it may. public: the modules of TRUSTED that count."""
+    """The reason why a target may not be named, after "which"; "" if it may. public: modules of TRUSTED that count."""
     first, *_ = parts = target.split(".")
     if target in choices.targets() and (first == "noising" or public):
         return ""

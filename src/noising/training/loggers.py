@@ -326,8 +326,9 @@ def wandb_arguments(given: Mapping[str, Any], own: Mapping[str, Any], environmen
 
 
 def run_name(run: Run, command: str) -> str:
-    """The run's name at W&B: its overrides, those that are swept first, or the command without any, and date and time
-    as its folder has them.
+    """The run's name at W&B: its overrides, and the date and time of its folder.
+
+    What is swept over stands first; without overrides the name is the command's.
     """
     sweep = None if sweep_group(run) is None else run.path.parent
     folder = Path(os.path.abspath(sweep or run.path))

@@ -47,8 +47,11 @@ class Adaptive(BoundEstimator):
         pilot_times: int = 32,
         clip: float | None = 1.0,
     ) -> None:
-        """stderr: of the mean, bits/dim; replicates: the fewest independent samples, at most twice as many are taken;
-        pilot_images: the most, each at pilot_times/2 steps with two noises."""
+        """Set the standard error that the bound shall have.
+
+        stderr: of the mean, bits/dim; replicates: the fewest independent samples, at most twice as many are taken;
+        pilot_images: the most images of the pilot, each at pilot_times/2 steps with two noises.
+        """
         super().__init__(clip)
         require(1e-9 <= stderr <= 1e9, f"stderr must lie between 1e-9 and 1e9 bits/dim, got {stderr}")
         require(replicates >= 8, f"replicates must be at least 8 to tell an error from, got {replicates}")

@@ -43,7 +43,7 @@ class ImageSpread(NamedTuple):
 
 
 class Pilot(NamedTuple):
-    """What J rows tell of the terms, control variates taken off: of images of D = dims numbers each, in nats.
+    """Variances of the terms, less control variates, by J rows of images of D = dims numbers each, in nats.
 
     edges: (K + 1,), stratum k holds the steps edges[k] .. edges[k + 1] − 1; noise: (K,), variance of a term, times the
     stratum's number of steps, over the noise; spread: (K,), that over images and steps too, about a line in the steps;
@@ -141,7 +141,7 @@ def evaluate_rows(
 
 
 def summarize(rows: PilotRows, images: ImageSet, variates: ControlVariates, edges: Tensor) -> Pilot:
-    """What the rows tell of the set of images."""
+    """Estimate the variances of the set of images from the rows."""
     index, steps, count = rows.images, rows.steps.T.double(), len(rows.images)
     widths = edges.diff().double()
     nats, control = (rows.nats.movedim(0, 1) * widths[:, None, None], rows.control.movedim(0, 1))  # (K, J, 2)

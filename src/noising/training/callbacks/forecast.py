@@ -92,7 +92,7 @@ def _of(trainer: Trainer, kind: type[Kind]) -> list[Kind]:
 
 
 def _times(every: int, done: int, steps: int) -> int:
-    """How often something comes every so many steps, after `done` and up to `steps`; 0: never."""
+    """The number of multiples of `every` after the step `done` and up to `steps`; 0 for every = 0."""
     return steps // every - done // every if every else 0
 
 

@@ -55,7 +55,9 @@ class QualityCheck(Callback):
         batch_size: int = 256,
         keep_best: bool = False,
     ) -> None:
-        """quality: None measures nothing; every_n_steps or every_n_epochs: steps, or passes over the training images,
+        """Plan the checks.
+
+        quality: None measures nothing; every_n_steps or every_n_epochs: steps, or passes over the training images,
         between checks while training, 0 for none; n: samples of a check, None for as many as one repeat at the end has;
         keep_best: write checkpoints/best_NAME.ckpt whenever a check has found the best first number of the metric.
 
