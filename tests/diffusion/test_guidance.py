@@ -127,7 +127,7 @@ def test_scale_one_is_no_guidance_and_asks_once() -> None:
 
 
 @pytest.mark.parametrize("sampler", [Ancestral(12, uniform), Heun(7, uniform), Heun(7, uniform, churn=4.0)])
-@pytest.mark.parametrize("interval", [None, (-2.0, 3.0)])
+@pytest.mark.parametrize("interval", [None, (-2.0, 3.0), (-50.0, 0.0)])
 def test_it_costs_what_it_says(sampler: Ancestral, interval: tuple[float, float] | None) -> None:
     guided = classifier_free(two_classes(Cosine(100)), scale=2.0, interval=interval)
     sampler(guided, in_turn(normals(30, 3, 1, 3, 3)), LABEL)

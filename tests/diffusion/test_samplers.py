@@ -295,3 +295,21 @@ def test_ancestral_noise_is_as_wide_as_the_network_says(variance: ReverseVarianc
         drawn = reverse.mean + (reverse.log_variance / 2).exp() * noises[5 - step + 1] if step > 1 else reverse.mean
         torch.testing.assert_close(point.x_t, drawn, rtol=1e-9, atol=1e-9)
         x_t = point.x_t
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        DDIM(5, uniform, eta=0.5),
+        DPMPP2M(5, uniform),
+        DPMPP2M(5, uniform, stochastic=True),
+        Heun(5, partial(karras, timesteps=100), churn=2.0),
+    ],
+    ids=["ddim", "dpmpp_2m", "dpmpp_2m_sde", "heun"],
+)
+def test_other_noise_is_as_wide_as_the_schedule_says(sampler: Sampler) -> None:
+    """Whatever the network says of a variance, which is that of the ancestral step alone."""
+    noises = normals(10, 2, 1, 3, 3)
+    with_variance = denoiser_of(WithVariance(), Cosine(100), variance=LearnedRange())
+    plain = sampler(denoiser_of(Crooked(), Cosine(100)), in_turn(noises))
+    torch.testing.assert_close(sampler(with_variance, in_turn(noises)), plain, rtol=1e-12, atol=1e-12)

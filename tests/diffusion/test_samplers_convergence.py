@@ -205,6 +205,7 @@ def test_grids_are_the_papers() -> None:
     [
         (lambda: trailing(2000, Cosine(1000), 1000), "more than the 1000 whole steps"),
         (lambda: karras(5, Cosine(1000), 1000, rho=0.0), "rho must lie between 0.1 and 1000"),
+        (lambda: Heun(0, uniform), "steps must be at least 1"),
         (lambda: Heun(5, uniform, churn=-1.0), "churn must not be negative"),
         (lambda: Heun(5, uniform, churn_min=2.0, churn_max=1.0), "churn_min must be positive and at most churn_max"),
     ],

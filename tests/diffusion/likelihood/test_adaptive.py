@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -12,7 +13,14 @@ from torch import Tensor
 
 from noising.commands.bound_benchmark import full_sum_variance
 from noising.diffusion.levels import NoiseLevel
-from noising.diffusion.likelihood.adaptive import Adaptive, AdaptivePlan, FullSum, draws_needed, variance_of_draws
+from noising.diffusion.likelihood.adaptive import (
+    Adaptive,
+    AdaptivePlan,
+    FullSum,
+    _whole,
+    draws_needed,
+    variance_of_draws,
+)
 from noising.diffusion.likelihood.controls import ControlVariates
 from noising.diffusion.likelihood.decoders import DiscretizedGaussian
 from noising.diffusion.likelihood.estimators import BoundPlan, evaluate_draws, log_strata
@@ -155,6 +163,69 @@ def test_draws_needed_give_the_error_that_is_asked_for(images: int, stderr: floa
     assert of_replicate / replicates <= stderr**2
     if replicates * draws > 1.2 * least:
         assert of_replicate / replicates > 0.85 * stderr**2  # the last replicate is a whole one
+
+
+def test_shares_are_rounded_to_the_nearest_whole_draws() -> None:
+    """No other whole numbers from 1 that sum to m are nearer to 1 + share (m − K): by trying them all."""
+    for shares, draws in (([0.62, 0.2, 0.18], 12), ([0.05, 0.55, 0.4], 14), ([0.11, 0.26, 0.17, 0.46], 17)):
+        exact = 1 + np.array(shares) * (draws - len(shares))
+        others = (each for each in itertools.product(range(1, draws), repeat=len(shares)) if sum(each) == draws)
+        nearest = min(others, key=lambda each: np.abs(np.array(each) - exact).sum())
+        assert tuple(_whole(np.array(shares), draws)) == nearest
+
+
+def foreseen_plan(pilot: Pilot, size: int) -> BoundPlan:
+    """The plan that follows from what a pilot tells, where the error is out of reach."""
+    terms = Cached(torch.ones(size, int(pilot.edges[-1]) - 1, 1, dtype=torch.float64))
+    return Adaptive(1e-9, clip=None).plan(terms, image_set(size, 0), lambda measured: pilot)
+
+
+def test_fewer_than_four_draws_a_stratum_are_given_up_for_all_terms() -> None:
+    """120 terms less a pilot of 4 or 5 rows, of 6 evaluations each, leave 12 or 11 draws for each of 8 replicates."""
+    pilot = pilot_of([1.0, 4.0, 0.25], 10)
+    pilot = pilot._replace(noise=1e9 * pilot.noise)  # so that all terms err more than draws
+    enough, few = (foreseen_plan(pilot._replace(rows=rows), 12) for rows in (4, 5))
+    assert isinstance(enough, AdaptivePlan)
+    assert (enough.draws, enough.limited) == (12, True)
+    assert isinstance(few, FullSum)
+
+
+@pytest.mark.parametrize(("timesteps", "draws"), [(8, 27), (10, 30), (18, 60)])
+def test_the_plan_of_the_smaller_error_is_taken(timesteps: int, draws: int) -> None:
+    """All terms if their noise varies less than 8 replicates do: by a hundredth, for part of a round, one and two."""
+    pilot = pilot_of([1.0, 4.0, 0.25], timesteps, 3.0, rows=4)
+    between = 3 * max(1 / draws - 1 / 30, 0)  # of 30 images
+    of_draws = ((2 * pilot.variance - 3) / draws + between) / 8  # larger by 1 + 4/4
+    unit = float((pilot.noise / pilot.edges.diff()).sum()) / 30  # of the mean of all images' terms
+    for part, kind in ((0.99, FullSum), (1.01, AdaptivePlan)):
+        plan = foreseen_plan(pilot._replace(noise=part * of_draws / unit * pilot.noise), 30)
+        assert type(plan) is kind
+        assert plan.evaluations == 4 * 6 + (30 * timesteps if kind is FullSum else 8 * draws)
+
+
+def test_all_terms_have_the_error_of_each_parts_noise() -> None:
+    """By hand: noise of 1, 2 and 3 nats² in the sums of 1, 3 and 6 steps, the first of them the decoder's."""
+    pilot = pilot_of([1.0, 1.0, 1.0], 10, rows=5, dims=7)
+    pilot = pilot._replace(noise=torch.tensor([1.0, 2.0, 3.0]).double() * pilot.edges.diff())
+    plan = foreseen_plan(pilot, 4)
+    assert plan.noise is not None
+    unit = 4 * (7 * LOG2) ** 2  # of the mean of four images, in bits of seven numbers
+    assert [part.value * unit for part in plan.noise] == pytest.approx([5, 1, 6])
+    # Satterthwaite: each stratum has a degree for every row
+    assert [part.freedom for part in plan.noise] == pytest.approx([5 * 25 / (4 + 9), 5, 5 * 36 / (1 + 4 + 9)])
+
+
+@pytest.mark.parametrize(("draws", "most", "rows"), [(100, 1000, 12), (60, 1000, 8), (1000, 32, 32), (10**9, 1000, 40)])
+def test_a_pilot_grows_to_its_share(draws: int, most: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To 15% of 0.6 of the evaluations that it foresees, in rows of six: two for each of three strata.
+
+    Of 8 (100) draws these are 72 evaluations; of 8 (60) fewer than the least rows take; of 8 (1000) more than are
+    allowed. All 1600 terms allow 240.
+    """
+    monkeypatch.setattr(Adaptive, "_draws", lambda self, pilot, images: (8, draws))
+    terms = Cached(torch.ones(160, 10, 1, dtype=torch.float64))
+    plan = Adaptive(pilot_times=6, pilot_images=most, clip=None).plan(terms, image_set(160, 0))
+    assert plan.pilot_evaluations == 6 * rows
 
 
 def test_noise_of_the_full_sum(trained_terms: Cached) -> None:
