@@ -1,11 +1,11 @@
-"""Trains and measures every row that README.md shows, writes the numbers into its tables, and copies its pictures.
+"""Train and measure every row that README.md and the pages beside this file show, fill their tables, copy the pictures.
 
     python docs/rows.py rows [jobs=2] [mnist=FOLDER]
 
 A job is a command with a folder of its own below `rows`; those that are finished are not done again, so that the script
 can be stopped and goes on. Each takes one thread, and `jobs` of them run at once. A table is written when all of its
-jobs are done; what README says in its sentences is there to be read in `rows`. Without mnist=FOLDER, as torchvision
-lays it out, the jobs of MNIST are left out.
+jobs are done. Numbers within sentences stay as they are: their new values are to be read in `rows`. Without
+mnist=FOLDER, as torchvision lays it out, the jobs of MNIST are left out.
 """
 
 import json
@@ -14,11 +14,20 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from noising.data.digits import Digits
+from noising.plots.grids import image_grid
+
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+IMAGES = ROOT / "docs" / "images"
 RECIPES = (
     *("ddpm", "iddpm", "analytic_dpm", "v_prediction", "zero_terminal_snr", "vdm", "vdm_plus_plus", "edm"),
     "rectified_flow",
@@ -36,6 +45,8 @@ SCALES = ("0", "0.5", "1", "1.5", "2", "3", "5", "8")
 NEEDED = re.compile(r"{(\w+)}")
 """The folder of another job, in an option."""
 PICTURES = {
+    "verification": "verify/verification",
+    "weightings": "weightings/weightings",
     "bound_by_step": "default/figures/bound_by_step",
     "learning_curves": "default/figures/learning_curves",
     "neighbours": "default/neighbours",
@@ -48,7 +59,9 @@ PICTURES = {
     "interpolation": "latents/interpolation",
     "reconstruction": "latents/reconstruction",
 }
-"""Pictures of README.md, and the files of jobs that they are copies of."""
+"""Pictures of the pages, and the files of jobs that they are copies of."""
+SAMPLES_BESIDE_REAL = "digits"
+"""The picture that is made of the samples of the job `default` and of real images."""
 Summary = dict[str, Any]
 Job = tuple[str, list[str]]
 """The script and its options."""
@@ -59,6 +72,8 @@ def jobs_of(mnist: str | None) -> dict[str, Job]:
     fixed = ["threads=1", "bound=stratified"]
     evaluate, default, sample = "scripts/evaluate.py", "checkpoint={default}", "scripts/sample.py"
     jobs: dict[str, Job] = {
+        "verify": ("scripts/verify.py", ["experiment=edm"]),
+        "weightings": ("scripts/weightings.py", []),
         "default": ("train.py", ["threads=1"]),
         "class_conditional": ("train.py", ["experiment=class_conditional", "threads=1"]),
     }
@@ -67,8 +82,8 @@ def jobs_of(mnist: str | None) -> dict[str, Job]:
     guided = ["checkpoint={class_conditional}", "sampler=ddim", "sampler.steps=20", "guidance=classifier_free"]
     drawn = ["n=100", "sampler=ddim", "sampler.steps=50", "guidance=classifier_free", "guidance.scale=1.5"]
     jobs |= {
-        "both_splits": (evaluate, [default, "bound.stderr=0.01", "metrics=null"]),
-        "exact": (evaluate, [default, "bound=exact", "splits=[test]", "metrics=null"]),
+        "both_splits": (evaluate, [default, "bound.stderr=0.01"]),
+        "exact": (evaluate, [default, "bound=exact", "splits=[test]"]),
         "matrix": (evaluate, ["--multirun", *sweep]),
         "guidance": (evaluate, ["--multirun", *guided, f"guidance.scale={','.join(SCALES)}"]),
         "flow": ("scripts/likelihood.py", [default, "images=64", "solver=runge_kutta4"]),
@@ -119,21 +134,35 @@ def summary(rows: Path, name: str) -> Summary:
 
 
 class Tables:
-    """The tables of a page of Markdown, whose cells are set by the headings of column and row."""
+    """The tables of pages of Markdown, whose cells are set by the headings of column and row."""
 
-    def __init__(self, page: Path) -> None:
-        self._page, self._lines = page, page.read_text(encoding="utf-8").splitlines()
+    def __init__(self, pages: Sequence[Path]) -> None:
+        self._pages = {page: page.read_text(encoding="utf-8").splitlines() for page in pages}
 
     def set(self, table: str, row: str, column: int, value: str) -> None:
-        """Set a cell: the table by what its first line holds, the row by what it holds, the column counted from 0."""
-        first = next(i for i, line in enumerate(self._lines) if line.startswith("|") and table in line)
-        place = next(i for i, line in enumerate(self._lines[first:], first) if line.startswith("|") and row in line)
-        cells = self._lines[place].split("|")[1:-1]
+        """Set a cell: the table by what its first line holds, the row by what it holds, the column counted from 0.
+
+        Raises LookupError if no page has that table, or the table has no such row.
+        """
+        for lines in self._pages.values():
+            first = next((i for i, line in enumerate(lines) if line.startswith("|") and table in line), None)
+            if first is not None:
+                break
+        else:
+            raise LookupError(f"no page has a table with {table}")
+        place = first
+        while row not in lines[place]:
+            place += 1
+            if not lines[place].startswith("|"):
+                raise LookupError(f"the table with {table} has no row with {row}")
+        cells = lines[place].split("|")[1:-1]
         cells[column] = f" {value} "
-        self._lines[place] = f"|{'|'.join(cells)}|"
+        lines[place] = f"|{'|'.join(cells)}|"
 
     def write(self) -> None:
-        self._page.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
+        """Write all pages."""
+        for page, lines in self._pages.items():
+            page.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def jobs_in(rows: Path, sweep: str) -> list[Summary]:
@@ -154,7 +183,9 @@ def fd(found: Summary) -> str:
 
 def fill_recipes(rows: Path, tables: Tables) -> None:
     for name in RECIPES:
-        tables.set("| recipe |", f"experiment={name}`", 7, bound(summary(rows, name)))
+        value = bound(summary(rows, name))
+        tables.set("| recipe | command |", f"experiment={name}`", 2, value)
+        tables.set("| recipe | schedule", f"experiment={name}`", 7, value)
 
 
 def fill_losses(rows: Path, tables: Tables) -> None:
@@ -186,7 +217,9 @@ def fill_samplers(rows: Path, tables: Tables) -> None:
 def fill_guidance(rows: Path, tables: Tables) -> None:
     for one in jobs_in(rows, "guidance"):
         column = 1 + SCALES.index(f"{one['cards']['test/fd']['guidance']['scale']:g}")
-        tables.set("`guidance.scale` |", "shows the class", column, f"{100 * one['test/class_accuracy']:.1f}%")
+        tables.set(
+            "`guidance.scale` |", "shows the requested class", column, f"{100 * one['test/class_accuracy']:.1f}%"
+        )
         tables.set("`guidance.scale` |", "| FD |", column, fd(one))
         tables.set("`guidance.scale` |", "| recall |", column, f"{one['test/recall']:.2f}")
 
@@ -194,10 +227,23 @@ def fill_guidance(rows: Path, tables: Tables) -> None:
 def fill_quality(rows: Path, tables: Tables) -> None:
     default = summary(rows, "default")
     pairs = {"precision, recall": ("precision", "recall"), "density, coverage": ("density", "coverage")}
-    for row, names in ({"Fréchet distance (FD)": ("fd",)} | pairs | {"part nearer": ("memorized",)}).items():
+    for row, names in ({"Fréchet distance (FD)": ("fd",)} | pairs | {"share nearer": ("memorized",)}).items():
         for column, end in enumerate(("", "_mc_se", "_baseline"), 1):
             value = ", ".join(f"{default[f'test/{name}{end}']:.3f}" for name in names)
             tables.set("| | value | ± Monte Carlo", row, column, value)
+
+
+FILLS = (fill_recipes, fill_losses, fill_bound, fill_samplers, fill_guidance, fill_quality)
+
+
+def beside_real(samples: Image.Image) -> Image.Image:
+    """The picture of 64 samples, and 64 test digits to its right."""
+    digits = Digits(batch_size=64)
+    digits.setup()
+    real = image_grid(digits.to_8bit(digits.test.pixels[:64]))
+    left, right = (np.asarray(picture.convert("L")) for picture in (samples, Image.fromarray(real)))
+    white = np.full((len(left), 40), 255, np.uint8)
+    return Image.fromarray(np.concatenate([left, white, right], axis=1))
 
 
 def main() -> None:
@@ -209,15 +255,16 @@ def main() -> None:
     with ThreadPoolExecutor(int(options.get("jobs", 2))) as workers:
         for name, job in jobs_of(options.get("mnist")).items():
             started[name] = workers.submit(run, rows, name, job, started)
-    tables = Tables(ROOT / "README.md")
-    for write in (fill_recipes, fill_losses, fill_bound, fill_samplers, fill_guidance, fill_quality):
+    tables = Tables(PAGES)
+    for write in FILLS:
         try:
             write(rows, tables)
         except FileNotFoundError as error:
             print(f"{write.__name__}: {error.filename} is not there, and the table stays as it is")
     tables.write()
     for picture, file in PICTURES.items():
-        shutil.copyfile(rows / f"{file}.png", ROOT / ".github" / "images" / f"{picture}.png")
+        shutil.copyfile(rows / f"{file}.png", IMAGES / f"{picture}.png")
+    beside_real(Image.open(rows / "default" / "samples.png")).save(IMAGES / f"{SAMPLES_BESIDE_REAL}.png")
     for future in started.values():
         future.result()
 

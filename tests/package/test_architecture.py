@@ -1,4 +1,7 @@
-"""The floors, the types, the style, and that conf/ and the classes are one another's mirror."""
+"""Files, names, and that conf/ and the classes are one another's mirror.
+
+.ci/run holds the style, the types and the floors: ruff, mypy and import-linter.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +27,6 @@ CONFIGS = sorted((ROOT / "conf").glob("*/*.yaml"))
 def _run(*command: str) -> None:
     done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_floors_import_only_what_stands_below() -> None:
-    _run("-c", "from importlinter.cli import lint_imports; raise SystemExit(lint_imports(no_cache=True))")
-
-
-def test_style() -> None:
-    _run("-m", "ruff", "check", ".")
-    _run("-m", "ruff", "format", "--check", ".")
-
-
-def test_types() -> None:
-    _run("-m", "mypy")
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)

@@ -1,75 +1,93 @@
-"""README.md speaks of what is there: its links, its tree, its commands, and CI's."""
+"""README.md is short, its tree is the real one, its example and numbers are those of docs/, and CI runs its tests."""
 
 from __future__ import annotations
 
-import math
 import re
-import shlex
-from pathlib import Path
-from typing import Any
 
-import pytest
-
-from noising.cli.main import with_names
-from noising.cli.overrides import composer, each_choice_once
-from noising.config.choices import conf_dir
 from tests.helpers import ROOT
+from tests.package.pages import PAGES, README, blocks, commands
 
-TEXT = (ROOT / "README.md").read_text()
-COMMANDS = [
-    line.split("#")[0].strip() for line in TEXT.splitlines() if line.startswith(("python train.py", "python scripts"))
-]
+TEXT = README.read_text()
 
 
-def test_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith("http")]
-    assert len(links) > 10
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def section(title: str) -> str:
+    return TEXT.split(f"## {title}\n")[1].split("\n## ")[0]
 
 
-def test_code_beside_an_equation_is_in_the_file_it_links_to() -> None:
-    found = re.findall(r"\[((?:`[\w.]+`(?:, )?)+)\]\((src/[^)]+)\)", TEXT)
-    assert len(found) >= 7
-    for names, path in found:
-        source = (ROOT / path).read_text()
-        for name in re.findall(r"`([\w.]+)`", names):
-            for part in name.split("."):
-                assert re.search(rf"(def|class) {part}\b", source), f"{part} is not in {path}"
+def table(text: str) -> list[list[str]]:
+    """The cells of a page's first table, without its headings."""
+    first = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert first is not None
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in first[0].splitlines()[2:]]
+
+
+def test_it_is_short() -> None:
+    lines = TEXT.splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 120
+    assert len(TEXT.split()) <= 1200
+    assert TEXT.count("![") == 2
+
+
+def test_the_two_commands_stand_alone_in_the_first_block() -> None:
+    lines = blocks("README.md")[0].splitlines()
+    assert [line.split(" && ")[-1].split("#")[0].strip() for line in lines] == ["python train.py", "pytest"]
+
+
+def test_the_idea_is_four_sentences() -> None:
+    sentences = re.findall(r"^\d\. (.+?[.])$(?=\n\d\.|\n\n)", section("The idea"), re.MULTILINE | re.DOTALL)
+    assert len(sentences) == 4
+    assert [sentence for sentence in sentences if re.search(r"\.\s", sentence)] == []
+
+
+def test_recipes_are_those_of_the_table_in_docs() -> None:
+    mine, theirs = table(section("The recipes")), table(PAGES["docs/parts.md"])
+    assert [len(row) for row in mine] == [4] * len(theirs)
+    names = [re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", row[0]) for row in theirs]
+    assert [row[0] for row in mine] == names
+    assert [row[2] for row in mine] == [row[7] for row in theirs]
+    experiment = re.compile(r"experiment=(\w+)")
+    assert [experiment.findall(row[1]) for row in mine] == [experiment.findall(row[8]) for row in theirs]
+
+
+def test_python_is_that_of_docs_where_it_is_run() -> None:
+    example, part = blocks("README.md", "python")
+    assert example == blocks("docs/python.md", "python")[0]
+    (imports, schedule) = part.split("\n\n\n")
+    assert schedule.strip() in blocks("docs/extending.md", "python")[0]
+    assert set(imports.splitlines()) == {"import noising as nz", "from torch import Tensor"}
 
 
 def test_tree_is_the_real_one() -> None:
-    tree = TEXT.split("## The tree")[1].split("```")[1]
-    for line in tree.splitlines():
-        if match := re.match(r"(  )?([\w.]+/?)  ", line):
+    lines = section("The tree").split("```")[1].strip().splitlines()
+    assert len(lines) >= 12
+    for line in lines:
+        match = re.match(r"(  )?([\w./]+?/?)  ", line)
+        assert match is not None, line
+        if match[2] != "src/noising/":
             folder = ROOT / "src" / "noising" if match[1] else ROOT
             assert (folder / match[2]).exists(), line
+        for inner in re.findall(r"(\w+/)", line[len(match[0]) :]):
+            places = (ROOT, ROOT / "src" / "noising", ROOT / "src" / "noising" / match[2])
+            assert any((place / inner).exists() for place in places), inner
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands_compose(command: str) -> None:
-    _, script, *overrides = shlex.split(command)
-    assert (ROOT / script).is_file()
-    if overrides == ["--help"]:
-        return
-    sweeps = "-m" in overrides
-    options = [option for option in overrides if option != "-m" and not option.startswith("resume")]
-    options = with_names(Path(script).stem, options)
-    with composer(Path(script).stem, str(conf_dir()), None) as composing:
-        for job in each_choice_once(composing.parse(options)) if sweeps else [options]:
-            composing.check(composing.compose(job), job)
+def test_every_page_is_linked() -> None:
+    pages = {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} - {"docs/README.md", "docs/reference.md"}
+    assert pages == set(re.findall(r"\((docs/\w+\.md)\)", TEXT))
 
 
-def test_oracle_of_the_page_knows_the_entropy() -> None:
-    (block,) = (code for code in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "oracle_denoiser" in code)
-    names: dict[str, Any] = {}
-    exec(block, names)
-    (claimed,) = re.findall(r"# ([\d.]+) = data.entropy", block)
-    assert names["bits"] == pytest.approx(float(claimed), abs=5e-8)
-    assert names["bits"] == pytest.approx(names["data"].entropy / math.log(2), abs=1e-9)
+def test_commands_are_there() -> None:
+    assert len(commands("README.md")) >= 18
 
 
-def test_ci_runs_the_test_command_of_this_page() -> None:
+def test_ci_runs_the_checks_and_the_test_command_of_this_page() -> None:
     (command,) = re.findall(r"^python3 -m venv .*pytest\b", TEXT, re.MULTILINE)
     assert command.endswith('pip install -e ".[test]" && pytest')
-    assert "README.md" in (ROOT / ".ci" / "run").read_text()
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "README.md" in script
+    _, plain = script.split('eval "${command% && pytest}"\n')
+    checks = [line for line in plain.splitlines() if not line.startswith("pip install")]
+    tools = ["ruff check .", "ruff format --check .", "mypy", "lint-imports --no-cache", "mkdocs build --strict"]
+    assert checks == [*tools, "pytest"]
     assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
