@@ -1,6 +1,7 @@
 """The commands as functions, and a run as an object, for notebooks and scripts: `nz.train`, `nz.load`, `run.sample`."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,14 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
-from noising.cli.calls import call, composed, process_as_before
+from noising.cli.calls import call, composed
 from noising.commands.devices import find_device
 from noising.config.instantiate import make
 from noising.config.words import quoted
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.likelihood.estimators import BoundEstimator
 from noising.diffusion.likelihood.meter import BoundEstimate, evaluate_bound
+from noising.diffusion.samplers import Sampler
 from noising.errors import ConfigError
 from noising.plots.images import ImageArray
 from noising.randomness import generators_as_before
@@ -24,7 +26,7 @@ from noising.runs.trust import allowing
 with generators_as_before():  # rich draws from `random` when it is imported
     from noising.commands.sample_jobs import SampleJob
     from noising.commands.tables import evaluations_bar
-    from noising.data.image_data import ImageData
+    from noising.data.image_data import SPLITS, ImageData
     from noising.trained import TrainedRun
 
 
@@ -32,7 +34,7 @@ class Result:
     """The numbers and pictures that a command has left in its folder."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder = Path(folder).absolute()  # whatever becomes of the current folder
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -61,7 +63,9 @@ class Result:
     def __repr__(self) -> str:
         shown = {name: value for name, value in self.summary.items() if name in ("status", "test/bound", "test/fd")}
         numbers = [f"{name} {value:.4g}" for name, value in shown.items() if isinstance(value, float)]
-        return f"{type(self).__name__}({', '.join([str(self.folder), *filter(None, [shown.get('status')]), *numbers])})"
+        here = Path.cwd()
+        place = str(self.folder.relative_to(here) if self.folder.is_relative_to(here) else self.folder)
+        return f"{type(self).__name__}({', '.join([place, *filter(None, [shown.get('status')]), *numbers])})"
 
 
 class Run(Result):
@@ -71,11 +75,8 @@ class Run(Result):
         """allow: names that the run's files may use, as in `load`."""
         super().__init__(runs.run_folder(trained.path))
         self._trained, self._allow = trained, allow
-
-    @property
-    def path(self) -> Path:
+        self.path = trained.path.absolute()
         """The checkpoint file."""
-        return self._trained.path
 
     @property
     def step(self) -> int:
@@ -101,7 +102,7 @@ class Run(Result):
         self,
         n: int = 64,
         *overrides: str,
-        sampler: str = "ancestral",
+        sampler: str | Sampler = "ancestral",
         steps: int | None = None,
         seed: int = 0,
         guidance: float | None = None,
@@ -110,43 +111,53 @@ class Run(Result):
     ) -> ImageArray:
         """Draw n images, (n, H, W, C) uint8: image i depends on (seed, i) alone, and a notebook shows them.
 
-        overrides: other options of the command `sample`, such as "grid=karras" or "batch_size=256"; sampler: a choice
-        of the group, or the class of your own, as sampler="mine.Euler"; guidance: scale of classifier-free guidance;
-        class_label: the class of all images, None for each in turn. Raises ConfigError for what cannot be used.
+        sampler: a choice of the group; a class of your own by its name, as "mine.Euler"; or a sampler with its steps,
+        as nz.DDIM(steps=50). guidance: scale of classifier-free guidance; class_label: the class of all images, None
+        for each in turn; overrides: other options of the command `sample`, such as "grid=karras" or "batch_size=256".
+        Raises ConfigError for what cannot be used.
         """
+        given = ("n", "seed", "device", "sampler", "class_label", *(("guidance",) if guidance is not None else ()))
+        _require_others(overrides, given, ("checkpoint", "devices", "format", "hydra", "logger", "resume", "tags"))
         words = [f"n={n}", f"seed={seed}", f"device={device}"]
-        words.append(f"sampler._target_={sampler}" if "." in sampler else f"sampler={sampler}")
+        if isinstance(sampler, str):
+            words.append(f"sampler._target_={sampler}" if "." in sampler else f"sampler={sampler}")
+        elif not isinstance(sampler, Sampler) or steps is not None:
+            raise ConfigError("sampler: expected a name and steps, as sampler='ddim', steps=50, or nz.DDIM(steps=50)")
         words += [] if steps is None else [f"sampler.steps={steps}"]
         words += [] if guidance is None else ["guidance=classifier_free", f"guidance.scale={guidance}"]
         words += [] if class_label is None else [f"class_label={class_label}"]
         with allowing(self._allow):
             cfg = composed("sample", [*words, *overrides, self._checkpoint])
-            job = SampleJob(cfg, self._trained)
-        if len(job.devices) > 1:
-            raise ConfigError(f"devices={cfg.devices}: from Python images are drawn on one device; use the command")
+            job = SampleJob(cfg, self._trained, None if isinstance(sampler, str) else sampler)
         drawn = []
-        with process_as_before(), evaluations_bar(n * job.evaluations) as advance:
-            for first in range(0, n, cfg.batch_size):
-                batch = range(first, min(first + cfg.batch_size, n))
+        with generators_as_before(), evaluations_bar(cfg.n * job.evaluations) as advance:
+            for first in range(0, cfg.n, cfg.batch_size):
+                batch = range(first, min(first + cfg.batch_size, cfg.n))
                 cost = len(batch) * job.evaluations / job.sampler.steps
                 drawn.append(job.draw(batch, job.devices[0], lambda *_, cost=cost: advance(cost)))
         images = job.data.to_8bit(torch.cat(drawn)).permute(0, 2, 3, 1).numpy()
-        return ImageArray(images, job.classes if class_label is None else 0)
+        return ImageArray(images, job.classes if cfg.class_label is None else 0)
 
     def bound(
         self, split: str = "test", *overrides: str, stderr: float | None = None, device: str = "auto"
     ) -> BoundEstimate:
         """Estimate the bound of a split, in bits/dim, with its errors: the same number as `evaluate` gives.
 
-        stderr: the standard error over times and noise that the estimate shall have, by default 0.01; overrides: other
-        options of the group, such as "bound=exact". Raises ConfigError for what cannot be used.
+        split: "test", "val" or "train"; stderr: the standard error over times and noise that the estimate shall have,
+        by default 0.01; overrides: options of the group `bound`, such as "bound=exact". Raises ConfigError for what
+        cannot be used.
         """
+        if split not in SPLITS:
+            raise ConfigError(f"split={split}: the first argument is one of {', '.join(SPLITS)}")
+        for word in overrides:
+            if not word.lstrip("+~").startswith(("bound=", "bound.")):
+                raise ConfigError(f"{word}: expected an option of the bound, such as 'bound=exact'")
         words = [f"splits=[{split}]", *([] if stderr is None else [f"bound.stderr={stderr}"])]
         with allowing(self._allow):
             cfg = composed("evaluate", [*words, *overrides, self._checkpoint])
             estimator = make(cfg.bound, "bound", BoundEstimator)
         place = find_device(device)
-        with process_as_before():
+        with generators_as_before():
             terms, images = self._trained.bound_terms(estimator.clip, place), self._trained.image_set(split, place)
             return evaluate_bound(terms, estimator, images, progress=evaluations_bar)
 
@@ -155,31 +166,52 @@ class Run(Result):
 
         overrides: options as on the command line. Raises UsageError for a mistake.
         """
+        _require_others(overrides, (), ("checkpoint",))
         return Result(call("evaluate", [*overrides, self._checkpoint], self._allow))
 
     @property
     def _checkpoint(self) -> str:
-        return f"checkpoint={quoted(str(self.path.absolute()))}"
+        return f"checkpoint={quoted(str(self.path))}"
 
 
-def train(*overrides: str, allow: str = "", config_dir: str | None = None) -> Run:
+def train(*overrides: str, allow: str | Sequence[str] = "", config_dir: str | Path | None = None) -> Run:
     """Run the command `train` in this process, and return the run: `nz.train("schedule=linear", "seed=1")`.
 
-    overrides: options as on the command line; allow: names of modules that a resumed run's files may use, separated by
-    commas; config_dir: a folder of your own configs. Generators, threads, logs and Hydra are afterwards as they were.
-    Raises UsageError for a mistake, in the words of the command line.
+    overrides: options as on the command line; allow: names of modules that a resumed run's files may use;
+    config_dir: a folder of your own configs. Generators, threads, logs and Hydra are afterwards as they were. Raises
+    UsageError for a mistake, in the words of the command line.
     """
-    return load(call("train", overrides, allow, config_dir), allow)
+    names = _joined(allow)
+    folder = call("train", overrides, names, config_dir)
+    return Run(TrainedRun.load(folder, trusted=True), names)  # what it names were these words, or passed the gate
 
 
-def load(run: str | Path, allow: str = "") -> Run:
+def load(run: str | Path, allow: str | Sequence[str] = "") -> Run:
     """A trained run from its folder, its folder of checkpoints, or a checkpoint file.
 
-    allow: names of modules, separated by commas, whose classes its config may name besides noising's and your own.
+    allow: names of modules whose classes its config may name besides noising's and your own, as "diffusers" or a list.
     Raises ConfigError if there is none, or if its config names others.
     """
-    with allowing(allow):
-        return Run(TrainedRun.load(run), allow)
+    names = _joined(allow)
+    with allowing(names):
+        return Run(TrainedRun.load(run), names)
+
+
+def _joined(allow: str | Sequence[str]) -> str:
+    names = [allow] if isinstance(allow, str) else allow
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"allow={allow}: expected the name of a module, or a list of names")
+    return ",".join(names)
+
+
+def _require_others(overrides: Sequence[str], arguments: Sequence[str], elsewhere: Sequence[str]) -> None:
+    """Raise ConfigError for an override of an option that is an argument, or that the call has no use for."""
+    for word in overrides:
+        option = str(word).lstrip("+~").partition("=")[0]
+        if option in arguments:
+            raise ConfigError(f"{word}: {option} is an argument of its own: {option}=...")
+        if option in elsewhere or option.partition(".")[0] in elsewhere:
+            raise ConfigError(f"{word}: this call takes no {option}; the command line does")
 
 
 def _picture(file: Path) -> Image.Image:

@@ -9,6 +9,8 @@ import logging
 import math
 import os
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property, partial
 from typing import Any, cast
 
@@ -27,8 +29,10 @@ from noising.config.theory import build_recipe, build_sampler
 from noising.data.image_data import ImageData
 from noising.data.torch_dataset import Indexed, TorchDataset
 from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.drawing import class_labels_for, require_drawing
 from noising.diffusion.likelihood.estimators import BoundEstimator
 from noising.diffusion.networks import adapted, require_fitting
+from noising.diffusion.objectives import require_losses
 from noising.diffusion.recipe import Recipe
 from noising.diffusion.samplers import Sampler
 from noising.errors import ConfigError
@@ -134,21 +138,24 @@ class Experiment:
         """The network as the denoiser calls it; a user's own is tried on an image first: ConfigError if it fails."""
         if type(network).__module__.startswith("noising."):
             return network
-        facts, name, recipe = self._facts_of_network, type(network).__name__, self.recipe
+        facts, recipe = self._facts_of_network, self.recipe
         shape = (facts["channels"], facts["out_channels"], facts["resolution"], facts["classes"])
         noise_label = recipe.noise_label(recipe.schedule(torch.tensor([0.5, 1.0], dtype=torch.float64)))
-        try:
+        with _users("model", network):
             network = adapted(network, self.num_classes)
-            with torch.random.fork_rng(devices=[]):
-                require_fitting(network, noise_label.flatten().float(), *shape)
-        except Exception as error:  # the network is the user's: whatever it raises, say it
-            raise ConfigError(f"model: {name} cannot be used: {said(error)}") from error
+            require_fitting(network, noise_label.flatten().float(), *shape)
         return network
 
     @cached_property
     def sampler(self) -> Sampler:
-        """The sampler, tried on the schedule."""
-        return build_sampler(self.config, self.config.timesteps, self.recipe.schedule)
+        """The sampler, tried on the schedule; a user's own by its first step."""
+        sampler = build_sampler(self.config, self.config.timesteps, self.recipe.schedule)
+        require_sampler(sampler, self.denoiser, self._shape, self.num_classes)
+        return sampler
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return self.data.channels, self.data.resolution, self.data.resolution
 
     @cached_property
     def train_batches(self) -> int | None:
@@ -187,6 +194,9 @@ class Experiment:
         scheduler = tried("lr_schedule", LRScheduler, lr_schedule, trial)
         tried("optimizer", object, require_stepping, trial, some)
         tried("lr_schedule", object, require_lasting, scheduler, self.max_steps)
+        if not type(recipe.objective).__module__.startswith("noising."):
+            with _users("objective", recipe.objective):
+                require_losses(recipe.objective, self.denoiser, self._shape, self.num_classes)
         return DiffusionModule(
             self.denoiser,
             recipe.objective,
@@ -324,6 +334,24 @@ class Experiment:
                 f"trainer.accumulate_grad_batches={accumulate}: change it or them"
             )
         return trainer
+
+
+def require_sampler(sampler: Sampler, denoiser: Denoiser, shape: Sequence[int], classes: int) -> None:
+    """Raise ConfigError for a sampler of the user's own whose first step fails, or gives something else."""
+    if not type(sampler).__module__.startswith("noising."):
+        with _users("sampler", sampler):
+            require_drawing(sampler, denoiser, shape, class_labels_for([0], classes))
+
+
+@contextmanager
+def _users(option: str, part: object) -> Iterator[None]:
+    """Within it a part of the user's own is tried: whatever it raises is a ConfigError, and no generator has moved."""
+    name = type(part).__name__
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    except Exception as error:
+        raise ConfigError(f"{option}: {name} cannot be used: {said(error)}") from error
 
 
 def build_quality(node: DictConfig, metric: object, data: ImageData, most: int | None = None) -> SampleQuality:

@@ -118,10 +118,11 @@ class TrainedRun:
         return {name: self.checkpoint["ema"][name] for name in ("decay", "updates")}
 
     @classmethod
-    def load(cls, run: str | Path) -> Self:
+    def load(cls, run: str | Path, trusted: bool = False) -> Self:
         """A trained run from its folder, its folder of checkpoints, or a checkpoint file.
 
-        Raises ConfigError if there is none.
+        trusted: whether its config is the caller's own words, so that it may name what it will. Raises ConfigError if
+        there is no such run.
         """
         path = checkpoint_file(run, "checkpoint")
         with config_errors(f"checkpoint={run}"):
@@ -130,7 +131,8 @@ class TrainedRun:
             require_entries(checkpoint, OF_A_MODEL)
         config = with_current_names(checkpoint["config"])
         folder = path.absolute().parent
-        require_trusted(config, f"checkpoint={run}", folder.parent if folder.name == "checkpoints" else path)
+        if not trusted:
+            require_trusted(config, f"checkpoint={run}", folder.parent if folder.name == "checkpoints" else path)
         return cls(path, _checked(config, f"checkpoint={run}"), int(checkpoint["global_step"]), checkpoint)
 
 

@@ -185,7 +185,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(place))
         yield place
-    del sys.modules[NAME]
+    sys.modules.pop(NAME, None)
 
 
 @pytest.fixture(scope="module")

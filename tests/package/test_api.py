@@ -7,6 +7,7 @@ import io
 import json
 import random
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,10 @@ def test_options_of_the_command_can_be_given(trained: Path) -> None:
     run = nz.load(trained)
     karras, uniform = (run.sample(2, f"grid={grid}", sampler="heun", steps=5) for grid in ("karras", "uniform"))
     assert (karras != uniform).any()
-    by_class = run.sample(2, sampler="noising.diffusion.samplers.DDIM", steps=5)
-    np.testing.assert_array_equal(by_class, run.sample(2, sampler="ddim", steps=5))
+    expected = run.sample(2, sampler="ddim", steps=5)
+    for given in ("noising.diffusion.samplers.DDIM", "noising.DDIM"):
+        np.testing.assert_array_equal(run.sample(2, sampler=given, steps=5), expected)
+    np.testing.assert_array_equal(run.sample(2, sampler=nz.DDIM(steps=5)), expected)
 
 
 @pytest.mark.parametrize("words", [[], ["bound=stratified", "bound.times=8"]])
@@ -109,7 +112,7 @@ def test_an_evaluation_is_the_command(trained: Path, tmp_path: Path, monkeypatch
     result = nz.load(trained).evaluate("bound=stratified", "bound.times=8", "splits=[test]")
     assert result.summary["status"] == "finished"
     assert result.summary["test/bound"] == pytest.approx(nz.load(trained).summary["test/bound"], rel=1e-6)
-    assert result.folder.parts[0] == "evaluations"
+    assert result.folder.relative_to(tmp_path).parts[0] == "evaluations"
     assert "bound_by_step" in result.figures
 
 
@@ -121,9 +124,20 @@ def test_an_evaluation_is_the_command(trained: Path, tmp_path: Path, monkeypatch
         (lambda run: run.sample(2, guidance=2.0), "guidance=classifier_free needs a model that was trained with class"),
         (lambda run: run.sample(2, class_label=1), "class_label=1: the model was trained without classes"),
         (lambda run: run.sample(2, "step=3"), "step: no such option"),
-        (lambda run: run.sample(2, "devices=2"), "devices=2: from Python images are drawn on one device"),
-        (lambda run: run.sample(2, device="tpu"), "device=tpu: "),
-        (lambda run: run.bound("tests"), "splits must be a list of test, train, val"),
+        (lambda run: run.sample(2, "devices=2"), "devices=2: this call takes no devices; the command line does"),
+        (lambda run: run.sample(2, "n=3"), "n=3: n is an argument of its own: n=..."),
+        (lambda run: run.sample(2, "seed=3"), "seed=3: seed is an argument of its own: seed=..."),
+        (lambda run: run.sample(2, "guidance=autoguidance", guidance=2.0), "guidance=autoguidance: guidance is an arg"),
+        (lambda run: run.sample(2, "hydra.run.dir=x"), "hydra.run.dir=x: this call takes no hydra.run.dir"),
+        (lambda run: run.sample(2, sampler=nz.DDIM), "sampler: expected a name and steps"),
+        (lambda run: run.sample(2, sampler=nz.DDIM(3), steps=3), "sampler: expected a name and steps"),
+        (lambda run: run.sample(2, device="tpu"), "device=tpu: expected auto, cpu, cuda, cuda:1 or mps"),
+        (lambda run: run.bound("tests"), "split=tests: the first argument is one of test, train, val"),
+        (lambda run: run.bound("val", "splits=[test]"), "splits=[test]: expected an option of the bound"),
+        (lambda run: run.evaluate("checkpoint=x"), "checkpoint=x: this call takes no checkpoint"),
+        (lambda run: nz.load(run.folder, allow=3), "allow=3: expected the name of a module"),
+        (lambda run: nz.train(config_dir=3), "config_dir=3: expected a folder's path"),
+        (lambda run: nz.train("model._target_=__main__.Net"), "model: a class of a script or a notebook is not found"),
         (lambda run: run.bound(stderr=-1), "bound: stderr must lie between"),
         (lambda run: run.evaluate("bound=exat"), "bound=exat: no such choice; did you mean exact?"),
     ],
@@ -142,6 +156,60 @@ def test_drawing_leaves_the_generators_as_they_were(conditional: nz.Run) -> None
     run.sample(2, steps=2)
     run.bound("val", "bound=stratified", "bound.times=4")
     assert (random.getstate(), torch.get_rng_state().tolist()) == states
+
+
+def test_a_run_is_where_it_was_whatever_becomes_of_the_folder_of_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A public name is a class as any other, and the words of one's own call need no leave to be loaded again."""
+    monkeypatch.chdir(tmp_path)
+    with torch.inference_mode():
+        torch.set_default_dtype(torch.float64)
+        try:
+            words = [
+                "schedule._target_=noising.Cosine",
+                "metrics._target_=torchmetrics.MeanMetric",
+                "callbacks.quality=null",
+            ]
+            run = nz.train(*SMALL[:-1], "trainer.max_steps=2", "callbacks.samples=null", *words)
+            assert torch.get_default_dtype() == torch.float64
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert torch.is_inference_mode_enabled()
+    monkeypatch.chdir("/")
+    assert run.summary["status"] == "finished"
+    assert run.evaluate("bound=stratified", "bound.times=4", f"hydra.run.dir={tmp_path / 'out'}").summary
+    with pytest.raises(nz.ConfigError, match="add allow=torchmetrics"):
+        nz.load(run.folder)
+    assert nz.load(run.folder, allow=["torchmetrics"]).step == 2
+
+
+def test_only_the_main_thread_trains_and_any_draws(trained: Path) -> None:
+    run, found = nz.load(trained), dict[int, Any]()
+
+    def work(seed: int) -> None:
+        found[seed] = run.sample(2, steps=2, seed=seed)
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(3):
+        np.testing.assert_array_equal(found[seed], run.sample(2, steps=2, seed=seed))
+    raised: list[Exception] = []
+
+    def train() -> None:
+        try:
+            nz.train()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert [type(error) for error in raised] == [nz.UsageError]
+    assert "runs in the main thread" in str(raised[0])
 
 
 def test_a_checkpoint_alone_is_a_run_without_results(conditional: nz.Run, tmp_path: Path) -> None:

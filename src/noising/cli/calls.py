@@ -27,14 +27,19 @@ from noising.config.choices import conf_dir
 from noising.errors import ConfigError, UsageError
 from noising.runs.trust import allowing
 
+_COMPOSES = threading.Lock()
+"""Held while Hydra composes, whose state is that of the process."""
 
-def call(command: str, overrides: Sequence[str], allow: str = "", config_dir: str | None = None) -> Path:
+
+def call(command: str, overrides: Sequence[str], allow: str = "", config_dir: str | Path | None = None) -> Path:
     """Run a command over its overrides, and return the folder of its run.
 
     allow: names that a stranger's file may use, as `allow=` of the command line; config_dir: a folder of your own
     configs. Raises UsageError for a mistake, and whatever the work itself raises; KeyboardInterrupt where it was
     stopped.
     """
+    if threading.current_thread() is not threading.main_thread():
+        raise UsageError("a command runs in the main thread, where signals can be handled: start a process for it")
     task = _Call(command, COMMANDS[command].job)
     with process_as_before(), allowing(allow), _composing(command, config_dir) as composing:
         try:
@@ -57,9 +62,9 @@ def call(command: str, overrides: Sequence[str], allow: str = "", config_dir: st
     return folder
 
 
-def composed(command: str, overrides: Sequence[str], config_dir: str | None = None) -> DictConfig:
+def composed(command: str, overrides: Sequence[str]) -> DictConfig:
     """The config of a command, composed and checked, without a run. Raises UsageError for a mistake."""
-    with process_as_before(), _composing(command, config_dir) as composing:
+    with _COMPOSES, process_as_before(), _composing(command, None) as composing:
         words = composing.with_parts_anew(_words(composing, overrides))
         config = composing.compose(words)
         composing.check(config, words)
@@ -77,11 +82,13 @@ class _Call(Task):
 
 
 @contextmanager
-def _composing(command: str, config_dir: str | None) -> Iterator[Composer]:
+def _composing(command: str, config_dir: str | Path | None) -> Iterator[Composer]:
+    if not isinstance(config_dir, str | Path | None):
+        raise ConfigError(f"config_dir={config_dir}: expected a folder's path")
     see_current_folder()
     register_group_list()
     try:
-        with composer(command, str(conf_dir()), config_dir) as composing:
+        with composer(command, str(conf_dir()), None if config_dir is None else str(config_dir)) as composing:
             yield composing
     except HydraException as error:
         raise ConfigError(str(error)) from error
@@ -119,6 +126,10 @@ def process_as_before() -> Iterator[None]:
 
         after.enter_context(generators_as_before())
         restored(torch.set_num_threads, torch.get_num_threads())
+        restored(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        after.enter_context(torch.inference_mode(False))
+        after.enter_context(torch.enable_grad())
         restored(sys.argv.__setitem__, slice(None), sys.argv[:])
         restored(sys.path.__setitem__, slice(None), sys.path[:])
         restored(_set_environment, dict(os.environ))

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import NoReturn
 
@@ -48,7 +49,9 @@ def cli() -> None:
 
 def _list_commands(name: str) -> None:
     """Print the commands, or stop with the one that was probably meant."""
-    if name in ("--help", "-h", "help"):
+    if name == "--version":
+        print(f"noising {version('noising')}")
+    elif name in ("--help", "-h", "help"):
         print("usage: noising NAME [key=value ...]; noising NAME --help tells more\n")
         print("\n".join(f"  {name:11} {command.help}" for name, command in COMMANDS.items()))
     else:
@@ -127,7 +130,12 @@ def prepare(task: Task, composing: Composer, words: Sequence[str], multirun: boo
     parsed = composing.parse(overrides)
     several = _swept(parsed)
     first = each_choice_once(parsed)[0] if several else overrides
-    config = composing.compose([*first, "hydra.mode=MULTIRUN"] if multirun else first)
+    try:
+        config = composing.compose([*first, "hydra.mode=MULTIRUN"] if multirun else first)
+    except ConfigError as error:
+        if folder is None or "no such choice" not in str(error):
+            raise
+        raise ConfigError(f"{error}; a run that was started with --config-dir goes on with it") from error
     if config.hydra.mode == RunMode.MULTIRUN and not multirun:  # the config's own wish
         return prepare(task, composing, words, True)
     if several and not multirun:

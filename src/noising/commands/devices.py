@@ -11,6 +11,9 @@ def find_device(name: str) -> torch.device:
         raise ConfigError(f"device={name}: expected auto, cpu, cuda, cuda:1 or mps")
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:  # which lists every kind that torch has a word for
+        raise ConfigError(f"device={name}: expected auto, cpu, cuda, cuda:1 or mps") from error
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0].partition(". ")[0]

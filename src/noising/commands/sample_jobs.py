@@ -27,8 +27,9 @@ from noising.config.moved import with_current_names
 from noising.config.theory import build_sampler
 from noising.diffusion.drawing import PathFrames, class_labels_for, draw_images
 from noising.diffusion.guidance import Guided
-from noising.diffusion.samplers import PathPoint
+from noising.diffusion.samplers import PathPoint, Sampler
 from noising.errors import ConfigError, UsageError
+from noising.experiment import require_sampler
 from noising.randomness import NOISE
 from noising.runs.folder import Run, replacing
 from noising.trained import TrainedRun, load
@@ -46,20 +47,24 @@ class SampleJobError(UsageError):
 class SampleJob:
     """A model, a sampler and a seed: everything that decides the images."""
 
-    def __init__(self, cfg: DictConfig, trained: TrainedRun | None = None) -> None:
+    def __init__(self, cfg: DictConfig, trained: TrainedRun | None = None, sampler: Sampler | None = None) -> None:
         """cfg: options of `sample`, or their part in `evaluate`; trained: cfg.checkpoint, if it is loaded already.
+
+        sampler: in place of that of the options.
 
         Raises ConfigError for what is wrong with an option, before any work.
         """
         self.cfg = cfg
         self.trained = trained or load(cfg.checkpoint)
         self.denoiser = self.trained.guided(cfg.get("guidance"))
-        self.sampler = build_sampler(cfg, self.trained.config.timesteps, self.denoiser.schedule)
+        self.sampler = sampler or build_sampler(cfg, self.trained.config.timesteps, self.denoiser.schedule)
         self.data, self.classes = self.trained.data, self.trained.classes
         self.class_label: int | None = cfg.get("class_label")
         if self.class_label is not None and self.class_label >= self.classes:
             has = f"has classes 0 to {self.classes - 1}" if self.classes else "was trained without classes"
             raise ConfigError(f"class_label={self.class_label}: the model {has}")
+        shape = (self.data.channels, self.data.resolution, self.data.resolution)
+        require_sampler(self.sampler, self.denoiser, shape, self.classes)
         self.evaluations = self.sampler.evaluations(self.denoiser)
         guided, unguided = self.denoiser, self.sampler.evaluations(self.trained.denoiser)
         if isinstance(guided, Guided) and guided.interval and guided.scale != 1 and self.evaluations == unguided:

@@ -192,6 +192,11 @@ def locate(target: Any, path: str) -> Callable[..., Any]:
     if not isinstance(target, str):
         raise ConfigError(f"{path}._target_: expected a dotted name, got {target!r}")
     parts = target.split(".")
+    if parts[0] == "__main__":
+        raise ConfigError(
+            f"{path}: a class of a script or a notebook is not found again when the run is evaluated or resumed: put "
+            f"{target.removeprefix('__main__.')} in a file, say mine.py, and name it mine.{parts[-1]}"
+        )
     if not all(parts):
         raise ConfigError(f"{path}: cannot import _target_ {target!r}: it is not a dotted name")
     found: Any = None

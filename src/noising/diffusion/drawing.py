@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.samplers import PathPoint, Sampler
+from noising.errors import require
 from noising.randomness import Streams
 
 
@@ -53,6 +54,23 @@ def draw_images(
             if on_step is not None:
                 on_step(step, point)
         return point.x_t.clamp(-1, 1)
+
+
+def require_drawing(sampler: Sampler, denoiser: Denoiser, shape: Sequence[int], class_label: Tensor | None) -> None:
+    """Take the first step of a sampler with one image of zeros.
+
+    Raises ValueError if it is no state of an image, and whatever the sampler raises. class_label: (1,) or None.
+    """
+    zeros = torch.zeros(1, *shape, device=next(denoiser.parameters()).device)
+    with in_evaluation(denoiser):
+        point = next(iter(sampler.path(denoiser, lambda: zeros, class_label)), None)
+    require(point is not None, "path yields nothing: an nz.PathPoint is expected after each step")
+    require(isinstance(point, PathPoint), f"path yields a {type(point).__name__}, where an nz.PathPoint is expected")
+    for name, image in zip(PathPoint._fields, point or (), strict=False):
+        found = tuple(getattr(image, "shape", ()))
+        require(
+            found == tuple(zeros.shape), f"path yields {name} of shape {found}, where {tuple(zeros.shape)} is expected"
+        )
 
 
 def frames(steps: int, count: int) -> list[int]:

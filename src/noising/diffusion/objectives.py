@@ -6,7 +6,7 @@ Times and noise are drawn outside, so that a loss can be compared with another i
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,21 @@ def output_error(denoiser: Denoiser, x: Tensor, level: NoiseLevel, noise: Tensor
     """‖a x + b ε − output‖²/D, the mean squared error in the network's own output space: (B,)."""
     output, _ = denoiser.output(level.perturb(x, noise), level, **condition)  # x̂ and ε̂ are not needed
     return (output - denoiser.parameterization.target(x, noise, level)).square().flatten(1).mean(1)
+
+
+def require_losses(objective: Objective, denoiser: Denoiser, shape: tuple[int, ...], classes: int) -> None:
+    """Evaluate an objective for two grey images of a shape (C, H, W).
+
+    Raises ValueError unless it gives a mapping with a loss (B,) that has a gradient, and whatever the objective raises.
+    """
+    x, t = torch.zeros(2, *shape), torch.tensor([0.3, 0.7], dtype=torch.float64)
+    class_label = torch.zeros(2, dtype=torch.long) if classes else None
+    terms = objective(denoiser, x, t, torch.ones_like(x), class_label=class_label)
+    require(isinstance(terms, Mapping), f"gives a {type(terms).__name__}, where a dict with 'loss' is expected")
+    require("loss" in terms, f"gives {', '.join(map(repr, terms)) or 'nothing'}, where 'loss' is expected")
+    found = tuple(getattr(terms["loss"], "shape", ("no tensor",)))
+    require(found == (2,), f"gives a loss of shape {found} for two images, where (2,) is expected: one of each image")
+    require(terms["loss"].requires_grad, "gives a loss without a gradient")
 
 
 class WeightedLoss(Objective, ABC):

@@ -108,7 +108,8 @@ def _malformed(recipe: Recipe) -> str | None:
     try:
         log_snr = schedule.log_snr(t).detach()
         schedule.log_snr_rate(t)
-    except (RuntimeError, TypeError) as error:
+        level = schedule(t)
+    except (RuntimeError, TypeError, AttributeError) as error:
         return f"schedule: λ(t) of {_name(schedule)} cannot be computed or differentiated: {how} ({error})"
     if log_snr.shape != t.shape or log_snr.dtype != t.dtype:
         return (
@@ -120,7 +121,9 @@ def _malformed(recipe: Recipe) -> str | None:
             f"schedule: λ(t) of {_name(schedule)} goes from {float(log_snr[0]):.3g} to {float(log_snr[-1]):.3g} "
             f"between t = 0.001 and 0.999: it must stay within {_MAX_LOG_SNR:g} of 0"
         )
-    level = schedule(t)
+    if bool((rising := log_snr.diff() > 0).any()):
+        where = float(t[int(rising.nonzero()[0])])
+        return f"schedule: λ(t) of {_name(schedule)} rises at t = {where:.3f}: it must fall, from clean to noise"
     determinant = parameterization.determinant(level).expand_as(level.alpha).flatten()
     singular = (determinant.abs() < 1e-12) | (determinant.sign() != determinant.sign()[0])
     if bool(singular.any()):

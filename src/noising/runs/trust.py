@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
+import noising
 from noising.config import choices
 from noising.config.instantiate import locate
 from noising.config.leaves import leaves
@@ -122,7 +123,7 @@ def require_trusted_targets(found: Sequence[tuple[str, Any]], source: Source) ->
 def _refusal(target: str, source: Source, public: Sequence[str]) -> str:
     """The reason why a target may not be named, after "which"; "" if it may. public: modules of TRUSTED that count."""
     first, *_ = parts = target.split(".")
-    if target in choices.targets() and (first == "noising" or public):
+    if _defined_as(target) in choices.targets() and (first == "noising" or public):
         return ""
     if first in sys.stdlib_module_names:
         return "is of Python itself: no run stores it"
@@ -146,6 +147,15 @@ def _refusal(target: str, source: Source, public: Sequence[str]) -> str:
         "is not of noising: of other packages only networks, data sets, metrics, optimizers, callbacks, loggers and "
         "classes made for noising may be named"
     )
+
+
+def _defined_as(target: str) -> str:
+    """The name under which a public name of noising's, as noising.Cosine, is defined; any other as it is."""
+    package, _, name = target.partition(".")
+    if package != "noising" or name not in dir(noising):
+        return target
+    found = getattr(noising, name)
+    return f"{found.__module__}.{getattr(found, '__qualname__', name)}"
 
 
 def _is_of_kinds(found: Any) -> bool:
