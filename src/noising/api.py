@@ -12,6 +12,7 @@ from PIL import Image
 from noising.cli.calls import call, composed
 from noising.commands.devices import find_device
 from noising.config.instantiate import make
+from noising.config.leaves import leaves
 from noising.config.words import quoted
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.likelihood.estimators import BoundEstimator
@@ -182,8 +183,14 @@ def train(*overrides: str, allow: str | Sequence[str] = "", config_dir: str | Pa
     UsageError for a mistake, in the words of the command line.
     """
     names = _joined(allow)
-    folder = call("train", overrides, names, config_dir)
-    return Run(TrainedRun.load(folder, trusted=True), names)  # what it names were these words, or passed the gate
+    trained = TrainedRun.load(call("train", overrides, names, config_dir), trusted=True)
+    # what it names were these words, or has passed the gate
+    named = {
+        str(value).partition(".")[0]
+        for path, value in leaves(trained.checkpoint["config"])
+        if path.endswith("_target_")
+    }
+    return Run(trained, ",".join(filter(None, (names, *sorted(named - {"noising"})))))
 
 
 def load(run: str | Path, allow: str | Sequence[str] = "") -> Run:

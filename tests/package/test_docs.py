@@ -20,11 +20,15 @@ from noising.cli.main import with_names
 from noising.cli.overrides import composer, each_choice_once
 from noising.config.choices import conf_dir
 from tests.helpers import CONF, ROOT, SMALL, run_command
-from tests.package.pages import FENCE, PAGES, PageCommand, blocks, commands
+from tests.package.pages import FENCE, PAGES, PageCommand, blocks, command_of, commands
 
 EVERY = {str(command): command for page in PAGES for command in commands(page)}
 SHORT = {str(command): command for page in PAGES for command in commands(page) if command.short}
-OWN_PARTS = {str(command): command for command in commands("docs/extending.md") if "mine." in str(command)}
+OWN_PARTS = {
+    str(command): command
+    for line in blocks("docs/extending.md", "bash")[0].splitlines()
+    if (command := command_of(line)) is not None
+}
 EQUATIONS = re.findall(r"\$\$(.+?)\$\$\n\n(.+?)\n(?:\n|\Z)", PAGES["docs/equations.md"], re.DOTALL)
 OPTION = re.compile(r"--[\w-]+")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -54,15 +56,20 @@ class Right(nz.Regression):
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A module `wrong_parts` in the folder of work."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with the module `wrong_parts`."""
     folder = tmp_path_factory.mktemp("wrong")
     (folder / "wrong_parts.py").write_text(PARTS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
         patch.syspath_prepend(str(folder))
-        yield
+        yield folder
+    sys.modules.pop("wrong_parts", None)
+
+
+@pytest.fixture(autouse=True)
+def in_the_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
 
 
 def experiment(group: str, name: str) -> Experiment:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import pytest
+
 from tests.helpers import ROOT
 from tests.package.pages import PAGES, README, blocks, commands
 
@@ -58,18 +60,24 @@ def test_python_is_that_of_docs_where_it_is_run() -> None:
     assert set(imports.splitlines()) == {"import noising as nz", "from torch import Tensor"}
 
 
-def test_tree_is_the_real_one() -> None:
-    lines = section("The tree").split("```")[1].strip().splitlines()
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_tree_is_the_real_one(page: str) -> None:
+    (tree,) = (block for block in blocks(page, "") if "src/noising/" in block)
+    lines = tree.splitlines()
     assert len(lines) >= 12
     for line in lines:
-        match = re.match(r"(  )?([\w./]+?/?)  ", line)
+        match = re.match(r"(  )?([\w./]+)(?:  |$)", line)
         assert match is not None, line
-        if match[2] != "src/noising/":
-            folder = ROOT / "src" / "noising" if match[1] else ROOT
-            assert (folder / match[2]).exists(), line
-        for inner in re.findall(r"(\w+/)", line[len(match[0]) :]):
-            places = (ROOT, ROOT / "src" / "noising", ROOT / "src" / "noising" / match[2])
-            assert any((place / inner).exists() for place in places), inner
+        place = (ROOT / "src" / "noising" if match[1] else ROOT) / match[2]
+        assert place.exists(), line
+        for inner in re.findall(r"\w+/", line[len(match[0]) :]):
+            assert any((above / inner).exists() for above in (place, place.parent)), f"{inner} in {line}"
+
+
+def test_tree_of_contributing_is_whole() -> None:
+    (tree,) = (block for block in blocks("CONTRIBUTING.md", "") if "src/noising/" in block)
+    rooms = {path.name for path in (ROOT / "src" / "noising").iterdir() if not path.name.startswith("__")}
+    assert set(re.findall(r"^  (\w+(?:\.py)?)/? ", tree, re.MULTILINE)) == rooms - {"py.typed"}
 
 
 def test_every_page_is_linked() -> None:
@@ -87,7 +95,7 @@ def test_ci_runs_the_checks_and_the_test_command_of_this_page() -> None:
     script = (ROOT / ".ci" / "run").read_text()
     assert "README.md" in script
     _, plain = script.split('eval "${command% && pytest}"\n')
-    checks = [line for line in plain.splitlines() if not line.startswith("pip install")]
+    checks = [line for line in plain.splitlines() if not line.startswith(("pip install", "set -x"))]
     tools = ["ruff check .", "ruff format --check .", "mypy", "lint-imports --no-cache", "mkdocs build --strict"]
     assert checks == [*tools, "pytest"]
     assert "bash .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()
