@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from noising.config.instantiate import make
-from noising.config.secrets import is_reference, is_secret, masked
+from noising.config.secrets import is_reference, is_secret, masked, require_no_secret
 from noising.errors import ConfigError
 
 SECRET = (
@@ -90,3 +91,9 @@ def test_an_error_does_not_quote_a_secret() -> None:
         make({**node, "password": "5ec4e7"}, "data", object)
     with pytest.raises(ConfigError, match=r"^data.password: no such"):
         make({"_target_": "noising.data.digits.Digits", "password": "5ec4e7"}, "data", object)
+
+
+def test_what_is_not_a_number_is_no_secret() -> None:
+    require_no_secret(OmegaConf.create({"data": {"kind": float("nan"), "root": "~/images"}}))
+    with pytest.raises(ConfigError, match=r"data\.token is a secret"):
+        require_no_secret(OmegaConf.create({"data": {"token": "5ec4e7"}}))

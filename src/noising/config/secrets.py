@@ -102,7 +102,7 @@ def require_no_secret(config: DictConfig) -> None:
             not reference
             and value not in ("", "???")
             and not path.startswith("hydra.overrides.")
-            and (masked(value, path) != value)
+            and masked(value, path) not in (value,)  # nan is not equal to itself
         ):
             raise ConfigError(
                 f"{path} is a secret, by its name or form, and would be in the run's files: set a variable of the "
