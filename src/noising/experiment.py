@@ -33,7 +33,7 @@ from noising.diffusion.drawing import class_labels_for, require_drawing
 from noising.diffusion.likelihood.estimators import BoundEstimator
 from noising.diffusion.networks import adapted, require_fitting
 from noising.diffusion.objectives import require_losses
-from noising.diffusion.recipe import Recipe
+from noising.diffusion.recipe import Recipe, rising
 from noising.diffusion.samplers import Sampler
 from noising.errors import ConfigError
 from noising.metrics.measurement import SampleQuality, sample_quality
@@ -100,7 +100,10 @@ class Experiment:
     def recipe(self) -> Recipe:
         """The parts of the theory; what cannot work together is told before an image is read, where that can be."""
         resolution, levels = self._unread_data.declared or (self.data.resolution, self.data.levels)
-        return build_recipe(self.config, resolution, levels)
+        recipe = build_recipe(self.config, resolution, levels)
+        if (fault := rising(recipe.schedule)) is not None:
+            raise ConfigError(fault)
+        return recipe
 
     @cached_property
     def num_classes(self) -> int:

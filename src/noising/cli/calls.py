@@ -62,9 +62,9 @@ def call(command: str, overrides: Sequence[str], allow: str = "", config_dir: st
     return folder
 
 
-def composed(command: str, overrides: Sequence[str]) -> DictConfig:
+def composed(command: str, overrides: Sequence[str], config_dir: str | Path | None = None) -> DictConfig:
     """The config of a command, composed and checked, without a run. Raises UsageError for a mistake."""
-    with _COMPOSES, process_as_before(), _composing(command, None) as composing:
+    with _COMPOSES, process_as_before(), _composing(command, config_dir) as composing:
         words = composing.with_parts_anew(_words(composing, overrides))
         config = composing.compose(words)
         composing.check(config, words)

@@ -100,6 +100,16 @@ def conflicts(recipe: Recipe) -> Iterator[str]:
         yield f"weighting: weighs some level by {worst:g}; a weight must be finite and not negative"
 
 
+def rising(schedule: Schedule) -> str | None:
+    """A message on a schedule whose λ rises somewhere, with which nothing can be trained; None if it falls."""
+    t = torch.linspace(0.001, 0.999, 997, dtype=torch.float64)
+    rises = schedule.log_snr(t).detach().diff() > 0
+    if not bool(rises.any()):
+        return None
+    where = float(t[int(rises.nonzero()[0])])
+    return f"schedule: λ(t) of {_name(schedule)} rises at t = {where:.3f}: it must fall, from clean to noise"
+
+
 def _malformed(recipe: Recipe) -> str | None:
     """A message on a user's own schedule or parameterization that makes the other checks impossible."""
     schedule, parameterization = recipe.schedule, recipe.parameterization
@@ -121,9 +131,6 @@ def _malformed(recipe: Recipe) -> str | None:
             f"schedule: λ(t) of {_name(schedule)} goes from {float(log_snr[0]):.3g} to {float(log_snr[-1]):.3g} "
             f"between t = 0.001 and 0.999: it must stay within {_MAX_LOG_SNR:g} of 0"
         )
-    if bool((rising := log_snr.diff() > 0).any()):
-        where = float(t[int(rising.nonzero()[0])])
-        return f"schedule: λ(t) of {_name(schedule)} rises at t = {where:.3f}: it must fall, from clean to noise"
     determinant = parameterization.determinant(level).expand_as(level.alpha).flatten()
     singular = (determinant.abs() < 1e-12) | (determinant.sign() != determinant.sign()[0])
     if bool(singular.any()):

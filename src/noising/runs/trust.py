@@ -4,6 +4,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -49,18 +50,28 @@ class Source(NamedTuple):
     """The run's folder or checkpoint: modules around it are not the user's."""
 
 
+_ALLOWS = threading.RLock()
+
+
 @contextmanager
 def allowing(names: str) -> Iterator[None]:
-    """Within it, these names are allowed too, separated by commas; other processes that it starts inherit them."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = ",".join(filter(None, (before, names)))
-    try:
+    """Within it, these names are allowed too, separated by commas; other processes that it starts inherit them.
+
+    One thread at a time: the environment is the process's.
+    """
+    if not names:
         yield
-    finally:
-        if before is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = before
+        return
+    with _ALLOWS:
+        before = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = ",".join(filter(None, (before, names)))
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[VARIABLE]
+            else:
+                os.environ[VARIABLE] = before
 
 
 def allowed_names() -> list[str]:
