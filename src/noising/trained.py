@@ -24,7 +24,7 @@ from noising.errors import ConfigError, config_errors, one_line
 from noising.experiment import Experiment
 from noising.runs.folder import Run
 from noising.runs.trust import require_trusted, with_variables_withheld
-from noising.training.checkpoint_content import OF_A_MODEL, require_entries, require_weights
+from noising.training.checkpoint_content import OF_A_MODEL, raw_weights, require_entries, require_weights
 from noising.training.checkpoints import load_checkpoint
 
 
@@ -53,8 +53,7 @@ class TrainedRun:
     def denoiser(self) -> Denoiser:
         """The denoiser with the averaged weights, on the CPU, in evaluation mode."""
         denoiser = self._experiment.denoiser
-        raw = self.checkpoint["state_dict"].items()  # for the buffers, of which there is no average
-        weights = {name.removeprefix("denoiser."): value for name, value in raw if name.startswith("denoiser.")}
+        weights = raw_weights(self.checkpoint)  # for the buffers, of which there is no average
         average = self.checkpoint["ema"]
         with config_errors(f"checkpoint={self.path}"):
             require_weights(denoiser, average, weights, denoiser.state_dict())

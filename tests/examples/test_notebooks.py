@@ -49,7 +49,7 @@ def test_toy_2d(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_mnist(tmp_path: Path) -> None:
-    """Of digits, which need no download; that the bound is the sum of its terms is asserted by the notebook itself."""
+    """The notebook on digits, which need no download; it asserts itself that the bound is the sum of its terms."""
     printed = execute("mnist", tmp_path, DATA="digits", STEPS=40)
     assert "UNet of" in printed
     assert "[INFO]" not in printed

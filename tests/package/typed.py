@@ -1,4 +1,4 @@
-"""What a user writes with `import noising as nz`, for mypy alone: right lines have types, and wrong ones are errors.
+"""Lines that a user writes with `import noising as nz`, for mypy alone: right ones have types, wrong ones are errors.
 
 An ignored error that mypy does not find is an error of its own.
 """

@@ -4,13 +4,12 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from noising.diffusion.denoiser import Denoiser
 from noising.errors import ConfigError, config_errors
 from noising.trained import checkpoint_file, digest
-from noising.training.checkpoint_content import OF_A_MODEL, require_entries
+from noising.training.checkpoint_content import OF_A_MODEL, raw_weights, require_entries
 from noising.training.checkpoints import load_checkpoint
 
 log = logging.getLogger(__name__)
@@ -29,9 +28,7 @@ def start_from(init_from: str, denoiser: Denoiser) -> dict[str, Any]:
         checkpoint = load_checkpoint(path)
     with config_errors(f"init_from={init_from}: {path}"):
         require_entries(checkpoint, OF_A_MODEL)
-    raw = checkpoint["state_dict"].items()  # for the buffers, of which there is no average
-    theirs = {name.removeprefix("denoiser."): value for name, value in raw if name.startswith("denoiser.")}
-    theirs |= checkpoint["ema"]["weights"]
+    theirs = raw_weights(checkpoint) | checkpoint["ema"]["weights"]  # of buffers there is no average
     ours = {name: value for name, value in denoiser.state_dict().items() if isinstance(value, Tensor)}
     fitting = {name: theirs[name] for name, value in ours.items() if _shape(theirs.get(name)) == tuple(value.shape)}
     anew = [_described(name, ours[name], theirs.get(name)) for name in ours if name not in fitting]
@@ -40,8 +37,7 @@ def start_from(init_from: str, denoiser: Denoiser) -> dict[str, Any]:
         raise ConfigError(f"init_from={init_from}: none of its {len(theirs)} tensors fits this network: {anew[0]}")
     denoiser.load_state_dict(fitting, strict=False)
     step = int(checkpoint["global_step"])
-    with torch.no_grad():
-        taken, all_of_them = (sum(value.numel() for value in one.values()) for one in (fitting, ours))
+    taken, all_of_them = (sum(value.numel() for value in one.values()) for one in (fitting, ours))
     words = [f"{taken:,} of {all_of_them:,} weights are those of step {step:,}"]
     words += [f"new: {_listed(anew)}"] if anew else []
     words += [f"not used: {_listed(unused)}"] if unused else []

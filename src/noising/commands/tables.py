@@ -75,10 +75,13 @@ def cell(row: Row, name: str) -> str:
 @contextmanager
 def evaluations_bar(total: int) -> Iterator[Callable[[float], None]]:
     """Show a bar of `total` network evaluations, and yield the function that advances it by a number of them."""
-    from noising.training.progress import draws_bars  # here: it brings Lightning, which tables do without
+    from noising.training.progress import (  # here: it brings Lightning, which tables do without
+        draws_bars,
+        error_console,
+    )
 
     columns = (TextColumn("network evaluations"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = error_console()
     drawn = draws_bars(console)
     if not drawn:  # a log file gets a line at the start, in place of a bar at the end
         console.print(f"{total:,} network evaluations", highlight=False, soft_wrap=True)

@@ -44,6 +44,15 @@ def _batch(images: Images, indices: Tensor) -> dict[str, Tensor]:
     return batch if images.labels is None else {**batch, "label": images.labels[indices]}
 
 
+def require_fractions(val_fraction: float, test_fraction: float) -> None:
+    """Raise ValueError unless both are in (0, 1), and leave images to train on."""
+    for argument, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+        if not 0 < fraction < 1:
+            raise ValueError(f"{argument} must lie between 0 and 1, got {fraction}")
+    if val_fraction + test_fraction >= 1:
+        raise ValueError(f"val_fraction + test_fraction must be below 1, got {val_fraction + test_fraction}")
+
+
 class ImageData(LightningDataModule, ABC):
     """Train, validation and test images, and the facts about them that models and decoders need.
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 
-from noising.data.image_data import ImageData, Images, Splits
+from noising.data.image_data import ImageData, Images, Splits, require_fractions
 from noising.errors import printable
 
 log = logging.getLogger(__name__)
@@ -90,11 +90,7 @@ class ImageFolder(ImageData):
             raise ValueError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
         if max_megapixels <= 0:
             raise ValueError(f"max_megapixels must be positive, got {max_megapixels}")
-        for argument, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 < fraction < 1:
-                raise ValueError(f"{argument} must lie between 0 and 1, got {fraction}")
-        if val_fraction + test_fraction >= 1:
-            raise ValueError(f"val_fraction + test_fraction must be below 1, got {val_fraction + test_fraction}")
+        require_fractions(val_fraction, test_fraction)
         self.root = Path(root)
         self.place = f"data.root={self.root}"
         self.side = resolution

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from noising.data.image_data import ImageData, Images, Splits
+from noising.data.image_data import ImageData, Images, Splits, require_fractions
 from noising.errors import in_one_line
 
 log = logging.getLogger(__name__)
@@ -65,11 +65,7 @@ class TorchDataset(ImageData):
         classes: int | None = None,
     ) -> None:
         super().__init__(batch_size, flip)
-        for argument, fraction in (("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 < fraction < 1:
-                raise ValueError(f"{argument} must lie between 0 and 1, got {fraction}")
-        if val_fraction + test_fraction >= 1:
-            raise ValueError(f"val_fraction + test_fraction must be below 1, got {val_fraction + test_fraction}")
+        require_fractions(val_fraction, test_fraction)
         if not 2 <= levels <= 256:
             raise ValueError(f"levels must be from 2 to 256, got {levels}")
         if classes is not None and classes < 0:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.networks import evaluation_mode
 from noising.diffusion.samplers import PathPoint, Sampler
 from noising.errors import require
 from noising.randomness import Streams
@@ -15,14 +16,9 @@ from noising.randomness import Streams
 @contextmanager
 def in_evaluation(module: nn.Module) -> Iterator[None]:
     """A context with the module in evaluation mode, without gradients and autocast; restores its mode afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        with torch.no_grad(), torch.autocast(next(module.parameters()).device.type, enabled=False):
-            yield
-    finally:
-        for part, training in modes:
-            part.training = training
+    device = next(module.parameters()).device
+    with evaluation_mode(module), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def class_labels_for(

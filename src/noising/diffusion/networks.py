@@ -1,6 +1,8 @@
 """Networks of any signature as the denoiser calls them: model(x, noise_label, class_label=None) -> (B, C, H, W)."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +57,18 @@ def output_of(output: Tensor | object) -> Tensor:
     return first
 
 
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """A context with the module in evaluation mode; restores the mode of each part afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
 def require_fitting(
     network: nn.Module, noise_label: Tensor, channels: int, out_channels: int, resolution: int, classes: int = 0
 ) -> None:
@@ -67,13 +81,8 @@ def require_fitting(
     class_label = torch.zeros(len(noise_label), dtype=torch.long) if classes else None
     if class_label is not None:
         class_label[-1] = classes
-    modes = [(part, part.training) for part in network.modules()]
-    network.eval()
-    try:
+    with evaluation_mode(network):
         output = output_of(network(x, noise_label, class_label=class_label))
-    finally:
-        for part, training in modes:
-            part.training = training
     expected, found = (len(x), out_channels, resolution, resolution), tuple(output.shape)
     require(found == expected, f"for x of shape {tuple(x.shape)} it gives {found}, where {expected} is expected")
     require(output.is_floating_point(), f"it gives {str(output.dtype).removeprefix('torch.')}, not floats")

@@ -147,6 +147,12 @@ def _shape(tensors: Mapping[str, Any], name: str) -> str:
     return f"{tuple(tensor.shape)}" + (" of complex numbers" if tensor.is_complex() else "")
 
 
+def raw_weights(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The denoiser's entries of a checkpoint's `state_dict`, by their names within it."""
+    entries = checkpoint["state_dict"].items()
+    return {name.removeprefix("denoiser."): value for name, value in entries if name.startswith("denoiser.")}
+
+
 def require_weights(
     denoiser: nn.Module, average: Mapping[str, Any], state: Mapping[str, Any], own: Mapping[str, Any]
 ) -> None:
