@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from noising.models.blocks import Attention, NoiseEmbedding
+from noising.models.blocks import Attention, group_norm
+from noising.models.embeddings import NoiseEmbedding
 from noising.models.unet import UNet
 
 
@@ -111,7 +112,7 @@ def test_permuting_the_batch_permutes_the_output() -> None:
 
 def test_attention_is_softmax_of_queries_and_keys_over_values() -> None:
     torch.manual_seed(0)
-    attention = Attention(channels=8, groups=2, heads=2)
+    attention = Attention(channels=8, norm=group_norm(2), heads=2)
     nn.init.normal_(attention.out.weight)
     x = torch.randn(3, 8, 2, 5)
     pixels = attention.norm(x).flatten(2).transpose(1, 2)  # (B, P, C)
@@ -138,7 +139,7 @@ def operations(module: nn.Module, x: Tensor) -> list[str]:
     [(torch.float32, 2, True), (torch.float32, 16, True), (torch.bfloat16, 8, False), (torch.bfloat16, 16, True)],
 )
 def test_attention_is_fused_where_that_is_faster(dtype: torch.dtype, side: int, fused: bool) -> None:
-    attention = Attention(channels=8, groups=2, heads=2).to(dtype)
+    attention = Attention(channels=8, norm=group_norm(2), heads=2).to(dtype)
     called = operations(attention, torch.randn(2, 8, side, side, dtype=dtype))
     assert ("aten::_scaled_dot_product_flash_attention_for_cpu" in called) == fused
 
@@ -219,8 +220,9 @@ def test_dropout_acts_in_training_only() -> None:
         ({"multipliers": [1, 0]}, r"multipliers must be one or more numbers of at least 1, got \[1, 0\]"),
         (
             {"resolution": 28, "multipliers": [1, 2, 2, 2]},
-            "multipliers make 4 levels.*divisible by 8, got 28",
+            "multipliers needs data.resolution divisible by 8, got 28",
         ),
+        ({"head_width": 12}, "head_width must divide the 32 channels of a level with attention, got 12"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"dropout": -0.1}, r"dropout must be in \[0, 1\), got -0.1"),
     ],

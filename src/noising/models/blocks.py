@@ -1,15 +1,24 @@
-"""Building blocks of a U-Net: embedding of the noise label, residual block, self-attention.
+"""Building blocks of the U-Nets: residual block, self-attention over the pixels, resampling, initialization.
 
 Legend: B images, C channels, H and W pixels, E embedding width, N attention heads, P = H * W pixels.
 """
 
-import math
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.forward_ad import unpack_dual
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
+
+MakeNorm = Callable[[int], nn.Module]
+"""number of channels -> their normalization."""
+
+
+def group_norm(groups: int, eps: float = 1e-5, channels_per_group: int = 1) -> MakeNorm:
+    """A function that makes a group normalization: of that many groups, or fewer of at least `channels_per_group`."""
+    return lambda channels: nn.GroupNorm(min(groups, channels // channels_per_group), channels, eps)
 
 
 def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
@@ -19,49 +28,126 @@ def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-class NoiseEmbedding(nn.Module):
-    """Sines and cosines of the noise label (B,) at wavelengths 2 pi to 2 pi * 10000, then two layers: (B, E).
+class _Filter(nn.Module):
+    """A low-pass filter, the same along both sides: an even number of taps."""
 
-    Vaswani et al., "Attention Is All You Need" (2017), section 3.5. https://arxiv.org/abs/1706.03762
+    kernel: Tensor
+
+    def __init__(self, taps: Sequence[float] = (1, 1)) -> None:
+        """taps: [1, 1] is the mean of 2x2 pixels, [1, 3, 3, 1] the filter of NCSN++."""
+        super().__init__()
+        side = torch.tensor(taps, dtype=torch.float32)
+        self.register_buffer("kernel", torch.outer(side, side) / side.sum() ** 2, persistent=False)
+        self.padding = (len(taps) - 1) // 2
+        self.mean = len(taps) == 2 and taps[0] == taps[1]
+
+
+class Halve(_Filter):
+    """Each side halved: filtered, then every second pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mean:
+            return F.avg_pool2d(x, 2)  # (B, C, H/2, W/2)
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+        return F.conv2d(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])  # (B, C, H/2, W/2)
+
+
+class Double(_Filter):
+    """Each side doubled: zeros put between the pixels, then filtered; [1, 1] repeats each pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.mean:
+            return F.interpolate(x, scale_factor=2.0)  # (B, C, 2H, 2W)
+        kernel = 4 * self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+        return F.conv_transpose2d(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])  # (B, C, 2H, 2W)
+
+
+class FilteredConvolution(_Filter):
+    """Each side halved: filtered, then convolved by 3x3 with stride 2, zeros around the image."""
+
+    def __init__(self, channels: int, out_channels: int, taps: Sequence[float] = (1, 1)) -> None:
+        super().__init__(taps)
+        self.around = len(taps) // 2
+        self.convolution = nn.Conv2d(channels, out_channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+        filtered = F.conv2d(x, kernel, padding=self.around, groups=x.shape[1])  # (B, C, H + 1, W + 1)
+        halved: Tensor = self.convolution(filtered)  # (B, out, H/2, W/2)
+        return halved
+
+
+class HalvingConvolution(nn.Conv2d):
+    """A 3x3 convolution of stride 2, padded on every side, or with ``corner`` only at the right and the bottom.
+
+    corner: TensorFlow's padding of an even side, which DDPM's published weights were trained with.
     """
 
-    frequencies: Tensor
+    def __init__(self, channels: int, corner: bool = False) -> None:
+        super().__init__(channels, channels, 3, stride=2, padding=0 if corner else 1)
+        self.corner = corner
 
-    def __init__(self, waves: int, embedding: int) -> None:
-        super().__init__()
-        half = waves // 2
-        frequencies = torch.exp(-math.log(10_000.0) * torch.arange(half, dtype=torch.float32) / half)
-        self.register_buffer("frequencies", frequencies, persistent=False)
-        self.layers = nn.Sequential(nn.Linear(2 * half, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
-
-    def forward(self, noise_label: Tensor) -> Tensor:
-        angles = noise_label.float()[:, None] * self.frequencies  # (B, waves / 2)
-        embedded: Tensor = self.layers(torch.cat([angles.sin(), angles.cos()], dim=1))  # (B, waves) to (B, E)
-        return embedded
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.pad(x, (0, 1, 0, 1)) if self.corner else x)  # (B, C, H/2, W/2)
 
 
 class Residual(nn.Module):
     """x + conv(norm(conv(x)) * (1 + scale) + shift), where scale and shift are read from the embedding.
 
     Dhariwal & Nichol, "Diffusion Models Beat GANs" (2021), section 3.1. https://arxiv.org/abs/2105.05233
+
+    Args:
+        channels, out_channels: of the input and of the output.
+        embedding: width E of the embedding.
+        norm: makes the normalization of a number of channels.
+        dropout: probability in [0, 1) that a feature is dropped in training.
+        scales: False: the embedding is only added, before the second normalization, as in DDPM.
+        resample: applied to both paths, before their first convolutions.
+        projects: whether the shortcut has a 1x1 convolution; None: where the numbers of channels differ.
+        skip_scale: factor of the sum.
     """
 
-    def __init__(self, channels: int, out_channels: int, embedding: int, groups: int, dropout: float) -> None:
+    def __init__(
+        self,
+        channels: int,
+        out_channels: int,
+        embedding: int,
+        norm: MakeNorm,
+        dropout: float = 0.0,
+        scales: bool = True,
+        resample: nn.Module | None = None,
+        projects: bool | None = None,
+        skip_scale: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.norm_in = nn.GroupNorm(groups, channels)
+        self.scales, self.skip_scale = scales, skip_scale
+        self.norm_in = norm(channels)
+        self.resample = nn.Identity() if resample is None else resample
         self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.scale_shift = nn.Linear(embedding, 2 * out_channels)
-        self.norm_out = nn.GroupNorm(groups, out_channels)
+        self.scale_shift = nn.Linear(embedding, (2 if scales else 1) * out_channels)
+        self.norm_out = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.shortcut = nn.Identity() if channels == out_channels else nn.Conv2d(channels, out_channels, 1)
+        projects = channels != out_channels if projects is None else projects
+        self.shortcut = nn.Conv2d(channels, out_channels, 1) if projects else nn.Identity()
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        h = self.conv_in(F.silu(self.norm_in(x)))  # (B, out, H, W)
-        scale, shift = self.scale_shift(embedded)[:, :, None, None].chunk(2, dim=1)  # (B, out, 1, 1) each
-        h = (self.norm_out(h) * (1 + scale)).add_(shift)  # (B, out, H, W); addcmul has one product more in its backward
+        h = self.conv_in(self.resample(F.silu(self.norm_in(x))))  # (B, out, H, W)
+        read = self.scale_shift(embedded)[:, :, None, None]  # (B, 2 out or out, 1, 1)
+        if self.scales:
+            scale, shift = read.chunk(2, dim=1)  # (B, out, 1, 1) each
+            # addcmul has one product more in its backward
+            h = (self.norm_out(h) * (1 + scale)).add_(shift)  # (B, out, H, W)
+        else:
+            h = self.norm_out(h + read)  # (B, out, H, W)
         h = self.conv_out(self.dropout(F.silu(h)))  # (B, out, H, W)
-        return torch.add(self.shortcut(x), h)  # (B, out, H, W)
+        return scaled_sum(self.shortcut(self.resample(x)), h, self.skip_scale)  # (B, out, H, W)
+
+
+def scaled_sum(x: Tensor, h: Tensor, scale: float) -> Tensor:
+    """(x + h) * scale: with √½ the sum of two of variance 1 has variance 1."""
+    total = torch.add(x, h)
+    return total if scale == 1 else total * scale
 
 
 def by_pixel(convolution: nn.Conv2d, pixels: Tensor) -> Tensor:
@@ -74,6 +160,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     A CPU's has no derivative in forward mode, and in bfloat16 it is slower than three steps on few pixels.
     """
+    if torch.compiler.is_compiling():  # the compiler cannot ask for a derivative in forward mode
+        return F.scaled_dot_product_attention(query, key, value)
     few = query.dtype == torch.bfloat16 and query.shape[2] <= 64
     if query.device.type == "cpu" and (few or unpack_dual(query).tangent is not None):  # type: ignore[no-untyped-call]
         with sdpa_kernel(SDPBackend.MATH):
@@ -84,10 +172,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 class Attention(nn.Module):
     """x + self-attention over the pixels of x: (B, C, H, W) to (B, C, H, W)."""
 
-    def __init__(self, channels: int, groups: int, heads: int) -> None:
+    def __init__(self, channels: int, norm: MakeNorm, heads: int, skip_scale: float = 1.0) -> None:
+        """norm: makes the normalization of a number of channels; skip_scale: factor of the sum."""
         super().__init__()
-        self.heads = heads
-        self.norm = nn.GroupNorm(groups, channels)
+        self.heads, self.skip_scale = heads, skip_scale
+        self.norm = norm(channels)
         self.query_key_value = nn.Conv2d(channels, 3 * channels, 1)
         self.out = zeroed(nn.Conv2d(channels, channels, 1))
 
@@ -97,4 +186,53 @@ class Attention(nn.Module):
         per_head = projected.view(*projected.shape[:2], 3, self.heads, -1)  # (B, P, 3, N, C / N)
         query, key, value = per_head.permute(2, 0, 3, 1, 4).unbind()  # (B, N, P, C / N) each
         mixed = attend(query, key, value).transpose(1, 2).flatten(2)  # (B, P, C)
-        return torch.add(x, by_pixel(self.out, mixed).transpose(1, 2).reshape(x.shape))  # (B, C, H, W)
+        mixed = by_pixel(self.out, mixed).transpose(1, 2).reshape(x.shape)  # (B, C, H, W)
+        return scaled_sum(x, mixed, self.skip_scale)  # (B, C, H, W)
+
+
+class Stage(nn.Module):
+    """A residual block, followed by self-attention where the level has it.
+
+    joins: on the way up, the block reads the features of the same level on the way down beside its input.
+    checkpointed: the features within are not stored for the gradient, but computed again when it is needed.
+    """
+
+    def __init__(
+        self, residual: Residual, attention: Attention | None = None, joins: bool = False, checkpointed: bool = False
+    ) -> None:
+        super().__init__()
+        self.residual, self.attention = residual, attention
+        self.joins, self.checkpointed = joins, checkpointed
+
+    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
+        if self.checkpointed and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self.compute, x, embedded, use_reentrant=False)
+            return again
+        return self.compute(x, embedded)
+
+    def compute(self, x: Tensor, embedded: Tensor) -> Tensor:
+        """The stage's output (B, C, h, w)."""
+        x = self.residual(x, embedded)  # (B, C, h, w)
+        return x if self.attention is None else self.attention(x)  # (B, C, h, w)
+
+
+@torch.no_grad()
+def initialize_by_glorot(network: nn.Module, last: nn.Conv2d, attention: float = 1.0) -> None:
+    """Give all convolutions and linear layers weights uniform with variance 2/(fan in + fan out), and biases of zero.
+
+    last: the layer that ends the network; it and those that end a block start at 1e-5 of their weights. attention:
+    factor of the variance of the query, key and value matrices, each for itself. Ho et al. (2020) and Song et al.
+    (2021) initialize so.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    last.weight.mul_(1e-5)
+    for block in network.modules():
+        if isinstance(block, Residual):
+            block.conv_out.weight.mul_(1e-5)
+        elif isinstance(block, Attention):
+            block.out.weight.mul_(1e-5)
+            block.query_key_value.weight.mul_((2 * attention) ** 0.5)  # three matrices in one have fan out 3 C, not C

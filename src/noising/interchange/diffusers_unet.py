@@ -1,0 +1,163 @@
+"""The layout of diffusers' UNet2DModel, as of ``google/ddpm-cifar10-32``.
+
+Names: https://github.com/huggingface/diffusers.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from noising.errors import require
+from noising.interchange.layout import AttentionNames, BlockNames, Layout, Shapes
+from noising.interchange.places import down, levels, up
+from noising.interchange.tensor_maps import SAME, Entry, Pointwise, Separate, Storage, SwappedHalves, layer
+from noising.models.blocks import Attention, Stage
+from noising.models.unet import UNet
+
+NAMES_NOW = AttentionNames(".group_norm", (".to_q", ".to_k", ".to_v"), ".to_out.0")
+NAMES_BEFORE = AttentionNames(".group_norm", (".query", ".key", ".value"), ".proj_attn")
+
+
+DEFAULTS: dict[str, Any] = {
+    "sample_size": 32,
+    "in_channels": 3,
+    "out_channels": 3,
+    "center_input_sample": False,
+    "time_embedding_type": "positional",
+    "freq_shift": 0,
+    "flip_sin_to_cos": True,
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"],
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [224, 448, 672, 896],
+    "layers_per_block": 2,
+    "mid_block_scale_factor": 1,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "dropout": 0.0,
+    "act_fn": "silu",
+    "attention_head_dim": 8,
+    "norm_num_groups": 32,
+    "attn_norm_num_groups": None,
+    "norm_eps": 1e-5,
+    "resnet_time_scale_shift": "default",
+    "add_attention": True,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
+"""UNet2DModel's options and their defaults, for those that a config.json leaves out."""
+
+KNOWN: dict[str, list[Any]] = {
+    "center_input_sample": [False],
+    "time_embedding_type": ["positional"],
+    "freq_shift": [0, 1],
+    "mid_block_scale_factor": [1],
+    "downsample_padding": [1, 0],
+    "downsample_type": ["conv", "resnet"],
+    "upsample_type": ["conv", "resnet"],
+    "act_fn": ["silu", "swish"],
+    "resnet_time_scale_shift": ["default", "scale_shift"],
+    "add_attention": [True],
+    "class_embed_type": [None],
+}
+"""What of them a network here can be."""
+
+
+class DiffusersUNet(Layout):
+    """``down_blocks``, a ``mid_block`` and ``up_blocks``."""
+
+    block = BlockNames(".norm1", ".conv1", ".time_emb_proj", ".norm2", ".conv2", ".conv_shortcut")
+
+    def __init__(self, network: UNet, old_names: bool = False, cosines_first: bool = False) -> None:
+        """old_names: the attention's of the first files; cosines_first: the sinusoids' order."""
+        super().__init__(network)
+        self.unet, self.cosines_first = network, cosines_first
+        self.attention = NAMES_BEFORE if old_names else NAMES_NOW
+
+    @classmethod
+    def recognizes(cls, shapes: Shapes) -> bool:
+        return "time_embedding.linear_1.weight" in shapes
+
+    @classmethod
+    def of(cls, shapes: Shapes, config: Mapping[str, Any]) -> "DiffusersUNet":
+        """The layout, with a new network, of a file's names and shapes and its ``config.json``.
+
+        Raises ValueError for an option that none of the networks here has.
+        """
+        said = DEFAULTS | {name: value for name, value in config.items() if name in DEFAULTS}
+        for name, known in KNOWN.items():
+            require(said[name] in known, _foreign(name, said[name], known[0]))
+        downs, ups, widths = list(said["down_block_types"]), list(said["up_block_types"]), said["block_out_channels"]
+        plain = ["AttnDownBlock2D" if kind == "AttnDownBlock2D" else "DownBlock2D" for kind in downs]
+        require(downs == plain, _foreign("down_block_types", downs, plain))
+        mirrored = [kind.replace("Down", "Up") for kind in reversed(downs)]
+        require(ups == mirrored, _foreign("up_block_types", ups, mirrored))
+        groups, of_attention = said["norm_num_groups"], said["attn_norm_num_groups"]
+        require(of_attention in (None, groups), _foreign("attn_norm_num_groups", of_attention, groups))
+        width, resolution, head_width = widths[0], said["sample_size"], said["attention_head_dim"]
+        network = UNet(
+            channels=said["in_channels"],
+            out_channels=said["out_channels"],
+            resolution=resolution,
+            classes=said["num_class_embeds"] or 0,
+            null_class=False,
+            width=width,
+            multipliers=[of_level // width for of_level in widths],
+            blocks=said["layers_per_block"],
+            attention=[resolution >> level for level, kind in enumerate(downs) if kind == "AttnDownBlock2D"],
+            heads=1,
+            head_width=head_width,
+            groups=groups,
+            norm_eps=said["norm_eps"],
+            dropout=said["dropout"],
+            scale_shift=said["resnet_time_scale_shift"] == "scale_shift",
+            residual_resampling=said["downsample_type"] == "resnet",
+            corner_padding=said["downsample_padding"] == 0,
+            endpoint=said["freq_shift"] == 1,
+        )
+        return cls(network, any(".proj_attn." in name for name in shapes), said["flip_sin_to_cos"])
+
+    def rows(self, attention: Attention) -> Storage:
+        return Separate()
+
+    def pointwise(self) -> Storage:
+        return Pointwise(2)
+
+    def entries(self) -> Iterator[Entry]:
+        network = self.unet
+        linear_1, linear_2 = network.noise_embedding.layers[0], network.noise_embedding.layers[2]
+        columns = SwappedHalves() if self.cosines_first else SAME
+        yield from layer("noise_embedding.layers.0", linear_1, "time_embedding.linear_1", columns)
+        yield from layer("noise_embedding.layers.2", linear_2, "time_embedding.linear_2")
+        if network.class_embedding is not None:
+            yield from layer("class_embedding", network.class_embedding, "class_embedding")
+        yield from layer("first", network.first, "conv_in")
+        for path, module, level, block in down(network):
+            if block is None:
+                yield from self._resampling(path, module, f"down_blocks.{level - 1}.downsamplers.0")
+            else:
+                place = f"down_blocks.{level}"
+                yield from self.stage(path, module, f"{place}.resnets.{block}", f"{place}.attentions.{block}")
+        for number, module in enumerate(network.middle):
+            yield from self.stage(f"middle.{number}", module, f"mid_block.resnets.{number}", "mid_block.attentions.0")
+        least = levels(network) - 1
+        for path, module, level, block in up(network):
+            if block is None:
+                yield from self._resampling(path, module, f"up_blocks.{least - level - 1}.upsamplers.0")
+            else:
+                place = f"up_blocks.{least - level}"
+                yield from self.stage(path, module, f"{place}.resnets.{block}", f"{place}.attentions.{block}")
+        yield from layer("last_norm", network.last_norm, "conv_norm_out")
+        yield from layer("last", network.last, "conv_out")
+
+    def _resampling(self, path: str, module: Any, there: str) -> Iterator[Entry]:
+        if isinstance(module, Stage):
+            yield from self.stage(path, module, there, "")
+        elif there.endswith("downsamplers.0"):
+            yield from layer(path, module, f"{there}.conv")
+        else:
+            yield from layer(f"{path}.1", module[1], f"{there}.conv")
+
+
+def _foreign(name: str, value: Any, expected: Any) -> str:
+    """The message for an option of a config.json that none of the networks here has."""
+    return f"{name}={value} in config.json is of no network here, which have {name}={expected}"

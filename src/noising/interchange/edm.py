@@ -1,0 +1,137 @@
+"""The layout of EDM: its SongUNet (DDPM++ and NCSN++) and its DhariwalUNet (ADM).
+
+Names: https://github.com/NVlabs/edm. The files that circulate are pickles, which run code when they are opened: their
+state dict is exported first.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from noising.interchange.layout import AttentionNames, BlockNames, Layout, Shapes
+from noising.interchange.places import down, levels, up
+from noising.interchange.tensor_maps import Entry, HeadRows, Storage, SwappedHalves, Transposed, layer
+from noising.models.blocks import Attention
+from noising.models.song_unet import SongUNet
+from noising.models.u_shape import MAX_BLOCKS
+from noising.models.unet import UNet
+
+
+class EDM(Layout):
+    """Layers named by resolution, ``enc.32x32_block0``; prefix: before all names, as of `EDMPrecond`'s file."""
+
+    block = BlockNames(".norm0", ".conv0", ".affine", ".norm1", ".conv1", ".skip")
+    attention = AttentionNames(".norm2", (".qkv",), ".proj")
+
+    def __init__(self, network: SongUNet | UNet, resolution: int, prefix: str = "model.") -> None:
+        super().__init__(network)
+        self.unet, self.resolution, self.prefix = network, resolution, prefix
+
+    @classmethod
+    def recognizes(cls, shapes: Shapes) -> bool:
+        return any(name.endswith("map_layer0.weight") for name in shapes)
+
+    @classmethod
+    def of(cls, shapes: Shapes, head_width: int = 64, heads: int = 1, groups: int = 32) -> "EDM":
+        """The layout, with a new network, of a file's names and shapes; head_width: of ADM, heads: of DDPM++."""
+        prefix = next(name for name in shapes if name.endswith("map_layer0.weight")).removesuffix("map_layer0.weight")
+        names = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
+        first = next(name for name in names if name.startswith("enc.") and name.endswith("_conv.weight"))
+        resolution = int(first.removeprefix("enc.").split("x")[0])
+        width, channels = names[first][:2]
+        sides = [resolution >> level for level in range(resolution.bit_length())]
+        levels = {
+            side: f"enc.{side}x{side}_block" for side in sides if f"enc.{side}x{side}_block0.norm0.weight" in names
+        }
+        song = f"dec.{resolution}x{resolution}_aux_conv.weight" in names
+        last = f"dec.{resolution}x{resolution}_aux_conv.weight" if song else "out_conv.weight"
+        sizes: dict[str, Any] = {
+            "channels": channels,
+            "out_channels": names[last][0],
+            "resolution": resolution,
+            "classes": names["map_label.weight"][1] if "map_label.weight" in names else 0,
+            "width": width,
+            "multipliers": [names[f"{place}0.conv0.weight"][0] // width for place in levels.values()],
+            "blocks": sum(f"{levels[resolution]}{n}.norm0.weight" in names for n in range(MAX_BLOCKS)),
+            "attention": [side for side, place in levels.items() if f"{place}0.qkv.weight" in names],
+            "groups": groups,
+        }
+        if not song:
+            of_adm: dict[str, Any] = {"head_width": head_width, "residual_resampling": True, "channels_per_group": 4}
+            return cls(UNet(**sizes, null_class=False, **of_adm), resolution, prefix)
+        filters = [shape[-1] for name, shape in names.items() if name.endswith("resample_filter")]
+        network = SongUNet(
+            **sizes,
+            heads=heads,
+            augmentation_labels=names["map_augment.weight"][1] if "map_augment.weight" in names else 0,
+            fourier="map_noise.freqs" in names,
+            pyramid=any("_aux_residual" in name for name in names),
+            taps=[1, 3, 3, 1] if 4 in filters else [1, 1],
+        )
+        return cls(network, resolution, prefix)
+
+    def rows(self, attention: Attention) -> Storage:
+        return HeadRows(attention.heads, (2, 0, 1))
+
+    def at(self, level: int) -> str:
+        """The resolution of a level, as in the names."""
+        side = self.resolution >> level
+        return f"{side}x{side}"
+
+    def entries(self) -> Iterator[Entry]:
+        network, prefix = self.unet, self.prefix
+        if isinstance(network, SongUNet):
+            yield from self._embeddings_of_song(network)
+        else:
+            yield from self._embeddings_of_adm(network)
+        yield from layer("first", network.first, f"{prefix}enc.{self.at(0)}_conv")
+        for number, (path, module, level, block) in enumerate(down(network)):
+            place = f"{prefix}enc.{self.at(level)}_{'down' if block is None else f'block{block}'}"
+            yield from self.stage(path, module, place, place)
+            if isinstance(network, SongUNet) and str(number) in network.pyramid:
+                pyramid: Any = network.pyramid[str(number)]
+                there = f"{prefix}enc.{self.at(level)}_aux_residual"
+                yield from layer(f"pyramid.{number}.convolution", pyramid.convolution, there)
+        least = self.at(levels(network) - 1)
+        for number, module in enumerate(network.middle):
+            place = f"{prefix}dec.{least}_in{number}"
+            yield from self.stage(f"middle.{number}", module, place, place)
+        for path, module, level, block in up(network):
+            place = f"{prefix}dec.{self.at(level)}_{'up' if block is None else f'block{block}'}"
+            yield from self.stage(path, module, place, place)
+        song = isinstance(network, SongUNet)
+        ends = (f"dec.{self.at(0)}_aux_norm", f"dec.{self.at(0)}_aux_conv") if song else ("out_norm", "out_conv")
+        yield from layer("last_norm", network.last_norm, prefix + ends[0])
+        yield from layer("last", network.last, prefix + ends[1])
+
+    def _embeddings_of_song(self, network: SongUNet) -> Iterator[Entry]:
+        if network.fourier:
+            yield Entry("noise_features.frequencies", (f"{self.prefix}map_noise.freqs",))
+        if network.class_embedding is not None:
+            yield from layer("class_embedding", network.class_embedding, f"{self.prefix}map_label")
+        if network.augmentation_embedding is not None:
+            yield from layer("augmentation_embedding", network.augmentation_embedding, f"{self.prefix}map_augment")
+        for ours, theirs in ((0, "map_layer0"), (2, "map_layer1")):
+            yield from layer(f"layers.{ours}", network.layers[ours], self.prefix + theirs)
+
+    def _embeddings_of_adm(self, network: UNet) -> Iterator[Entry]:
+        first, last = network.noise_embedding.layers[0], network.noise_embedding.layers[2]
+        yield from layer("noise_embedding.layers.0", first, f"{self.prefix}map_layer0", SwappedHalves())
+        yield from layer("noise_embedding.layers.2", last, f"{self.prefix}map_layer1")
+        if network.class_embedding is not None:
+            yield from layer("class_embedding", network.class_embedding, f"{self.prefix}map_label", Transposed())
+
+    def constants(self) -> dict[str, Tensor]:
+        """The filters of the resampling layers."""
+        found: dict[str, Tensor] = {}
+        for part, places in (("enc", down(self.network)), ("dec", up(self.network))):
+            for _, module, level, block in places:
+                if block is not None:
+                    continue
+                kernel = module.residual.resample.kernel[None, None]
+                place = f"{self.prefix}{part}.{self.at(level)}_{'down' if part == 'enc' else 'up'}"
+                found |= {f"{place}.{name}.resample_filter": kernel for name in ("conv0", "skip")}
+                if part == "enc" and isinstance(self.network, SongUNet) and len(self.network.pyramid):
+                    found[f"{self.prefix}enc.{self.at(level)}_aux_residual.resample_filter"] = kernel
+        return found

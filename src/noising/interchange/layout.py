@@ -1,0 +1,116 @@
+"""What a layout of weights is: the names of another project's file for one of the U-Nets here, and what it tells."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from noising.interchange import tensor_maps
+from noising.interchange.tensor_maps import SAME, Entry, Storage, layer
+from noising.models.blocks import Attention, Residual, Stage
+from noising.models.u_shape import UShape
+
+Shapes = Mapping[str, Sequence[int]]
+"""The tensors of a file: name -> shape."""
+
+
+class BlockNames(NamedTuple):
+    """A layout's names of the layers of a residual block."""
+
+    norm_in: str
+    conv_in: str
+    scale_shift: str
+    norm_out: str
+    conv_out: str
+    shortcut: str
+
+
+class AttentionNames(NamedTuple):
+    """A layout's names of the layers of self-attention; query_key_value: one name, or three."""
+
+    norm: str
+    query_key_value: tuple[str, ...]
+    out: str
+
+
+class Layout(ABC):
+    """The names and the storage of one project's weights, for one of the U-Nets here.
+
+    A subclass gives its `entries`, and a function ``of(shapes, ...)`` that makes the network which the names and shapes
+    of a file describe, with what they do not tell as further arguments.
+    """
+
+    block: BlockNames
+    attention: AttentionNames
+
+    def __init__(self, network: UShape) -> None:
+        self.network = network
+
+    @classmethod
+    @abstractmethod
+    def recognizes(cls, shapes: Shapes) -> bool:
+        """Whether tensors of these names are in this layout."""
+
+    @abstractmethod
+    def entries(self) -> Iterator[Entry]:
+        """An entry for each tensor of the network's state dict."""
+
+    def constants(self) -> dict[str, Tensor]:
+        """Tensors that the other project stores and that hold nothing learned."""
+        return {}
+
+    def rows(self, attention: Attention) -> Storage:
+        """The storage of the matrix of query, key and value."""
+        return SAME
+
+    def pointwise(self) -> Storage:
+        """The storage of the matrix behind the attention."""
+        return SAME
+
+    def stage(self, ours: str, stage: nn.Module, theirs: str, attention: str) -> Iterator[Entry]:
+        """The entries of a residual block, there at `theirs`, and of its attention, there at `attention`."""
+        assert isinstance(stage, Stage)
+        yield from self.residual(f"{ours}.residual", stage.residual, theirs)
+        if stage.attention is not None:
+            yield from self.attends(f"{ours}.attention", stage.attention, attention)
+
+    def residual(self, ours: str, block: Residual, theirs: str) -> Iterator[Entry]:
+        """The entries of a residual block."""
+        for own, name in self.block._asdict().items():
+            yield from layer(f"{ours}.{own}", getattr(block, own), f"{theirs}{name}")
+
+    def attends(self, ours: str, attention: Attention, theirs: str) -> Iterator[Entry]:
+        """The entries of self-attention."""
+        names = self.attention
+        yield from layer(f"{ours}.norm", attention.norm, f"{theirs}{names.norm}")
+        for part in ("weight", "bias"):
+            there = tuple(f"{theirs}{name}.{part}" for name in names.query_key_value)
+            yield Entry(f"{ours}.query_key_value.{part}", there, self.rows(attention))
+        yield from layer(f"{ours}.out", attention.out, f"{theirs}{names.out}", self.pointwise())
+
+    def read(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The network's state dict of one in this layout, float32. Raises ValueError where names or shapes differ."""
+        here = {name: tensor.shape for name, tensor in self.network.state_dict().items()}
+        with torch.device("meta"):
+            expected = self.write({name: torch.empty(shape) for name, shape in here.items()})
+        shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+        if missing := sorted(expected.keys() - shapes.keys()):
+            raise ValueError(f"{len(missing)} tensors are missing in the file, as {missing[0]}")
+        if unknown := sorted(shapes.keys() - expected.keys()):
+            raise ValueError(f"{len(unknown)} tensors of the file have no place in the network, as {unknown[0]}")
+        for name, tensor in expected.items():
+            if shapes[name] != tuple(tensor.shape):
+                raise ValueError(f"{name} is {shapes[name]} in the file, {tuple(tensor.shape)} in the network")
+        return tensor_maps.read(self.entries(), theirs, here)
+
+    def write(self, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The state dict in this layout of the network's own."""
+        return {**tensor_maps.write(self.entries(), ours), **self.constants()}
+
+
+def numbered(names: Shapes, prefix: str) -> int:
+    """How many are numbered behind a prefix: one more than the highest number; 0 for none."""
+    found = [name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)]
+    return 1 + max((int(number) for number in found if number.isdecimal()), default=-1)

@@ -1,0 +1,69 @@
+"""Fixtures of published networks: random weights under their original names, inputs, and the outputs of that code.
+
+Each was computed by the authors' own network code, which stands in its facts with its commit; the numbers say nothing
+about quality. Weights are stored as float16 and were float16 numbers when the code ran.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import safe_open
+from torch import Tensor
+
+from noising.interchange.diffusers_unet import DiffusersUNet
+from noising.interchange.edm import EDM
+from noising.interchange.layout import Layout
+from noising.interchange.openai import OpenAI
+from noising.interchange.score_sde import ScoreSDE
+
+FOLDER = Path(__file__).parent / "fixtures"
+
+
+class Fixture(NamedTuple):
+    """A network of somebody's code at a small size: its facts, its weights, what it was given and what it gave."""
+
+    facts: dict[str, Any]
+    weights: dict[str, Tensor]
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    @property
+    def side(self) -> int:
+        """Of the images."""
+        return self.inputs["x"].shape[-1]
+
+
+def fixture(name: str) -> Fixture:
+    with safe_open(FOLDER / f"{name}.safetensors", "pt") as file:
+        parts: list[dict[str, Tensor]] = []
+        for prefix in ("state_dict/", "inputs/", "outputs/"):
+            names = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118
+            parts.append({key.removeprefix(prefix): file.get_tensor(key) for key in names})
+        weights = {key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in parts[0].items()}
+        return Fixture(json.loads(file.metadata()["json"]), weights, parts[1], parts[2])
+
+
+def published_layouts() -> dict[str, dict[str, Any]]:
+    """Of 15 published networks the name, the constructor of the authors' code, and each tensor's name and shape."""
+    with gzip.open(FOLDER / "layouts_full_size.json.gz") as file:
+        return {facts["name"]: facts for facts in json.load(file)}
+
+
+def layout_of(facts: dict[str, Any], shapes: dict[str, Any], resolution: int = 0) -> Layout:
+    """The layout of a file, with what its facts say and its tensors do not."""
+    said = facts["constructor"]
+    if any("all_modules." in name for name in shapes):
+        return ScoreSDE.of(shapes, resolution=said.get("data", {}).get("image_size", resolution), label_scale=4.0)
+    if "time_embedding.linear_1.weight" in shapes:
+        return DiffusersUNet.of(shapes, config=said)
+    if "time_embed.0.weight" in shapes:
+        width = said.get("num_head_channels")
+        heads = {"head_width": width} if width not in (None, -1) else {"heads": said["num_heads"]}
+        order = said.get("use_new_attention_order", False)
+        groups = facts.get("groupnorm_groups", 32)
+        return OpenAI.of(shapes, resolution, new_attention_order=order, groups=groups, **heads)
+    return EDM.of(shapes, head_width=facts.get("channels_per_head", 64))

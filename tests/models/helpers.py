@@ -1,0 +1,62 @@
+"""The published networks: how each is built here, and the number of parameters that its authors' code has."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from noising.models.song_unet import SongUNet
+from noising.models.u_shape import UShape
+from noising.models.unet import UNet
+
+
+class Published(NamedTuple):
+    """A network of a paper; options: of its constructor; parameters: counted in the authors' code."""
+
+    family: type[UShape]
+    options: dict[str, Any]
+    parameters: int
+
+    def build(self, device: str = "meta", **others: Any) -> UShape:
+        """The network; on the meta device it has shapes and no numbers."""
+        with torch.device(device):
+            return self.family(**({"channels": 3, "out_channels": 3} | self.options | others))
+
+
+IDDPM = {"width": 128, "blocks": 3, "attention": [16, 8], "heads": 4, "groups": 32, "out_channels": 6}
+ADM = IDDPM | {"resolution": 64, "multipliers": [1, 2, 3, 4], "width": 192, "classes": 1000, "null_class": False}
+ADM |= {"attention": [32, 16, 8], "head_width": 64, "residual_resampling": True}
+DDPM = {"resolution": 32, "width": 128, "multipliers": [1, 2, 2, 2], "blocks": 2, "attention": [16], "heads": 1}
+DDPM |= {"groups": 32, "norm_eps": 1e-6, "scale_shift": False, "corner_padding": True, "endpoint": True, "glorot": True}
+NCSN = {"fourier": True, "pyramid": True, "taps": [1, 3, 3, 1]}
+AT_64 = {"resolution": 64, "multipliers": [1, 2, 2, 2]}
+
+PUBLISHED = {
+    "ddpm": Published(UNet, DDPM, 35_746_307),
+    "iddpm": Published(UNet, IDDPM | {"resolution": 32, "multipliers": [1, 2, 2, 2]}, 52_546_438),
+    "iddpm of one output a channel": Published(
+        UNet, IDDPM | {"resolution": 32, "multipliers": [1, 2, 2, 2], "out_channels": 3}, 52_542_979
+    ),
+    "iddpm at 64": Published(UNet, IDDPM | {"resolution": 64, "multipliers": [1, 2, 3, 4]}, 121_063_942),
+    "iddpm at 64 with classes": Published(
+        UNet, ADM | {"head_width": None, "residual_resampling": False, "attention": [16, 8]}, 273_049_350
+    ),
+    "adm at 64": Published(UNet, ADM, 295_904_454),
+    "edm's adm at 64": Published(UNet, ADM | {"out_channels": 3}, 295_899_267),
+    "edm's ddpm++": Published(SongUNet, {"resolution": 32}, 55_732_739),
+    "edm's ddpm++ with augmentation": Published(SongUNet, {"resolution": 32, "augmentation_labels": 9}, 55_733_891),
+    "edm's ddpm++ with classes": Published(
+        SongUNet, {"resolution": 32, "augmentation_labels": 9, "classes": 10}, 55_735_299
+    ),
+    "edm's ncsn++": Published(SongUNet, NCSN | {"resolution": 32, "augmentation_labels": 9}, 56_397_827),
+    "edm's ncsn++ with classes": Published(
+        SongUNet, NCSN | {"resolution": 32, "augmentation_labels": 9, "classes": 10}, 56_400_643
+    ),
+    "edm's ddpm++ at 64": Published(SongUNet, AT_64 | {"augmentation_labels": 9}, 61_805_571),
+    "edm's ncsn++ at 64": Published(SongUNet, AT_64 | NCSN | {"augmentation_labels": 9}, 62_761_091),
+    "score sde's ddpm++": Published(SongUNet, {"resolution": 32, "multipliers": [1, 2, 2, 2]}, 61_804_419),
+    "score sde's ddpm++, deep": Published(
+        SongUNet, {"resolution": 32, "multipliers": [1, 2, 2, 2], "blocks": 8}, 106_632_579
+    ),
+}
