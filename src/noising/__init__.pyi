@@ -70,6 +70,7 @@ from .diffusion.samplers import (
     WeightedSum as WeightedSum,
 )
 from .diffusion.schedules import (
+    VPSDE as VPSDE,
     Cosine as Cosine,
     LearnedLogSNR as LearnedLogSNR,
     LinearBeta as LinearBeta,
@@ -110,8 +111,9 @@ from .diffusion.variances import (
 from .errors import ConfigError as ConfigError, UsageError as UsageError
 from .experiment import Experiment as Experiment
 from .metrics.quality import ImageMetric as ImageMetric, QualityMetric as QualityMetric
+from .models.song_unet import SongUNet as SongUNet
 from .models.unet import UNet as UNet
 from .randomness import Streams as Streams
 from .runs.declarations import Declaration as Declaration
-from .training.ema import EMA as EMA
+from .training.ema import EMA as EMA, HalfLifeEMA as HalfLifeEMA
 from .training.module import DiffusionModule as DiffusionModule

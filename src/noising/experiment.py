@@ -121,11 +121,11 @@ class Experiment:
         recipe = self.recipe
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed)
-            network = make(self.config.model, "model", torch.nn.Module, **self._facts_of_network)
+            network = make(self.config.model, "model", torch.nn.Module, **self.facts_of_network)
         return recipe.denoiser(self._fitting(network))
 
     @property
-    def _facts_of_network(self) -> dict[str, Any]:
+    def facts_of_network(self) -> dict[str, Any]:
         """The facts that a network is made for, under the names that its constructor may have for them."""
         data, classes = self.data, self.num_classes
         embeddings = classes + 1 if classes else None  # the last is that of no class
@@ -141,7 +141,7 @@ class Experiment:
         """The network as the denoiser calls it; a user's own is tried on an image first: ConfigError if it fails."""
         if type(network).__module__.startswith("noising."):
             return network
-        facts, recipe = self._facts_of_network, self.recipe
+        facts, recipe = self.facts_of_network, self.recipe
         shape = (facts["channels"], facts["out_channels"], facts["resolution"], facts["classes"])
         noise_label = recipe.noise_label(recipe.schedule(torch.tensor([0.5, 1.0], dtype=torch.float64)))
         with _users("model", network):
@@ -274,7 +274,7 @@ class Experiment:
     def callbacks(self, results: Results) -> list[Callback]:
         """The average, the progress bar, the checkpoints, and what the `callbacks` group names."""
         cfg = self.config
-        ema = make(cfg.ema, "ema", EMA)
+        ema = make(cfg.ema, "ema", EMA, batch_size=self.data.batch_size)
         facts = {
             "run": results.run,
             "results": results,

@@ -101,11 +101,9 @@ class TrainedRun:
     @property
     def source(self) -> dict[str, Any]:
         """The model's identity, for the cards of its numbers."""
-        started = self.checkpoint.get("init_from")
-        return {
-            **{"checkpoint": str(self.path), "sha256": self._digest, "step": self.step, "weights": self.weights},
-            **({"init_from": started} if started else {}),
-        }
+        origin = {name: self.checkpoint[name] for name in ("init_from", "converted") if self.checkpoint.get(name)}
+        known = {"checkpoint": str(self.path), "sha256": self._digest, "step": self.step, "weights": self.weights}
+        return {**known, **origin}
 
     @cached_property
     def _digest(self) -> str:

@@ -54,6 +54,7 @@ COMMANDS = {
     "reference": Command(
         "noising.commands.reference:reference", "statistics of real images' features, and files of them", "references"
     ),
+    "convert": Command("noising.commands.convert:convert", "weights of other projects, in and out", "conversions"),
     "verify": Command(
         "noising.commands.verify:verify",
         "hold the theory's identities against a config",

@@ -32,6 +32,7 @@ GROUPS = {
     "logger": "where numbers and images are logged",
     "trainer": "how long, and on which devices",
     "experiment": "a whole recipe of a paper: experiment=NAME",
+    "known": "a public checkpoint: its recipe, and what its file does not tell",
 }
 _INDENT = " " * 22
 
