@@ -96,12 +96,12 @@ def test_mistakes_are_raised_in_the_words_of_the_command_line(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("word", "line"),
     [
-        ("seed=0,1", "seed=0,1: several values: from Python, call it with each"),
+        ("seed=0,1", "seed=0,1: a call from Python takes one value; call it once for each"),
         ("-m", "'-m': expected an option as on the command line: 'key=value', in quotes"),
         ("linear", "'linear': expected an option as on the command line: 'key=value', in quotes"),
         (3, "3: expected an option as on the command line: 'key=value', in quotes"),
-        ("allow=mine", "allow=mine: from Python it is an argument: allow='mine'"),
-        ("trainer.devices=2", "trainer.devices=2: from Python other processes are started by "),
+        ("allow=mine", "allow=mine: in a call from Python, use the argument allow='mine'"),
+        ("trainer.devices=2", "trainer.devices=2: from Python, several devices need "),
     ],
 )
 def test_what_only_a_command_line_takes_is_refused(word: Any, line: str) -> None:

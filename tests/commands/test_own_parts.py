@@ -307,9 +307,9 @@ def test_classes_of_packages_are_named_by_yaml_alone_and_allowed_by_name(noising
     weights = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert weights["denoiser.model.network.class_embedding.weight"].shape[0] == 11  # 10, and none
     refused = noising("sample", "checkpoint=run", "n=2")
-    line = "error: checkpoint=run: its config names torchvision.datasets.FakeData, which is not of noising: if you "
+    line = "error: checkpoint=run: its config names torchvision.datasets.FakeData, which is not part of noising: if "
     assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
-    assert refused.err.startswith(f"{line}trust it, add allow=torchvision"), refused.err
+    assert refused.err.startswith(f"{line}you trust it, add allow=torchvision"), refused.err
     refused = noising("sample", "checkpoint=run", "n=2", "allow=torchvision")
     assert "its config names diffusers.UNet2DModel" in refused.err
     allow = "allow=diffusers,torchvision"

@@ -157,7 +157,7 @@ def test_another_runs_damaged_summary_is_passed_over(
         Run(other).summary_file.write_text(content)
     assert find_resumable(tmp_path, ["seed=1"]) == killed
     (line,) = caplog.messages
-    assert line.startswith(f"resume: that run is passed over: {Run(other).summary_file} ")
+    assert line.startswith(f"resume: a run is skipped: {Run(other).summary_file} ")
     sweep = tmp_path / "sweep"
     sweep.mkdir()
     for job in (killed, other):
@@ -215,7 +215,7 @@ def test_a_run_that_failed_before_its_first_step_blocks_nothing(
     assert noising("train", *options, failing % 2, "seed=5").code == 1
     assert Run(tmp_path / "run").config["seed"] == 5
     again = noising("train", *options, "seed=6")
-    assert again.err == "error: hydra.run.dir=run already holds a run: choose another, or add resume=true\n"
+    assert again.err == "error: hydra.run.dir=run already holds a run: choose another folder, or add resume=true\n"
     again = noising("train", *options, "seed=6", "resume=true")
     assert again.code == 2
     assert "run was started with other options: seed=6, not 5" in again.err

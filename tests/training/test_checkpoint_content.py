@@ -177,7 +177,7 @@ def test_strides_of_a_checkpoint_do_not_matter(
 def test_what_holds_itself_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
     content["made_with"]["again"] = content["made_with"]
     torch.save(content, tmp_path / "bad.ckpt")
-    with pytest.raises(ConfigError, match=r"bad\.ckpt unfolds to millions of entries"):
+    with pytest.raises(ConfigError, match=r"bad\.ckpt expands to millions of entries"):
         package.load(tmp_path / "bad.ckpt")
 
 
