@@ -234,10 +234,10 @@ def test_a_training_without_measuring_fits_no_classifier(
 def test_nothing_to_measure_is_told(trained: Path, noising: Command) -> None:
     outcome = noising("evaluate", f"checkpoint={trained}", "sampler=ddim", "metrics=null")
     assert outcome.code == 2
-    assert outcome.err == "error: with sampler=NAME samples are measured, by metrics=fd, fid or fd_dinov2: choose one\n"
+    assert outcome.err == "error: sampler=NAME measures samples: choose a metric, metrics=fd, fid or fd_dinov2\n"
     outcome = noising("reference", "metrics=null")
     assert outcome.code == 2
-    assert outcome.err.startswith("error: metrics: statistics are of features: choose fd")
+    assert outcome.err.startswith("error: metrics is missing: choose metrics=fd")
 
 
 @pytest.mark.parametrize("name", ["sample", "evaluate"])

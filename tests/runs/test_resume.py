@@ -53,7 +53,7 @@ def test_what_is_done_is_not_done_under_other_options(options: list[str], half: 
     outcome = noising("train", "resume=half", *options)
     assert outcome.code == 2
     assert outcome.err.startswith(f"error: trainer.max_steps={9 if 'trainer.max_steps=9' in options else 10}: ")
-    assert "has taken 10 steps; give it more, or see its numbers with resume=" in outcome.err
+    assert "has already taken 10 steps; use a larger number, or print its results with resume=" in outcome.err
     assert half.config_file.read_bytes() == before
 
 
@@ -89,11 +89,11 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(half: Run, noising: Command) -
     older = half.last_checkpoint.with_name("step_000005.ckpt")
     half.last_checkpoint.rename(older)
     gone = noising("train", "resume=half", "trainer.max_steps=20")
-    assert gone.err.endswith("is gone; to go on from step_000005.ckpt, copy it to last.ckpt\n")
+    assert gone.err.endswith("is missing; to go on from step_000005.ckpt, copy it to last.ckpt\n")
     older.rename(half.last_checkpoint)
     half.last_checkpoint.unlink()
     assert noising("train", "resume=half", "trainer.max_steps=20").code == 0
-    assert "it is written every 5 steps): from step 0" in (half.path / "train.log").read_text()
+    assert "it is written every 5 steps): the run starts from step 0" in (half.path / "train.log").read_text()
 
 
 def test_a_run_that_goes_on_elsewhere_says_what_differs(half: Run, noising: Command) -> None:

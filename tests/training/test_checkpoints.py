@@ -332,7 +332,7 @@ def test_the_newest_of_many_digits_is_the_one_to_go_on_from(tmp_path: Path) -> N
     run.last_checkpoint.parent.mkdir()
     for step in (999_780, 1_000_000, 999_560):
         torch.save({}, run.last_checkpoint.with_name(f"step_{step:06d}.ckpt"))
-    with pytest.raises(ConfigError, match=r"is gone; to go on from step_1000000\.ckpt, copy it to last\.ckpt$"):
+    with pytest.raises(ConfigError, match=r"is missing; to go on from step_1000000\.ckpt, copy it to last\.ckpt$"):
         checkpoint_to_continue(run, trainer, module)
     run.last_checkpoint.touch()
     with pytest.raises(ValueError, match=r"\(step_999560\.ckpt, step_999780\.ckpt, step_1000000\.ckpt\)"):

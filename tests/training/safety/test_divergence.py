@@ -100,7 +100,7 @@ def test_a_run_that_diverges_ends_with_its_step_and_keeps_what_was_good(noising:
     assert "diverged at step 12: the loss of training image" in line
     assert " is nan at t = 0." in line
     assert "λ = " in line
-    assert "the last good checkpoint is of step 10" in line
+    assert "the last good checkpoint is from step 10" in line
     assert "skip_nonfinite_steps=true" in line
     run = Run(tmp_path / "run")
     assert run.status == "failed"
@@ -147,7 +147,7 @@ def test_leaving_out_is_given_up_where_it_does_not_help(noising: Command, tmp_pa
     assert outcome.code == 1
     line = outcome.err.strip().splitlines()[-1]
     assert line.startswith("error: diverged: the gradients of the 20 steps up to ")
-    assert line.endswith("and leaving out more will not mend the weights; train anew with a lower optimizer.lr")
+    assert line.endswith("and leaving out more will not mend the weights; train again with a lower optimizer.lr")
     assert line.removeprefix("error: ") in (tmp_path / "run" / "train.log").read_text()
     assert Run(tmp_path / "run").status == "failed"
 
