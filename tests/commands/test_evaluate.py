@@ -134,7 +134,7 @@ def test_a_sweep_goes_on_where_it_stopped(
 @pytest.mark.parametrize(
     ("options", "blamed"),
     [
-        (["metrics.n=1400"], "metrics: 1400 images are more than the 1309 train images of digits: lower it"),
+        (["metrics.n=1400"], "metrics: 1400 images are more than the 1309 train images of digits: use fewer"),
         (["metrics.n=64"], "metrics.n=64: a Fréchet distance of 64 features needs at least 65 samples"),
         (["metrics.n=some"], "metrics.n"),
         (["metrics.repeats=0"], "metrics: repeats must be a whole number from 1 to "),

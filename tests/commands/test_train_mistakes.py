@@ -19,28 +19,28 @@ from tests.helpers import SMALL, Command, write_images
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ("schedule=rectified_flow", "parameterization: Epsilon says nothing of the clean image at t = 1"),
+        ("schedule=rectified_flow", "parameterization: Epsilon does not determine the clean image at t = 1"),
         (
             "schedule=zero_terminal_snr parameterization=score",
-            "parameterization: Score says nothing of the clean image at t = 1",
+            "parameterization: Score does not determine the clean image at t = 1",
         ),
         (
             "schedule=rectified_flow parameterization=flow noise_label=log_snr",
             "noise_label: LogSNR is infinite at t = 1, where RectifiedFlow leaves no signal",
         ),
-        ("variance=learned_range", "variance: LearnedRange is learned, and objective Regression never trains it"),
-        ("objective=hybrid", "objective: Hybrid adds a bound that trains the variance alone"),
-        ("schedule=learned_log_snr", "schedule: LearnedLogSNR is learned, and objective Regression is no measure"),
+        ("variance=learned_range", "variance: LearnedRange is learned, but objective Regression never trains it"),
+        ("objective=hybrid", "objective: Hybrid adds a bound that trains only the variance"),
+        ("schedule=learned_log_snr", "schedule: LearnedLogSNR is learned, but objective Regression cannot train it"),
         (
             "variance=optimal objective=variational_bound",
-            "variance: Optimal is fitted to a trained network, and objective VariationalBound needs",
+            "variance: Optimal is fitted to a trained network, but objective VariationalBound needs",
         ),
         (
             "times=log_normal objective=continuous_bound",
-            "times: LogNormal weighs the levels anew, and objective ContinuousBound is a bound over uniform times only",
+            "times: LogNormal changes the weights of the levels, but objective ContinuousBound is a bound over ",
         ),
         ("weighting=edm weighting.sigma_data=0", "weighting: sigma_data must be positive, got 0"),
-        ("weighting=min_snr weighting.limit=-1", "weighting: weighs some level by -"),
+        ("weighting=min_snr weighting.limit=-1", "weighting: some level has the weight -"),
         (
             "schedule=zero_terminal_snr schedule@schedule.schedule=log_linear_sigma",
             "schedule: a variance-exploding schedule cannot end without signal",
@@ -95,7 +95,7 @@ def test_velocity_with_min_snr_is_fine_without_terminal_signal(noising: Command)
         ("sampler.clip=-1", "sampler: clip must be positive or null, got -1"),
         ("validation_bound.times=7", "validation_bound: times must be an even number from 4, got 7"),
         ("bound.stderr=0", "bound: stderr must lie between 1e-9 and 1e9 bits/dim, got 0"),
-        ("bound.replicates=4", "bound: replicates must be at least 8 to tell an error from, got 4"),
+        ("bound.replicates=4", "bound: replicates must be at least 8 to estimate an error, got 4"),
         ("trainer.max_steps=0", "trainer.max_steps must be a whole number from 1, got 0"),
         ("trainer.val_check_interval=0", "trainer.val_check_interval must be a whole number from 1, got 0"),
         ("trainer.max_epochs=0", "trainer.max_epochs must be a whole number from 1, got 0"),
@@ -194,9 +194,9 @@ WITH_METRICS = [option for option in SMALL if option != "~metrics"]
         (
             40,
             2,
-            "metrics.split=train: image_folder has 35 of these images, and a Fréchet distance of 64 features needs",
+            "metrics.split=train: image_folder has 35 of these images, but a Fréchet distance of 64 features needs",
         ),
-        (100, 2, "metrics.n is as many as there are test images of image_folder by default, 9, and"),
+        (100, 2, "metrics.n is the number of test images of image_folder by default, 9, but"),
         (40, 1, "metrics=fd: image_folder has a single class for the classifier"),
     ],
 )

@@ -235,9 +235,9 @@ class Method(ClassifierDistance):
 @pytest.mark.parametrize(
     ("metric", "blamed"),
     [
-        (Taken, "metrics: bound is the name of another number"),
-        (Fd, "metrics: fd is the name of another number"),
-        (Odd, "metrics: 'my distance/x' is no name of a number"),
+        (Taken, "metrics: another number is named bound"),
+        (Fd, "metrics: another number is named fd"),
+        (Odd, "metrics: 'my distance/x' cannot name a number"),
         (Method, "Method.distance must be a name, a string in the class"),
     ],
 )

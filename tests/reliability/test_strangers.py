@@ -181,7 +181,7 @@ def test_a_folder_to_resume_holds_its_own_files(
         (run / name).unlink()
         os.mkfifo(run / name)
         outcome = noising("train", "resume=run", "trainer.max_steps=30")
-        assert (outcome.code, "is no regular file" in outcome.err) == (2, True), outcome.err
+        assert (outcome.code, "is not a regular file" in outcome.err) == (2, True), outcome.err
         (run / name).unlink()
         shutil.move(before, run / name)
     assert outside.read_text() == "ls"
