@@ -80,7 +80,7 @@ def test_a_call_is_the_run_of_the_command_line(tmp_path: Path) -> None:
     assert folder == Path("from python")
     assert numbers(folder) == numbers(tmp_path / "line")
     assert len(numbers(folder)) > 10
-    assert "ahead, in evaluations of the network" in (folder / "train.log").read_text()
+    assert "planned evaluations of the network" in (folder / "train.log").read_text()
     config, line = ((path / "config.yaml").read_text() for path in (folder, tmp_path / "line"))
     assert config == line
 
@@ -139,7 +139,7 @@ def test_handlers_of_ones_own_hear_and_stay_open() -> None:
     try:
         with process_unchanged():
             call("train", [*FEW, "hydra.run.dir=run"])
-        assert stream.getvalue().count("ahead, in evaluations of the network") == 1
+        assert stream.getvalue().count("planned evaluations of the network") == 1
         assert root.handlers[-1] is handler
         root.error("afterwards")
         assert stream.getvalue().endswith("afterwards\n")

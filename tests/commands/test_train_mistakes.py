@@ -116,7 +116,7 @@ def test_velocity_with_min_snr_is_fine_without_terminal_signal(noising: Command)
         ("+trainer.callbacks=[]", "trainer.callbacks cannot be set: add callbacks to the group callbacks"),
         ("+trainer.check_val_every_n_epoch=1", "trainer.check_val_every_n_epoch cannot be set: validation runs"),
         ("+trainer.enable_checkpointing=false", "trainer.enable_checkpointing cannot be set: the test at the end"),
-        ("+callbacks.x._target_=lightning.pytorch.callbacks.BatchSizeFinder", "callbacks.x: a run takes no BatchSize"),
+        ("+callbacks.x._target_=lightning.pytorch.callbacks.BatchSizeFinder", "callbacks.x: a run cannot use Batch"),
         (
             "+callbacks.x._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.x.monitor=val_bound",
             "callbacks.x: monitor=val_bound: no such number is logged; did you mean val/bound?",

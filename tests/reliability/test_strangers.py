@@ -464,7 +464,7 @@ def test_damage_never_goes_unseen(trained: Path, tmp_path: Path) -> None:
 
 def test_a_later_format_is_refused_and_none_is_the_first(trained: Path, tmp_path: Path) -> None:
     later = changed(trained, tmp_path / "later.ckpt", noising_format=2)
-    with pytest.raises(ConfigError, match="is of format 2, this noising reads format 1: use the one that wrote it"):
+    with pytest.raises(ConfigError, match="has format 2, but this noising reads format 1: use the version"):
         package.load(later)
     content = load_checkpoint(Run(trained).last_checkpoint)
     assert content.pop("noising_format") == 1

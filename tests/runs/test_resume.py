@@ -83,9 +83,9 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(half: Run, noising: Command) -
     outcome = noising("train", "resume=half", "trainer.max_steps=20")
     assert outcome.code == 2
     assert outcome.err.startswith(f"error: resume: {half.last_checkpoint} is not a checkpoint, or is truncated: ")
-    assert outcome.err.endswith("take another of its folder (best.ckpt); to go on from that, copy it to last.ckpt\n")
+    assert outcome.err.endswith("use another one from its folder (best.ckpt); to go on from it, copy it to last.ckpt\n")
     half.best_checkpoint.unlink()
-    assert "there is no other beside it" in noising("train", "resume=half", "trainer.max_steps=20").err
+    assert "there is no other checkpoint beside it" in noising("train", "resume=half", "trainer.max_steps=20").err
     older = half.last_checkpoint.with_name("step_000005.ckpt")
     half.last_checkpoint.rename(older)
     gone = noising("train", "resume=half", "trainer.max_steps=20")
@@ -105,7 +105,7 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(half: Run, noising: Comm
     assert noising("train", "resume=half").code == 0
     log = (half.path / "train.log").read_text()
     assert "goes on with processes 2 before, 1 now; torch 2.0 before" in log
-    assert "not bitwise the run without a stop" in log
+    assert "not bitwise equal to a run without a stop" in log
     assert half.status == "finished"
 
 

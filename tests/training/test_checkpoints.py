@@ -225,7 +225,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
         (tmp_path / "cut.ckpt").write_bytes(whole.read_bytes()[:length])
         with pytest.raises(
             ValueError,
-            match=r"^.*cut\.ckpt is not a checkpoint, or is truncated: take another of its folder \(best\.ckpt\)",
+            match=r"^.*cut\.ckpt is not a checkpoint, or is truncated: use another one from its folder \(best\.ckpt\)",
         ):
             load_checkpoint(tmp_path / "cut.ckpt")
     torch.save({"code": nn.Linear(1, 1)}, tmp_path / "code.ckpt")
@@ -298,7 +298,7 @@ def test_a_chosen_number_is_kept_without_hard_links(
     fit(other, Linear(), 4, every=2, keep=3)
     assert files(other) == ["last.ckpt"]
     assert caplog.messages == [
-        f"{other.last_checkpoint} cannot be kept under its step (Operation not permitted); training goes on"
+        f"{other.last_checkpoint} cannot be stored under its step (Operation not permitted); training goes on"
     ]
 
 
