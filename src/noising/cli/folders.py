@@ -234,7 +234,7 @@ def _recorded(folder: Path, multirun: bool, defaults: Callable[[], DictConfig]) 
         sign = "multirun.yaml" if multirun else ".hydra/overrides.yaml"
         raise ConfigError(f"resume={folder}: no {'sweep' if multirun else 'run'} there (there is no {folder / sign})")
     if values is None:
-        raise ConfigError(f"resume={folder}: its stored options are damaged: restore the file, or start a new run")
+        raise ConfigError(f"resume={folder}: its record of options is damaged: restore the file, or start a new run")
     return _without(values, "resume")
 
 

@@ -40,15 +40,17 @@ def require_trusted_overrides(words: Sequence[str], source: str, place: Path) ->
         for text in (path, value):
             if isinstance(text, str) and "${" in text:
                 if not is_reference(path, text):
-                    raise ConfigError(f"{source}: its stored options hold an interpolation ({text[:40]!r}): {again}")
+                    raise ConfigError(
+                        f"{source}: its record of options holds an interpolation ({text[:40]!r}): {again}"
+                    )
                 references[path] = variable(text)
         if path.rpartition(".")[2] in _CODE and value is not None:
-            raise ConfigError(f"{source}: its stored options name code to run ({path}): {again}")
-    require_trusted_targets(found, Source(source, "its record", place))
+            raise ConfigError(f"{source}: its record of options names code to run ({path}): {again}")
+    require_trusted_targets(found, Source(source, "its record of options", place))
     for path, name in references.items():
         if name not in allowed_names():
             raise ConfigError(
-                f"{source}: its stored options read the environment variable {name} into {path}: if you trust them, "
+                f"{source}: its record of options reads the environment variable {name} into {path}: if you trust it, "
                 f"add allow={name}"
             )
 
@@ -76,10 +78,10 @@ def _set_by(word: str, parser: OverridesParser, source: str) -> Iterator[tuple[s
     try:
         parsed = parser.parse_override(word)
     except HydraException as error:
-        raise ConfigError(f"{source}: its stored options hold {word[:40]!r}, which is no override") from error
+        raise ConfigError(f"{source}: its record of options holds {word[:40]!r}, which is no override") from error
     key = parsed.get_key_element().lstrip("+~")
     if not re.fullmatch(r"[\w./@:-]+", key) or {"hydra", "allow"} & {*re.split(r"[./@:]", key)}:
-        raise ConfigError(f"{source}: its stored options set {key[:40]!r}, which noising never stores")
+        raise ConfigError(f"{source}: its record of options sets {key[:40]!r}, which noising never stores")
     if parsed.is_choice_sweep():
         for text in parsed.sweep_string_iterator():
             yield from _set_by(f"{key}={text}", parser, source)
