@@ -183,7 +183,7 @@ def test_benchmark_counts_what_is_saved(trained: Path, noising: Command, tmp_pat
     assert summary["benchmark/whole_set"] == pytest.approx(40_000 / equal)
     refused = noising("benchmark", "bound", f"checkpoint={trained}", "benchmark.stderr=0.0001", "hydra.run.dir=no")
     assert refused.code == 2
-    assert "ask for" in refused.err
+    assert "use benchmark.stderr=" in refused.err
 
 
 def test_benchmark_of_samplers_needs_no_checkpoint(noising: Command, tmp_path: Path) -> None:

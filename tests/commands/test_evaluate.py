@@ -142,7 +142,7 @@ def test_a_sweep_goes_on_where_it_stopped(
         (["metrics.split=night"], "metrics: split must be one of test, train, val, got night"),
         (["metrics.reference=none.npz"], "metrics: reference=none.npz: there is no such file"),
         (["metrics=fid", "metrics.inception_weights=none"], "metrics: inception_weights=none: there is no such file"),
-        (["~metrics"], "choose one"),
+        (["~metrics"], "choose a metric"),
         (["guidance=classifier_free"], "guidance changes samples, not the bound"),
         (["sampler=dimm"], "did you mean ddim?"),
     ],

@@ -350,7 +350,7 @@ def test_a_file_name_is_no_key_to_another_module(name: str, tmp_path: Path, monk
     monkeypatch.setenv("NOISING_ALLOW", name)
     (tmp_path / f"{name}.py").write_text("class Lingering: ...\nopen('BROKEN_INTO', 'w')\n")
     for target in (f"{name}.run", f"{name}.Lingering", f"{name}.conftest.run_command"):
-        with pytest.raises(ConfigError, match=r"which is (of Python itself|a program's, or internal): no run"):
+        with pytest.raises(ConfigError, match=r"which is (part of Python|a program or an internal name): no run"):
             require_trusted({"data": {"_target_": target, "statement": "open('BROKEN_INTO', 'w')"}}, "here")
     assert not (tmp_path / "BROKEN_INTO").exists()
 
@@ -412,7 +412,7 @@ def test_an_allowed_module_gives_classes_of_the_field(tmp_path: Path, monkeypatc
         with pytest.raises(ConfigError, match=f"theirs_of_test.{name}, which is not part of noising: from"):
             require_trusted({"a": {"_target_": f"theirs_of_test.{name}"}}, "here")
     for name in ("__main__.Net", "tests.Net", "tests.conftest.Net", "Net.__init__", "clean.__globals__.get"):
-        with pytest.raises(ConfigError, match=f"theirs_of_test.{name}, which is a program's, or internal"):
+        with pytest.raises(ConfigError, match=f"theirs_of_test.{name}, which is a program or an internal"):
             require_trusted({"a": {"_target_": f"theirs_of_test.{name}"}}, "here")
     with pytest.raises(ConfigError, match=r"cannot import _target_ 'theirs_of_test\.Nothing'"):
         require_trusted({"a": {"_target_": "theirs_of_test.Nothing"}}, "here")
