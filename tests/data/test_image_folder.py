@@ -170,7 +170,7 @@ def test_tiffs_of_either_byte_order(order: str, tmp_path: Path) -> None:
         assert _pixels(_tiff(x, order, deep, (16,), 0), "L") == [178, 0]
         assert _pixels(_tiff(x, order, bytes([0x80, 0x0F, 0xFF]), (12,), 1), "L") == [128, 255]  # 0x800, 0xfff
     for bits in (8, 16, 32):
-        with pytest.raises(ValueError, match=r"x\.tif: signed grey has no known range: save it with 8 or 16 bits"):
+        with pytest.raises(ValueError, match=r"x\.tif: signed grey has no known range: save it with 8 or 16 unsigned"):
             only(_tiff(x, order, bytes(2 * bits // 8), (bits,), 1, sample_format=2), 1)
 
 
@@ -324,11 +324,11 @@ def test_a_format_is_known_by_content(tmp_path: Path, monkeypatch: pytest.Monkey
     text = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\n%%EOF\n"
     for name in ("x.png", "x.eps", "x.jpg"):
         (tmp_path / name).write_bytes(text)
-        with pytest.raises(ValueError, match=rf"cannot read .*{name}: it is not one of AVIF, .*, WEBP$"):
+        with pytest.raises(ValueError, match=rf"cannot read .*{name}: it is not an image \(AVIF, .*, WEBP\)$"):
             only(tmp_path / name, 4)
     for form in ("PCX", "TGA", "ICO", "SGI", "PDF"):  # readers that hardly anybody needs, or has tried to break
         Image.new("RGB", (16, 16)).save(tmp_path / "x.png", format=form)
-        with pytest.raises(ValueError, match="it is no image of"):
+        with pytest.raises(ValueError, match="it is not an image"):
             only(tmp_path / "x.png", 4)
     assert started == []
     Image.new("L", (4, 4), 7).save(tmp_path / "grey.jpg", format="PNG")
@@ -400,7 +400,7 @@ def test_a_class_without_images_is_named(tmp_path: Path) -> None:
             {"classes": 1},
             r"^data.root=.*: the \w+ labels go from 0 to 1, but there are 1 classes: they must be 0 to 0",
         ),
-        ({"levels": 17}, r"image has grey level \d+, but levels=17"),
+        ({"levels": 17}, r"image has grey level \d+, of 17 levels"),
     ],
 )
 def test_labels_and_grey_levels_are_within_their_ranges(change: dict[str, int], words: str, tmp_path: Path) -> None:

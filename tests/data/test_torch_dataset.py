@@ -78,7 +78,7 @@ def test_grey_levels_are_as_many_as_are_said() -> None:
     assert grey(HALF, levels=5).flatten().tolist() == [0, 2, 4, 1]
     assert read(Made(lambda index: HALF), levels=5).levels == 5
     assert grey(np.array([[0, 4], [1, 2]], np.uint8), levels=5).flatten().tolist() == [0, 4, 1, 2]
-    with pytest.raises(ValueError, match=r"^data\.dataset: a \w+ image has grey level 5, of 5$"):
+    with pytest.raises(ValueError, match=r"^data\.dataset: a \w+ image has grey level 5, of 5 levels$"):
         grey(np.array([[0, 5], [1, 2]], np.uint8), levels=5)
 
 

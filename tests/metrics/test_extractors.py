@@ -175,7 +175,7 @@ def test_dinov2_that_cannot_be_had(tmp_path: Path) -> None:
         DINOv2("nowhere")
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(
-        ValueError, match=r"cannot be had.*give metrics\.dinov2_repo=PATH.*metrics\.dinov2_weights=PATH"
+        ValueError, match=r"cannot be loaded.*give metrics\.dinov2_repo=PATH.*metrics\.dinov2_weights=PATH"
     ):
         DINOv2(str(tmp_path / "weights.pth"), str(tmp_path))
     (tmp_path / "hubconf.py").write_text(HUB)

@@ -118,7 +118,7 @@ class ImageData(LightningDataModule, ABC):
                 )
             if int(pixels.max()) >= self.levels:
                 top = int(pixels.max())
-                raise ValueError(f"{self.place}: a {name} image has grey level {top}, but levels={self.levels}")
+                raise ValueError(f"{self.place}: a {name} image has grey level {top}, of {self.levels} levels")
 
     @cached_property
     def digest(self) -> str:

@@ -196,7 +196,7 @@ class ImageFolder(ImageData):
                     raise ValueError(f"{millions:.0f} million pixels are more than data.max_megapixels")
                 image = _eight_bits(opened).convert(self.mode)
         except UnidentifiedImageError as error:
-            raise ValueError(f"data.root: cannot read {path}: it is not one of {', '.join(FORMATS)}") from error
+            raise ValueError(f"data.root: cannot read {path}: it is not an image ({', '.join(FORMATS)})") from error
         except Exception as error:  # Pillow's readers raise nearly anything on a broken file
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"data.root: cannot read {path}: {reason}") from error
