@@ -42,7 +42,7 @@ class Check(NamedTuple):
 
 
 def same_output(network: nn.Module, file: str) -> Check:
-    """The outputs of a network here against those stored in a fixture. Raises ConfigError for a file of another form."""
+    """The outputs of a network against those stored in a fixture. Raises ConfigError if the file is no fixture."""
     try:
         with safe_open(file, "pt") as opened:
             stored = {name.split("/")[-1]: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -90,7 +90,8 @@ class LinearGuess:
         centred = x_t.flatten(1).double() - alpha * self.mean
         gain = alpha * self.variances / (alpha**2 * self.variances + sigma**2)
         x = self.mean + (centred @ self.axes.T * gain) @ self.axes
-        return ((x_t.flatten(1) - alpha * x) / sigma).to(x_t.dtype).reshape(x_t.shape)
+        noise: Tensor = (x_t.flatten(1) - alpha * x) / sigma
+        return noise.to(x_t.dtype).reshape(x_t.shape)
 
 
 def of_images(denoiser: Denoiser, data: ImageData, classes: int, decoder: Decoder, timesteps: int) -> list[Check]:
