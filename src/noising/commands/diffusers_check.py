@@ -1,11 +1,15 @@
 """A network against diffusers' own with the same file, where diffusers is installed."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from noising.commands.conversion_checks import Check, compared
 from noising.commands.foreign_weights import ForeignWeights
-from noising.interchange.diffusers_unet import DEFAULTS, OF_DDPM
+from noising.interchange.diffusers_unet import DEFAULTS, NAMES_BEFORE, NAMES_NOW, OF_DDPM
+
+NOW = (*NAMES_NOW.query_key_value, NAMES_NOW.out)
 
 
 def same_as_diffusers(network: nn.Module, file: ForeignWeights) -> list[Check]:
@@ -15,7 +19,8 @@ def same_as_diffusers(network: nn.Module, file: ForeignWeights) -> list[Check]:
     except ImportError:
         return []
     config = {name: value for name, value in (file.config or OF_DDPM).items() if name in DEFAULTS}
-    theirs = UNet2DModel(**config).eval()
+    theirs: Any = UNet2DModel(**config)  # type: ignore[no-untyped-call]
+    theirs.eval()
     renamed = {_now(name): tensor for name, tensor in file.tensors.items()}
     theirs.load_state_dict(renamed)
     side = theirs.config.sample_size
@@ -30,11 +35,6 @@ def same_as_diffusers(network: nn.Module, file: ForeignWeights) -> list[Check]:
 
 def _now(name: str) -> str:
     """Today's name of a tensor of the attention, of which the first files have another."""
-    for before, now in (
-        (".query.", ".to_q."),
-        (".key.", ".to_k."),
-        (".value.", ".to_v."),
-        (".proj_attn.", ".to_out.0."),
-    ):
-        name = name.replace(before, now)
+    for before, now in zip((*NAMES_BEFORE.query_key_value, NAMES_BEFORE.out), NOW, strict=True):
+        name = name.replace(f"{before}.", f"{now}.")
     return name

@@ -1,14 +1,13 @@
 """Writing a run's weights in the layout of another project, compared with the run before they are in place."""
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from noising.commands.tables import print_files
@@ -31,9 +30,7 @@ PLAIN: dict[str, Any] = {"scale_shift": True, "corner_padding": False, "endpoint
 def export(cfg: DictConfig, folder: Path) -> None:
     """Write the averaged weights of cfg.checkpoint to the folder, in the layout cfg.to."""
     if cfg.to is None:
-        raise ConfigError(
-            "checkpoint=RUN is written in a layout: give to=diffusers, openai, edm, score_sde or safetensors"
-        )
+        raise ConfigError("to is missing: add to=diffusers, openai, edm, score_sde or safetensors")
     trained = load(cfg.checkpoint)
     network = trained.denoiser.model
     if not isinstance(network, UNet | SongUNet):
@@ -49,8 +46,7 @@ def export(cfg: DictConfig, folder: Path) -> None:
         if name.endswith(".safetensors"):
             plain = {key: tensor.contiguous().clone() for key, tensor in cast(Mapping[str, Tensor], content).items()}
             with replacing(folder / name) as target:
-                target.write(b"")
-            save_file(plain, folder / name, metadata={"format": "pt"})
+                target.write(save(plain, metadata={"format": "pt"}))
         else:
             with replacing(folder / name) as target:
                 target.write(json.dumps(content, indent=2).encode())
@@ -98,15 +94,14 @@ def _diffusers(trained: TrainedRun, network: UNet | SongUNet) -> dict[str, Any]:
     """A folder that ``DDPMPipeline.from_pretrained`` opens."""
     unet, config = _of(network, UNet), trained.config
     data, model, steps = trained.data, config.model, config.timesteps
-    labels = trained.denoiser.noise_label(trained.denoiser.schedule(torch.tensor([1 / steps, 1.0]).double())).flatten()
-    if not torch.allclose(labels, torch.tensor([0.0, steps - 1.0], dtype=torch.float64)):
-        raise ValueError(
-            "diffusers counts steps from 0: only noise_label=discrete_step with timesteps=1000 is the same"
-        )
-    level = trained.denoiser.schedule(torch.linspace(0.1, 0.9, 3).double())
-    if not torch.allclose(level.alpha**2 + level.sigma**2, torch.ones_like(level.alpha)):
+    times = torch.arange(steps + 1, dtype=torch.float64) / steps
+    levels = trained.denoiser.schedule(times)
+    labels = trained.denoiser.noise_label(levels).flatten()[1:]
+    if not torch.allclose(labels, torch.arange(steps, dtype=torch.float64)):
+        raise ValueError("diffusers counts steps from 0: it needs noise_label=discrete_step and timesteps=1000")
+    if not torch.allclose(levels.alpha**2 + levels.sigma**2, torch.ones_like(levels.alpha)):
         raise ValueError("diffusers' DDPMPipeline takes variance-preserving schedules only")
-    alpha_bar = trained.denoiser.schedule(torch.arange(steps + 1).double() / steps).log_snr.flatten().sigmoid()
+    alpha_bar = levels.log_snr.flatten().sigmoid()
     prediction = {"Epsilon": "epsilon", "CleanImage": "sample", "Velocity": "v_prediction"}
     kind = type(trained.denoiser.parameterization).__name__
     variance = {"FixedSmall": "fixed_small", "FixedLarge": "fixed_large", "LearnedRange": "learned_range"}
@@ -147,7 +142,7 @@ def _diffusers(trained: TrainedRun, network: UNet | SongUNet) -> dict[str, Any]:
     scheduler = {
         "_class_name": "DDPMScheduler",
         "num_train_timesteps": steps,
-        "trained_betas": (1 - alpha_bar[1:] / torch.cat([torch.ones(1), alpha_bar[1:-1]])).tolist(),
+        "trained_betas": (1 - alpha_bar[1:] / alpha_bar[:-1]).tolist(),
         "prediction_type": prediction[kind],
         "variance_type": variance[said],
         "clip_sample": config.sampler.get("clip") is not None,
@@ -165,7 +160,7 @@ def _diffusers(trained: TrainedRun, network: UNet | SongUNet) -> dict[str, Any]:
     }
 
 
-def _head_width(model: Any, widths: list[int]) -> int | None:
+def _head_width(model: DictConfig, widths: list[int]) -> int | None:
     """diffusers' attention_head_dim: one width of heads for all levels; None for one head."""
     if model.get("head_width"):
         return int(model.head_width)
@@ -173,4 +168,4 @@ def _head_width(model: Any, widths: list[int]) -> int | None:
         return None
     if len(set(widths)) > 1:
         raise ValueError(f"diffusers has heads of one width, here {model.heads} heads share {widths} channels")
-    return math.floor(widths[0] / model.heads)
+    return widths[0] // int(model.heads)
