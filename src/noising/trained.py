@@ -101,10 +101,11 @@ class TrainedRun:
     @property
     def source(self) -> dict[str, Any]:
         """The model's identity, for the cards of its numbers."""
-        started = self.checkpoint.get("init_from")
+        started, augmentation = self.checkpoint.get("init_from"), self._experiment.augmentation
         return {
             **{"checkpoint": str(self.path), "sha256": self._digest, "step": self.step, "weights": self.weights},
             **({"init_from": started} if started else {}),
+            **({} if augmentation is None else {"augmentation": augmentation.card}),
         }
 
     @cached_property
