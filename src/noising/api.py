@@ -123,7 +123,7 @@ class Run(Result):
         if isinstance(sampler, str):
             words.append(f"sampler._target_={sampler}" if "." in sampler else f"sampler={sampler}")
         elif not isinstance(sampler, Sampler) or steps is not None:
-            raise ConfigError("sampler: expected a name and steps, as sampler='ddim', steps=50, or nz.DDIM(steps=50)")
+            raise ConfigError("sampler: expected sampler='ddim', steps=50, or an object: nz.DDIM(steps=50)")
         words += [] if steps is None else [f"sampler.steps={steps}"]
         words += [] if guidance is None else ["guidance=classifier_free", f"guidance.scale={guidance}"]
         words += [] if class_label is None else [f"class_label={class_label}"]
@@ -149,7 +149,7 @@ class Run(Result):
         cannot be used.
         """
         if split not in SPLITS:
-            raise ConfigError(f"split={split}: the first argument is one of {', '.join(SPLITS)}")
+            raise ConfigError(f"split={split}: expected one of {', '.join(SPLITS)} as the first argument")
         for word in overrides:
             if not word.lstrip("+~").startswith(("bound=", "bound.")):
                 raise ConfigError(f"{word}: expected an option of the bound, such as 'bound=exact'")
@@ -216,9 +216,9 @@ def _require_others(overrides: Sequence[str], arguments: Sequence[str], elsewher
     for word in overrides:
         option = str(word).lstrip("+~").partition("=")[0]
         if option in arguments:
-            raise ConfigError(f"{word}: {option} is an argument of its own: {option}=...")
+            raise ConfigError(f"{word}: give it as the separate argument {option}=...")
         if option in elsewhere or option.partition(".")[0] in elsewhere:
-            raise ConfigError(f"{word}: this call takes no {option}; the command line does")
+            raise ConfigError(f"{word}: this call has no option {option}; only the command line has it")
 
 
 def _picture(file: Path) -> Image.Image:

@@ -250,7 +250,7 @@ class Experiment:
         scheduler = inspect.isclass(target) and issubclass(target, LRScheduler)
         if scheduler and issubclass(target, ReduceLROnPlateau):  # type: ignore[arg-type]
             raise ConfigError(
-                "lr_schedule: ReduceLROnPlateau follows a number; take one that depends on the step alone"
+                "lr_schedule: ReduceLROnPlateau depends on a measured number; use one that depends on the step alone"
             )
         steps = dict.fromkeys(("max_steps", "T_max", "total_steps", "total_iters"), self.max_steps)
         if scheduler:
@@ -331,7 +331,8 @@ class Experiment:
             raise ConfigError(f"trainer.gradient_clip_val must not be negative, got {clip}")
         if str(options.get("precision")).startswith("16") and clip and cfg.optimizer.get("fused"):
             raise ConfigError(
-                f"trainer.precision={options.precision} cannot clip with optimizer.fused=true: set it to false"
+                f"trainer.precision={options.precision} cannot clip gradients with optimizer.fused=true: use "
+                "optimizer.fused=false"
             )
         plugins = options.get("plugins") or []
         plugins = [plugins] if isinstance(plugins, str | DictConfig) else plugins
@@ -354,7 +355,7 @@ class Experiment:
         if self.data.batch_size % (devices * accumulate):
             raise ConfigError(
                 f"data.batch_size={self.data.batch_size} does not divide among {devices} devices and "
-                f"trainer.accumulate_grad_batches={accumulate}: change it or them"
+                f"trainer.accumulate_grad_batches={accumulate}: change one of them"
             )
         return trainer
 

@@ -76,14 +76,14 @@ class TrainedRun:
         guides_itself = isinstance(weaker, Unconditional) and weaker.model is self.denoiser.model
         if guides_itself and not self.config.get("label_dropout"):
             raise ConfigError(
-                "guidance=classifier_free needs a model that was trained with classes and without: this one had "
+                "guidance=classifier_free needs a model that was trained with and without class labels: this one had "
                 f"label_dropout={self.config.get('label_dropout')}; train with experiment=class_conditional"
             )
         classes = getattr(weaker, "classes", self.classes)
         if classes not in (0, self.classes):
             raise ConfigError(
-                f"guidance.guide.checkpoint: that model is told {classes} classes, the one it guides {self.classes}: "
-                "the guide must be of the same classes, or of none"
+                f"guidance.guide.checkpoint: that model has {classes} classes, but the model to guide has "
+                f"{self.classes}: the guide must have the same number of classes, or none"
             )
         return guided
 
@@ -170,7 +170,7 @@ def _checked(config: dict[str, Any], source: str) -> DictConfig:
     try:
         for name in _PARTS:
             if not isinstance(config.get(name), Mapping) or "_target_" not in config[name]:
-                raise ConfigError(f"{name} is missing, or names no class: no run stores such a config")
+                raise ConfigError(f"{name} is missing or has no _target_: no run stores such a config")
         for name in ("timesteps", "seed"):
             if name not in config:
                 raise ConfigError(f"{name} is missing: no run stores such a config")

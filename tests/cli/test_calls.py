@@ -80,7 +80,7 @@ def test_a_call_is_the_run_of_the_command_line(tmp_path: Path) -> None:
     assert folder == Path("from python")
     assert numbers(folder) == numbers(tmp_path / "line")
     assert len(numbers(folder)) > 10
-    assert "ahead, in evaluations of the network" in (folder / "train.log").read_text()
+    assert "planned evaluations of the network" in (folder / "train.log").read_text()
     config, line = ((path / "config.yaml").read_text() for path in (folder, tmp_path / "line"))
     assert config == line
 
@@ -96,12 +96,12 @@ def test_mistakes_are_raised_in_the_words_of_the_command_line(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("word", "line"),
     [
-        ("seed=0,1", "seed=0,1: several values: from Python, call it with each"),
+        ("seed=0,1", "seed=0,1: a call from Python takes one value; call it once for each"),
         ("-m", "'-m': expected an option as on the command line: 'key=value', in quotes"),
         ("linear", "'linear': expected an option as on the command line: 'key=value', in quotes"),
         (3, "3: expected an option as on the command line: 'key=value', in quotes"),
-        ("allow=mine", "allow=mine: from Python it is an argument: allow='mine'"),
-        ("trainer.devices=2", "trainer.devices=2: from Python other processes are started by "),
+        ("allow=mine", "allow=mine: in a call from Python, use the argument allow='mine'"),
+        ("trainer.devices=2", "trainer.devices=2: from Python, several devices need "),
     ],
 )
 def test_what_only_a_command_line_takes_is_refused(word: Any, line: str) -> None:
@@ -139,7 +139,7 @@ def test_handlers_of_ones_own_hear_and_stay_open() -> None:
     try:
         with process_unchanged():
             call("train", [*FEW, "hydra.run.dir=run"])
-        assert stream.getvalue().count("ahead, in evaluations of the network") == 1
+        assert stream.getvalue().count("planned evaluations of the network") == 1
         assert root.handlers[-1] is handler
         root.error("afterwards")
         assert stream.getvalue().endswith("afterwards\n")

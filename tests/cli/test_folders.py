@@ -25,7 +25,7 @@ def test_runs_of_one_second_have_their_own_folders(run: Run, monkeypatch: pytest
 
 def test_folder_that_holds_a_run_is_not_written_over(run: Run) -> None:
     assert run("hydra.run.dir=mine")[0] == 0
-    line = "error: hydra.run.dir=mine already holds a run: choose another, or add resume=true\n"
+    line = "error: hydra.run.dir=mine already holds a run: choose another folder, or add resume=true\n"
     for resume in ("false", "no", "off"):
         assert run("hydra.run.dir=mine", f"resume={resume}") == (2, "", line)
 

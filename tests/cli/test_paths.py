@@ -101,7 +101,7 @@ def test_a_run_in_a_folder_of_any_name_goes_on(run: Run, tmp_path: Path) -> None
     best = folder / "checkpoints" / "best.ckpt"
     best.parent.mkdir()
     best.touch()
-    line = f"resume={best}: a file; name the run's folder: it goes on from its last checkpoint"
+    line = f"resume={best}: this is a file; give the run's folder: it goes on from last.ckpt"
     assert run(f"resume={best}") == (2, "", f"error: {line}\n")
 
 

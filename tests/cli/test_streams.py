@@ -111,4 +111,4 @@ def test_weightings_in_ascii(locale: dict[str, str], tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "weightings.py"), "hydra.run.dir=run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False, env={**os.environ, **locale})
     assert done.returncode == 0, done.stderr
-    assert done.stdout.decode("ascii").startswith("w(lambda) of every weighting and experiment in run/")
+    assert done.stdout.decode("ascii").startswith("w(lambda) of every weighting and experiment is plotted in run/")

@@ -134,7 +134,7 @@ def test_a_sweep_goes_on_where_it_stopped(
 @pytest.mark.parametrize(
     ("options", "blamed"),
     [
-        (["metrics.n=1400"], "metrics: 1400 images are more than the 1309 train images of digits: lower it"),
+        (["metrics.n=1400"], "metrics: 1400 images are more than the 1309 train images of digits: use fewer"),
         (["metrics.n=64"], "metrics.n=64: a Fréchet distance of 64 features needs at least 65 samples"),
         (["metrics.n=some"], "metrics.n"),
         (["metrics.repeats=0"], "metrics: repeats must be a whole number from 1 to "),
@@ -142,7 +142,7 @@ def test_a_sweep_goes_on_where_it_stopped(
         (["metrics.split=night"], "metrics: split must be one of test, train, val, got night"),
         (["metrics.reference=none.npz"], "metrics: reference=none.npz: there is no such file"),
         (["metrics=fid", "metrics.inception_weights=none"], "metrics: inception_weights=none: there is no such file"),
-        (["~metrics"], "choose one"),
+        (["~metrics"], "choose a metric"),
         (["guidance=classifier_free"], "guidance changes samples, not the bound"),
         (["sampler=dimm"], "did you mean ddim?"),
     ],

@@ -126,7 +126,7 @@ def test_classes_and_guidance_reach_the_network(
         ("steps=[2000]", "grid: steps=2000 is more than the 1000 whole steps of the chain"),
         ("clip=nan", "clip must be a positive number or null, got nan"),
         ("clip=true", "clip must be a positive number or null, got True"),
-        ("guidance=classifier_free", "guidance=classifier_free needs a model that was trained with classes"),
+        ("guidance=classifier_free", "guidance=classifier_free needs a model that was trained with and"),
     ],
 )
 def test_bad_input_is_one_line(noising: Command, tmp_path: Path, trained: Path, override: str, message: str) -> None:

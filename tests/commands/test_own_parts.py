@@ -307,9 +307,9 @@ def test_classes_of_packages_are_named_by_yaml_alone_and_allowed_by_name(noising
     weights = torch.load(tmp_path / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
     assert weights["denoiser.model.network.class_embedding.weight"].shape[0] == 11  # 10, and none
     refused = noising("sample", "checkpoint=run", "n=2")
-    line = "error: checkpoint=run: its config names torchvision.datasets.FakeData, which is not of noising: if you "
+    line = "error: checkpoint=run: its config names torchvision.datasets.FakeData, which is not part of noising: if "
     assert (refused.code, refused.out, refused.err.count("\n")) == (2, "", 1)
-    assert refused.err.startswith(f"{line}trust it, add allow=torchvision"), refused.err
+    assert refused.err.startswith(f"{line}you trust it, add allow=torchvision"), refused.err
     refused = noising("sample", "checkpoint=run", "n=2", "allow=torchvision")
     assert "its config names diffusers.UNet2DModel" in refused.err
     allow = "allow=diffusers,torchvision"
@@ -324,7 +324,7 @@ def test_classes_of_packages_are_named_by_yaml_alone_and_allowed_by_name(noising
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ("model._target_={}.Dicts", "model: Dicts cannot be used: it gives dict of x, where a tensor (B, C, H, W), "),
+        ("model._target_={}.Dicts", "model: Dicts cannot be used: it returns dict of x: expected a tensor (B, C, "),
         ("model._target_={}.Broken", "model: Broken raised KeyError: 'width' ({}.py:"),
         ("model._target_={}.Few label_dropout=0.1", "model: Few cannot be used: IndexError: index out of range in "),
         ("data._target_={}.Bars data.sid=4", "data.dataset.sid: no such option; did you mean data.dataset.side?"),
@@ -332,7 +332,7 @@ def test_classes_of_packages_are_named_by_yaml_alone_and_allowed_by_name(noising
         ("optimizer._target_={}.Lion", "optimizer: Lion.__init__() missing 1 required positional argument: 'lr'"),
         ("optimizer._target_={}.Deaf optimizer.lr=1", "optimizer: Deaf.step does not call its closure, which "),
         ("lr_schedule._target_={}.falls_below", "lr_schedule: the factor of step 20 is -1.0: a number from 0 is "),
-        ("lr_schedule._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "lr_schedule: ReduceLROnPlateau follows "),
+        ("lr_schedule._target_=torch.optim.lr_scheduler.ReduceLROnPlateau", "lr_schedule: ReduceLROnPlateau depends "),
         (
             "lr_schedule._target_=torch.optim.lr_scheduler.OneCycleLR lr_schedule.max_lr=1 lr_schedule.total_steps=19",
             "lr_schedule: Tried to step 20 times. The specified number of total steps is 19",

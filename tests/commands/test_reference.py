@@ -51,10 +51,10 @@ def test_a_batch_size_is_for_training_alone(noising: Command, tmp_path: Path) ->
     ("options", "blamed"),
     [
         (["from=none.npz"], "from: none.npz: there is no such file"),
-        (["from=bare.pt"], "bare.pt does not say of how many images it is: noising reference from="),
+        (["from=bare.pt"], "bare.pt does not store its number of images: write a file that does with "),
         (["from=bare.pt", "count=1"], "count must be a whole number from 2"),
         (["from=bare.pt", "count=9", "to=real.csv"], "to=real.csv: statistics are written to .npz or .pt files"),
-        (["metrics.real=5000"], "5000 images are more than the 1309 train images of digits: lower it"),
+        (["metrics.real=5000"], "5000 images are more than the 1309 train images of digits: use fewer"),
         (["data=photo_patches"], "photo_patches has no labels"),
     ],
 )

@@ -37,7 +37,7 @@ def test_a_training_begins_with_the_averaged_weights(trained: Path, noising: Com
     for name, weight in before.items():
         torch.testing.assert_close(after[name], weight, rtol=0, atol=1e-8)
     total = sum(weight.numel() for weight in before.values())
-    assert f"{total:,} of {total:,} weights are those of step 20" in done.out
+    assert f"{total:,} of {total:,} weights are copied from step 20" in done.out
     source = card(tmp_path / "run")["init_from"]
     assert (source["step"], source["weights"], source["of"]) == (20, total, total)
     assert (source["new"], source["not_used"]) == ([], [])
@@ -72,10 +72,10 @@ def test_what_does_not_fit_is_named(trained: Path, caplog: pytest.LogCaptureFixt
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name] if name in same else first[name], rtol=0, atol=0)
     assert [line.split(" ")[0] for line in found["new"]] == [name for name in ours if name not in same]
-    assert "model.class_embedding.weight (11, 32), none there" in found["new"]
+    assert "model.class_embedding.weight (11, 32), missing in the checkpoint" in found["new"]
     assert found["not_used"] == [name for name in theirs if name not in ours]
     assert found["weights"] == sum(theirs[name].numel() for name in same)
-    assert f"new: {'; '.join(found['new'][:5])} and {len(found['new']) - 5} more" in caplog.text
+    assert f"newly initialized: {'; '.join(found['new'][:5])} and {len(found['new']) - 5} more" in caplog.text
 
 
 def test_another_network_and_no_file_are_refused(trained: Path, tmp_path: Path, noising: Command) -> None:

@@ -95,5 +95,5 @@ def test_an_error_does_not_quote_a_secret() -> None:
 
 def test_what_is_not_a_number_is_no_secret() -> None:
     require_no_secret(OmegaConf.create({"data": {"kind": float("nan"), "root": "~/images"}}))
-    with pytest.raises(ConfigError, match=r"data\.token is a secret"):
+    with pytest.raises(ConfigError, match=r"data\.token looks like a secret"):
         require_no_secret(OmegaConf.create({"data": {"token": "5ec4e7"}}))

@@ -19,5 +19,5 @@ def test_a_grid_that_begins_far_from_noise_says_so(
     config = composed(f"grid={grid}", "sampler=ddim", f"sampler.steps={steps}")
     build_sampler(config, 1000, Cosine(1000))
     said = [record.getMessage() for record in caplog.records]
-    expected = f"drawing begins at t = {begins}, though x_T is drawn for t = 1: another grid begins there"
+    expected = f"sampling begins at t = {begins}, but x_T is drawn for t = 1: use a grid that begins at 1"
     assert said == ([expected] if begins else [])

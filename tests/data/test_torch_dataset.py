@@ -78,7 +78,7 @@ def test_grey_levels_are_as_many_as_are_said() -> None:
     assert grey(HALF, levels=5).flatten().tolist() == [0, 2, 4, 1]
     assert read(Made(lambda index: HALF), levels=5).levels == 5
     assert grey(np.array([[0, 4], [1, 2]], np.uint8), levels=5).flatten().tolist() == [0, 4, 1, 2]
-    with pytest.raises(ValueError, match=r"^data\.dataset: a \w+ image has grey level 5, of 5$"):
+    with pytest.raises(ValueError, match=r"^data\.dataset: a \w+ image has grey level 5, of 5 levels$"):
         grey(np.array([[0, 5], [1, 2]], np.uint8), levels=5)
 
 
@@ -118,9 +118,9 @@ def test_classes_are_those_of_the_option_the_data_set_or_the_labels() -> None:
     assert read(Subset(labelled, range(15))).classes == 3
     words = Made(lambda index: (one(index), "cat"))
     assert (read(words, classes=0).classes, read(words, classes=0).train.labels) == (0, None)
-    with pytest.raises(ValueError, match=r"the \w+ labels go from \d to 2, where there are 2 classes"):
+    with pytest.raises(ValueError, match=r"the \w+ labels go from \d to 2, but there are 2 classes"):
         read(labelled, classes=2)
-    with pytest.raises(ValueError, match=r"^data\.dataset: its items have no label, where data\.classes=5$"):
+    with pytest.raises(ValueError, match=r"^data\.dataset: its items have no label, but data\.classes=5$"):
         read(Made(one), classes=5)
 
 
@@ -165,7 +165,7 @@ def test_what_torch_draws_is_the_same_in_every_run_and_leaves_its_generator(capl
     torch.manual_seed(1)
     first = read(Made(lambda index: torch.rand(1, 2, 2)))
     drawn = torch.rand(())
-    assert "data.dataset: it draws its images at random: each is read a single time" in caplog.text
+    assert "data.dataset: its images are random, but each is read only one time" in caplog.text
     torch.manual_seed(1)
     assert torch.rand(()) == drawn
     assert read(Made(lambda index: torch.rand(1, 2, 2))).digest == first.digest
@@ -177,7 +177,7 @@ def test_what_torch_draws_is_the_same_in_every_run_and_leaves_its_generator(capl
 def test_a_scale_that_only_some_splits_have_is_told(caplog: pytest.LogCaptureFixture) -> None:
     bright, signed = Made(lambda index: HALF), Made(lambda index: 2 * HALF - 1)
     read(signed, val=signed, test=bright)
-    assert caplog.messages == ["data.dataset: all is read as [-1, 1], though no pixel of test is negative"]
+    assert caplog.messages == ["data.dataset: all images are read as [-1, 1], although no pixel of test is negative"]
 
 
 class Endless(IterableDataset[Tensor]):
@@ -204,24 +204,24 @@ def second(index: int, count: list[int]) -> Tensor:
     ("dataset", "line"),
     [
         (Made(one, 0), "it is empty"),
-        (Made(one, 1), "no image is left for val of the 1: give more images"),
-        (None, "NoneType has no items by index (__len__ and __getitem__)"),
-        (Endless(), "Endless has no items by index (__len__ and __getitem__)"),
+        (Made(one, 1), "none of the 1 images is left for val: give more"),
+        (None, "NoneType has no items by index: it needs __len__ and __getitem__"),
+        (Endless(), "Endless has no items by index: it needs __len__ and __getitem__"),
         (Lengthless(), "RuntimeError: no idea"),
         (Made(lambda index, count=[]: second(index, count)), "item 0, a second time: OSError: closed"),
         (Made(lambda index: [one(0)] * 20 if index < 7 else {}["x"]), "item 0: has the label tensor"),
         (Made(lambda index: one(0) if index < 7 else {}["x"]), "item 7: KeyError: 'x'"),
-        (Made(lambda index: torch.rand(1, 2, 2 + index)), "item 1: is of shape (1, 2, 3): a square (C, H, W)"),
-        (Made(lambda index: torch.rand(1, 2 + index, 2 + index)), "item 1: is of shape (1, 3, 3), the first of (1, 2"),
-        (Made(lambda index: np.zeros((3, 8, 8))), "item 0: is of shape (3, 8, 8): a square (H, W, C) or (H, W) is"),
-        (Made(lambda index: torch.zeros(1, 0, 0)), "item 0: is of shape (1, 0, 0): a square"),
-        (Made(lambda index: torch.zeros(1, 1, 2, 2)), "item 0: is of shape (1, 1, 2, 2): a square"),
-        (Made(lambda index: torch.zeros(2, 2).long()), "item 0: is of int64: give uint8, or floats in [0, 1]"),
+        (Made(lambda index: torch.rand(1, 2, 2 + index)), "item 1: has shape (1, 2, 3): a square (C, H, W)"),
+        (Made(lambda index: torch.rand(1, 2 + index, 2 + index)), "item 1: has shape (1, 3, 3), but the first has"),
+        (Made(lambda index: np.zeros((3, 8, 8))), "item 0: has shape (3, 8, 8): a square (H, W, C) or (H, W) is"),
+        (Made(lambda index: torch.zeros(1, 0, 0)), "item 0: has shape (1, 0, 0): a square"),
+        (Made(lambda index: torch.zeros(1, 1, 2, 2)), "item 0: has shape (1, 1, 2, 2): a square"),
+        (Made(lambda index: torch.zeros(2, 2).long()), "item 0: has type int64: give uint8, or floats in [0, 1]"),
         (Made(lambda index: HALF * np.nan), "item 0: holds numbers that are not finite"),
         (Made(lambda index: HALF * 255), "its floats go from 0 to 255: give [0, 1], [-1, 1] or uint8"),
         (Made(lambda index: HALF * 4 - 2), "its floats go from -2 to 2: give [0, 1], [-1, 1] or uint8"),
-        (Made(lambda index: constant(9, mode="I;16")), "item 0: is of Pillow's mode I;16: give 8 bits a channel"),
-        (Made(lambda index: constant(9, mode="F")), "item 0: is of Pillow's mode F: give 8 bits a channel"),
+        (Made(lambda index: constant(9, mode="I;16")), "item 0: has Pillow's mode I;16: give 8 bits per channel"),
+        (Made(lambda index: constant(9, mode="F")), "item 0: has Pillow's mode F: give 8 bits per channel"),
         (Made(lambda index: "cat.png"), "item 0: is str, not a PIL image, an array or a tensor"),
         (Made(lambda index: {"x": one(0), "label": 1}), "item 0: has no image or images or img or pixel_va"),
         (Made(lambda index: (one(0), "cat")), "item 0: has the label cat: a whole number from 0 is expected; data."),
@@ -229,8 +229,8 @@ def second(index: int, count: list[int]) -> Tensor:
         (Made(lambda index: (one(0), 0.0)), "item 0: has the label 0.0: a whole number from 0"),
         (Made(lambda index: (one(0), 2**31)), "item 0: has the label 2147483648: a whole number from 0"),
         (Made(lambda index: (one(0), torch.eye(3)[0])), "item 0: has the label tensor([1., 0., 0.]): a whole"),
-        (Made(lambda index: (one(0), None if index == 3 else 1)), "item 3: has no label, the first has one"),
-        (Made(lambda index: (one(0), 1 if index == 3 else None)), "item 3: has a label, the first has none"),
+        (Made(lambda index: (one(0), None if index == 3 else 1)), "item 3: has no label, but the first has one"),
+        (Made(lambda index: (one(0), 1 if index == 3 else None)), "item 3: has a label, but the first has none"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_a_line_that_names_the_item(dataset: Any, line: str) -> None:
@@ -245,11 +245,11 @@ def test_a_mistake_is_a_line_that_names_the_item(dataset: Any, line: str) -> Non
     [
         (
             Made(lambda index: one(0).float()),
-            "data.dataset: some splits are of floats and some of uint8: give all the same",
+            "data.dataset: some splits hold floats and some uint8: use one type for all",
         ),
         (
             Made(lambda index: one(0)[:, :1, :1]),
-            "data.dataset: the splits are of different shapes: train (1, 2, 2), val (1, 1, 1), test (1, 2, 2)",
+            "data.dataset: the splits have different shapes: train (1, 2, 2), val (1, 1, 1), test (1, 2, 2)",
         ),
         (Made(lambda index: (one(0), 1)), "data.dataset: some splits have labels and some have none"),
         (Made(lambda index: None), "data.val: item 0: is NoneType, not a PIL image, an array or a tensor"),

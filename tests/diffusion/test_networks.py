@@ -112,7 +112,7 @@ def test_the_image_of_an_output(output: object) -> None:
     ],
 )
 def test_an_output_without_an_image_is_named(output: object, said: str) -> None:
-    with pytest.raises(ValueError, match=f"^it gives {said}, where a tensor"):
+    with pytest.raises(ValueError, match=f"^it returns {said}: expected a tensor"):
         output_of(output)
 
 
@@ -171,12 +171,12 @@ def test_it_is_tried_on_every_noise_label_and_the_first_and_no_class() -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda x: x, r"for x of shape \(2, 3, 4, 4\) it gives \(2, 3, 4, 4\), where \(2, 6, 4, 4\) is expected"),
-        (lambda x: double(x)[:1], r".* it gives \(1, 6, 4, 4\)"),  # would be broadcast, and trained
-        (lambda x: double(x)[..., ::2], r".* it gives \(2, 6, 4, 2\)"),
-        (lambda x: double(x).long(), "it gives int64, not floats"),
-        (lambda x: double(x).detach(), "nothing of it can be trained: what it gives has no gradient"),
-        (lambda x: {"x": double(x)}, "it gives dict of x, where a tensor"),
+        (lambda x: x, r"for x of shape \(2, 3, 4, 4\) it returns \(2, 3, 4, 4\), but \(2, 6, 4, 4\) is expected"),
+        (lambda x: double(x)[:1], r".* it returns \(1, 6, 4, 4\)"),  # would be broadcast, and trained
+        (lambda x: double(x)[..., ::2], r".* it returns \(2, 6, 4, 2\)"),
+        (lambda x: double(x).long(), "it returns int64, not floats"),
+        (lambda x: double(x).detach(), "it cannot be trained: its output has no gradient"),
+        (lambda x: {"x": double(x)}, "it returns dict of x: expected a tensor"),
     ],
 )
 def test_a_network_that_does_not_fit_is_refused(make: Any, said: str) -> None:

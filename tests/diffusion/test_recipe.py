@@ -61,12 +61,12 @@ def one_argument(level: NoiseLevel) -> Tensor:
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"schedule": Mean()}, r"schedule: for t of shape \(997,\) Mean gives λ of shape \(\) in float64"),
-        ({"schedule": Single()}, r"schedule: .* Single gives λ of shape \(997,\) in float32: compute it from t"),
+        ({"schedule": Mean()}, r"schedule: for t of shape \(997,\) Mean returns λ of shape \(\) in float64"),
+        ({"schedule": Single()}, r"schedule: .* Single returns λ of shape \(997,\) in float32: compute it from t"),
         ({"schedule": Numpy()}, r"schedule: λ\(t\) of Numpy cannot be computed or differentiated: .*torch"),
         ({"parameterization": Half()}, r"parameterization: near λ = -?\d\.\d Half mixes x and ε as x_t does"),
         ({"parameterization": Everywhere()}, r"parameterization: near λ = 1\d\.\d Everywhere mixes"),
-        ({"objective": Regression(one_argument)}, r"weighting: it is called with \(level, gain\), and says: one_arg"),  # type: ignore[arg-type]
+        ({"objective": Regression(one_argument)}, r"weighting: the call with \(level, gain\) failed: one_arg"),  # type: ignore[arg-type]
     ],
 )
 def test_it_is_named_with_the_way_out(parts: dict[str, object], message: str) -> None:

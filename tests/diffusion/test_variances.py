@@ -131,10 +131,10 @@ def test_error_is_part_of_the_state_and_stays_in_float64() -> None:
 def test_a_state_of_something_else_is_refused() -> None:
     line, table = torch.linspace(-5, 8, 7), DenoisingError()
     for state in (None, {"log_snr": line}, {"log_snr": line, "log_error": line[:3]}, {"log_snr": line, "log_error": 1}):
-        with pytest.raises(ValueError, match="no error by log SNR is stored there"):
+        with pytest.raises(ValueError, match="the checkpoint stores no error by log SNR"):
             table.set_extra_state(state)
     for other in (line.reshape(1, 7), line.long()):
-        with pytest.raises(ValueError, match="no error by log SNR is stored there"):
+        with pytest.raises(ValueError, match="the checkpoint stores no error by log SNR"):
             table.set_extra_state({"log_snr": other, "log_error": other})
     table.set_extra_state(DenoisingError().get_extra_state())  # of one that was never measured
     assert not table

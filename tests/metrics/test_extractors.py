@@ -117,8 +117,8 @@ def test_weights_that_are_none(inception_weights: Path, tmp_path: Path, monkeypa
     torch.save({"fc.weight": Malicious(tmp_path)}, tmp_path / "code.pth")
     cases = {
         "nowhere.pth": "there is no such file",
-        "half.pth": "damaged, or not a file of weights alone",
-        "code.pth": "damaged, or not a file of weights alone",
+        "half.pth": "damaged, or holds more than weights",
+        "code.pth": "damaged, or holds more than weights",
         "other.pth": "does not hold the weights of Inception v3",
     }
     for name, words in cases.items():
@@ -171,11 +171,11 @@ def test_dinov2_sees_what_its_repository_makes(tmp_path: Path) -> None:
 
 
 def test_dinov2_that_cannot_be_had(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^dinov2_weights=nowhere: there is nothing there$"):
+    with pytest.raises(ValueError, match=r"^dinov2_weights=nowhere: there is no such path$"):
         DINOv2("nowhere")
     (tmp_path / "weights.pth").write_bytes(b"")
     with pytest.raises(
-        ValueError, match=r"cannot be had.*give metrics\.dinov2_repo=PATH.*metrics\.dinov2_weights=PATH"
+        ValueError, match=r"cannot be loaded.*give metrics\.dinov2_repo=PATH.*metrics\.dinov2_weights=PATH"
     ):
         DINOv2(str(tmp_path / "weights.pth"), str(tmp_path))
     (tmp_path / "hubconf.py").write_text(HUB)

@@ -151,7 +151,7 @@ def test_mirrored_images_and_statistics_from_elsewhere(digits: ImageData, tmp_pa
     elsewhere = FeatureQuality(ClassifierDistance(n=100, reference=str(target)), digits)
     assert elsewhere.evaluate(features, None)["fd"] == pytest.approx(flipped.evaluate(features, None)["fd"])
     assert elsewhere.card["reference"]["flips"] is True
-    for change, words in (({"resolution": 9}, "resolution 9, where digits has 8"), ({"channels": 3}, "channels 3")):
+    for change, words in (({"resolution": 9}, "resolution 9, but digits has 8"), ({"channels": 3}, "channels 3")):
         with open(target, "wb") as file:
             write_statistics(file, ".npz", flipped.real.statistics, {**flipped.real.card, **change})
         with pytest.raises(ConfigError, match=words):
@@ -235,9 +235,9 @@ class Method(ClassifierDistance):
 @pytest.mark.parametrize(
     ("metric", "blamed"),
     [
-        (Taken, "metrics: bound is the name of another number"),
-        (Fd, "metrics: fd is the name of another number"),
-        (Odd, "metrics: 'my distance/x' is no name of a number"),
+        (Taken, "metrics: another number is named bound"),
+        (Fd, "metrics: another number is named fd"),
+        (Odd, "metrics: 'my distance/x' cannot name a number"),
         (Method, "Method.distance must be a name, a string in the class"),
     ],
 )

@@ -96,7 +96,7 @@ def test_a_cache_that_cannot_be_written_stores_nothing(
     assert len(caplog.messages) == 2
     for line in caplog.messages:
         assert "cannot be written (" in line
-        assert line.endswith("computed for this run alone; NOISING_CACHE=FOLDER stores it")
+        assert line.endswith("the next run computes it again; set NOISING_CACHE=FOLDER")
     assert [*tmp_path.glob("other/*")] == []
 
 

@@ -175,7 +175,8 @@ def test_statistics_of_edm_and_clean_fid(tmp_path: Path) -> None:
     assert (read.count, read.mean.tolist()) == (50000, [0, 1, 2])
     torch.testing.assert_close(read.covariance, torch.eye(3, dtype=torch.float64))
     line = (
-        f"{path} does not say of how many images it is: noising reference 'from=\"{path}\"' count=50000 to=NEW.npz does"
+        f"{path} does not store its number of images: write a file that does with noising reference "
+        f"'from=\"{path}\"' count=50000 to=NEW.npz"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
         read_statistics(path)
@@ -210,7 +211,7 @@ def test_what_is_not_statistics(tmp_path: Path) -> None:
         "nan.npz": "a moment is not finite",
         "negative.npz": "the covariance has negative variances",
         "one_way.npz": "the covariance is not symmetric",
-        "many.npz": "says itself that it is of 50 images, not of count=9",
+        "many.npz": "is from 50 images, as the file says, not from count=9",
         **dict.fromkeys(["half.npz", "half.pt", "code.npz", "code.pt"], "is damaged, or holds more than arrays"),
     }
     for name, words in cases.items():

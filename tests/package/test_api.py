@@ -121,23 +121,26 @@ def test_an_evaluation_is_the_command(trained: Path, tmp_path: Path, monkeypatch
     [
         (lambda run: run.sample(0), "n must be a whole number from 1"),
         (lambda run: run.sample(2, sampler="ddm"), "sampler=ddm: no such choice; did you mean ddim?"),
-        (lambda run: run.sample(2, guidance=2.0), "guidance=classifier_free needs a model that was trained with class"),
+        (lambda run: run.sample(2, guidance=2.0), "guidance=classifier_free needs a model that was trained with and "),
         (lambda run: run.sample(2, class_label=1), "class_label=1: the model was trained without classes"),
         (lambda run: run.sample(2, "step=3"), "step: no such option"),
-        (lambda run: run.sample(2, "devices=2"), "devices=2: this call takes no devices; the command line does"),
-        (lambda run: run.sample(2, "n=3"), "n=3: n is an argument of its own: n=..."),
-        (lambda run: run.sample(2, "seed=3"), "seed=3: seed is an argument of its own: seed=..."),
-        (lambda run: run.sample(2, "guidance=autoguidance", guidance=2.0), "guidance=autoguidance: guidance is an arg"),
-        (lambda run: run.sample(2, "hydra.run.dir=x"), "hydra.run.dir=x: this call takes no hydra.run.dir"),
-        (lambda run: run.sample(2, sampler=nz.DDIM), "sampler: expected a name and steps"),
-        (lambda run: run.sample(2, sampler=nz.DDIM(3), steps=3), "sampler: expected a name and steps"),
+        (lambda run: run.sample(2, "devices=2"), "devices=2: this call has no option devices; only"),
+        (lambda run: run.sample(2, "n=3"), "n=3: give it as the separate argument n=..."),
+        (lambda run: run.sample(2, "seed=3"), "seed=3: give it as the separate argument seed=..."),
+        (
+            lambda run: run.sample(2, "guidance=autoguidance", guidance=2.0),
+            "guidance=autoguidance: give it as the",
+        ),
+        (lambda run: run.sample(2, "hydra.run.dir=x"), "hydra.run.dir=x: this call has no option hydra.run.dir"),
+        (lambda run: run.sample(2, sampler=nz.DDIM), "sampler: expected sampler='ddim', steps=50"),
+        (lambda run: run.sample(2, sampler=nz.DDIM(3), steps=3), "sampler: expected sampler='ddim', steps=50"),
         (lambda run: run.sample(2, device="tpu"), "device=tpu: expected auto, cpu, cuda, cuda:1 or mps"),
-        (lambda run: run.bound("tests"), "split=tests: the first argument is one of test, train, val"),
+        (lambda run: run.bound("tests"), "split=tests: expected one of test, train, val as the first argument"),
         (lambda run: run.bound("val", "splits=[test]"), "splits=[test]: expected an option of the bound"),
-        (lambda run: run.evaluate("checkpoint=x"), "checkpoint=x: this call takes no checkpoint"),
+        (lambda run: run.evaluate("checkpoint=x"), "checkpoint=x: this call has no option checkpoint"),
         (lambda run: nz.load(run.folder, allow=3), "allow=3: expected the name of a module"),
         (lambda run: nz.train(config_dir=3), "config_dir=3: expected a folder's path"),
-        (lambda run: nz.train("model._target_=__main__.Net"), "model: a class of a script or a notebook is not found"),
+        (lambda run: nz.train("model._target_=__main__.Net"), "model: a class defined in a script or a notebook"),
         (lambda run: run.bound(stderr=-1), "bound: stderr must lie between"),
         (lambda run: run.evaluate("bound=exat"), "bound=exat: no such choice; did you mean exact?"),
     ],
@@ -209,7 +212,7 @@ def test_only_the_main_thread_trains_and_any_draws(trained: Path) -> None:
     thread.start()
     thread.join()
     assert [type(error) for error in raised] == [nz.UsageError]
-    assert "runs in the main thread" in str(raised[0])
+    assert "must run in the main thread" in str(raised[0])
 
 
 def test_a_checkpoint_alone_is_a_run_without_results(conditional: nz.Run, tmp_path: Path) -> None:

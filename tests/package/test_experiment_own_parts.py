@@ -110,10 +110,10 @@ def test_samplers(name: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("NoLoss", "gives 'los', where 'loss' is expected"),
-        ("Bared", "gives a Tensor, where a dict with 'loss' is expected"),
-        ("Scalar", "gives a loss of shape () for two images, where (2,) is expected: one of each image"),
-        ("Constant", "gives a loss without a gradient"),
+        ("NoLoss", "returns 'los', but 'loss' is expected"),
+        ("Bared", "returns a Tensor, but a dict with 'loss' is expected"),
+        ("Scalar", "returns a loss of shape () for two images, but (2,) is expected: one per image"),
+        ("Constant", "returns a loss without a gradient"),
     ],
 )
 def test_objectives(name: str, line: str) -> None:

@@ -111,6 +111,6 @@ def test_a_drawing_ends_with_a_worker_and_goes_on(trained: Path, tmp_path: Path)
     _, said = first.communicate(timeout=60)
     assert first.returncode == 1
     assert "Traceback" not in said
-    assert "error: a process that drew images was ended from outside" in said
+    assert "error: a process that was sampling has been killed" in said
     assert left(first.pid, time.monotonic() + 10) == []
     assert subprocess.run([*command, "resume=true"], cwd=tmp_path, check=False).returncode == 0

@@ -91,7 +91,7 @@ def test_a_disk_full_for_a_while(trained: Path, noising: Command, tmp_path: Path
     assert outcome.code == 1, outcome.err
     assert "Traceback" not in outcome.err
     last = outcome.err.strip().splitlines()[-1]
-    assert last == "error: run is finished, but not all is written: samples/step_000010.png (File too large)"
+    assert last == "error: run is finished, but these files are incomplete: samples/step_000010.png (File too large)"
     assert rows(run) == rows(whole)
     assert run.status == "finished"
     assert run.summary["test/bound"] == whole.summary["test/bound"]
@@ -109,7 +109,7 @@ def test_a_disk_full_from_the_test_on(trained: Path, noising: Command, tmp_path:
     assert outcome.code == 1, outcome.err
     assert "Traceback" not in outcome.err
     last = outcome.err.strip().splitlines()[-1]
-    assert last.startswith("error: run is finished, but not all is written: ")
+    assert last.startswith("error: run is finished, but these files are incomplete: ")
     assert {"summary.json", "samples.png", "reverse_process.gif"} <= {*last.replace(",", "").split()}
     assert f"{whole.summary['test/bound']:.4f}" in outcome.out  # the numbers are not lost
     assert run.status == "running"
@@ -197,7 +197,7 @@ def test_the_end_of_a_run_never_hides_the_first_error(tmp_path: Path) -> None:
     for loggers in ([], [Failing()]):
         with pytest.raises(KeyError, match="the first"):
             run(*loggers, error=KeyError("the first"))
-    with pytest.raises(UnwrittenError, match=r"is finished, but not all is written: summary\.json \(File too large\)$"):
+    with pytest.raises(UnwrittenError, match=r"but these files are incomplete: summary\.json \(File too large\)$"):
         run()
 
 

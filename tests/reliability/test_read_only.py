@@ -62,7 +62,7 @@ def test_a_folder_that_becomes_read_only(folder: Path, last: int, trained: Path,
     assert "Traceback" not in outcome.err
     if last == 12:
         assert outcome.code == 1, outcome.err
-        line = "error: run is finished, but not all is written: samples/step_000010.png (Read-only file system)"
+        line = "error: run is finished, but these files are incomplete: samples/step_000010.png (Read-only file system)"
         assert outcome.err.strip().splitlines()[-1] == line
     else:
         assert outcome.code == 2, outcome.err

@@ -110,19 +110,19 @@ CALL = "{_target_: subprocess.call, args: [touch, PWNED]}"
 @pytest.mark.parametrize(
     ("word", "reason"),
     [
-        (f"+callbacks.x={CALL}", "subprocess.call, which is of Python itself"),
-        (f"+callbacks={{x: {{y: [{CALL}]}}}}", "subprocess.call, which is of Python itself"),
-        (f"+callbacks.x=null,{CALL}", "subprocess.call, which is of Python itself"),
-        ("+callbacks.x=tag(t,choice(a,{_target_: subprocess.call}))", "subprocess.call, which is of Python itself"),
-        ("+callbacks.x._target_=subprocess.call", "subprocess.call, which is of Python itself"),
-        ("data._target_='subprocess.call'", "subprocess.call, which is of Python itself"),
-        ("data._target_=noising.runs.folder._write", "noising.runs.folder._write, which is no choice of noising's"),
-        ("data._target_=theirs.Data", r"theirs.Data, which is not of noising: if you trust it, add allow=theirs"),
+        (f"+callbacks.x={CALL}", "subprocess.call, which is part of Python"),
+        (f"+callbacks={{x: {{y: [{CALL}]}}}}", "subprocess.call, which is part of Python"),
+        (f"+callbacks.x=null,{CALL}", "subprocess.call, which is part of Python"),
+        ("+callbacks.x=tag(t,choice(a,{_target_: subprocess.call}))", "subprocess.call, which is part of Python"),
+        ("+callbacks.x._target_=subprocess.call", "subprocess.call, which is part of Python"),
+        ("data._target_='subprocess.call'", "subprocess.call, which is part of Python"),
+        ("data._target_=noising.runs.folder._write", "noising.runs.folder._write, which is not a choice that noising"),
+        ("data._target_=theirs.Data", r"theirs.Data, which is not part of noising: if you trust it, add allow=theirs"),
         ("+callbacks.x='${oc.create:{_target_: subprocess.call}}'", "holds an interpolation"),
         ("+callbacks.x={a: ['${oc.env:HOME}']}", "holds an interpolation"),
         ("seed=${oc.env:HOME}", "holds an interpolation"),
         ("tags=['${model}']", "holds an interpolation"),
-        ("+data.token=${oc.env:HOME}", "gives data.token the variable HOME of your environment: if you trust it, add"),
+        ("+data.token=${oc.env:HOME}", "reads the environment variable HOME into data.token: if you trust it"),
         ("+hydra.callbacks.x._target_=subprocess.call", "sets 'hydra.callbacks.x._target_'"),
         ("hydra.searchpath=[file:///tmp]", "sets 'hydra.searchpath'"),
         ("hydra/launcher=joblib", "sets 'hydra/launcher'"),
@@ -130,12 +130,12 @@ CALL = "{_target_: subprocess.call, args: [touch, PWNED]}"
         ("logger@hydra.callbacks=csv", "sets 'logger@hydra.callbacks'"),
         ("allow=theirs", "sets 'allow'"),
         ("a$b=1", r"sets 'a\$b'"),
-        ("callbacks[x]=1", "what is no override"),
-        ("metrics.dinov2_repo=clone", r"names code that is run \(metrics.dinov2_repo\)"),
-        ("+metrics.metric.feature_extractor_weights_path=w", "names code that is run"),
+        ("callbacks[x]=1", "which is no override"),
+        ("metrics.dinov2_repo=clone", r"names code to run \(metrics.dinov2_repo\)"),
+        ("+metrics.metric.feature_extractor_weights_path=w", "names code to run"),
         (
             "+metrics={a: {_target_: torchmetrics.image.FrechetInceptionDistance, feature_extractor_weights_path: w}}",
-            r"names code that is run \(metrics.a.feature_extractor_weights_path\)",
+            r"names code to run \(metrics.a.feature_extractor_weights_path\)",
         ),
     ],
 )
@@ -177,11 +177,11 @@ def test_a_folder_to_resume_holds_its_own_files(
         shutil.move(run / name, before)
         (run / name).symlink_to(outside if name != "figures" else tmp_path / "disk")
         outcome = noising("train", "resume=run", "trainer.max_steps=30")
-        assert (outcome.code, "is a link out of the run's folder" in outcome.err) == (2, True), outcome.err
+        assert (outcome.code, "links out of the run's folder" in outcome.err) == (2, True), outcome.err
         (run / name).unlink()
         os.mkfifo(run / name)
         outcome = noising("train", "resume=run", "trainer.max_steps=30")
-        assert (outcome.code, "is no regular file" in outcome.err) == (2, True), outcome.err
+        assert (outcome.code, "is not a regular file" in outcome.err) == (2, True), outcome.err
         (run / name).unlink()
         shutil.move(before, run / name)
     assert outside.read_text() == "ls"
@@ -220,7 +220,7 @@ def test_code_beside_a_runs_checkpoints_came_with_it(
     config = load_checkpoint(Run(trained).last_checkpoint)["config"]
     (tmp_path / "checkpoints").mkdir()
     changed(trained, Run(".").last_checkpoint, config=config | {"schedule": {"_target_": "theirs_beside.Cosine"}})
-    with pytest.raises(ConfigError, match=r"theirs_beside\.Cosine, which is not of noising: if you trust it"):
+    with pytest.raises(ConfigError, match=r"theirs_beside\.Cosine, which is not part of noising: if you trust it"):
         package.load(checkpoint)
 
 
@@ -253,7 +253,10 @@ def test_what_the_user_writes_is_not_of_the_record(
     options = ["times=uniform", "times._target_=theirs_of_record.Times", "+times.token=${oc.env:TOKEN_OF_TEST}"]
     assert noising("train", *SMALL, *options, "trainer.max_steps=5", "hydra.run.dir=run").code == 0
     refused = noising("train", f"resume={run}")
-    assert "theirs_of_record.Times, which is not of noising: if you trust it, add allow=theirs_of_record" in refused.err
+    assert (
+        "theirs_of_record.Times, which is not part of noising: if you trust it, add allow=theirs_of_record"
+        in refused.err
+    )
     refused = noising("train", f"resume={run}", "allow=theirs_of_record")
     assert "if you trust it, add allow=TOKEN_OF_TEST" in refused.err
     assert noising("train", f"resume={run}", "allow=theirs_of_record,TOKEN_OF_TEST").code == 0
@@ -317,7 +320,7 @@ def test_what_the_user_wrote_is_trusted(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     config = {"schedule": {"_target_": "mine_of_test.Lingering"}}
-    with pytest.raises(ConfigError, match=r"^here: its config names mine_of_test\.Lingering, which is not of noising"):
+    with pytest.raises(ConfigError, match=r"^here: its config names mine_of_test\.Lingering, which is not part of"):
         require_trusted(config, "here")
     text = "import os\nfrom os import system\n\ndef weighting(level, gain): ...\n\nclass Lingering: ...\n"
     (tmp_path / "mine_of_test.py").write_text(text)
@@ -330,10 +333,10 @@ def test_what_the_user_wrote_is_trusted(tmp_path: Path, monkeypatch: pytest.Monk
     require_trusted({"model": {"_target_": "parts_of_test.Net"}}, "here")
     require_trusted({"model": {"_target_": "parts_of_test.nets.Net"}}, "here")
     for target in ("os.system", "system"):
-        with pytest.raises(ConfigError, match=rf"mine_of_test\.{target}, which is not of noising, and not defined in"):
+        with pytest.raises(ConfigError, match=rf"mine_of_test\.{target}, which is not part of noising, and is not"):
             require_trusted({"a": [{"_target_": f"mine_of_test.{target}"}]}, "here")
     for place in (package / "run", package / "run" / "last.ckpt", tmp_path):
-        with pytest.raises(ConfigError, match=r"parts_of_test\.Net, which is not of noising: if you trust it"):
+        with pytest.raises(ConfigError, match=r"parts_of_test\.Net, which is not part of noising: if you trust it"):
             require_trusted({"model": {"_target_": "parts_of_test.Net"}}, "here", place)  # it came with the run
 
 
@@ -347,7 +350,7 @@ def test_a_file_name_is_no_key_to_another_module(name: str, tmp_path: Path, monk
     monkeypatch.setenv("NOISING_ALLOW", name)
     (tmp_path / f"{name}.py").write_text("class Lingering: ...\nopen('BROKEN_INTO', 'w')\n")
     for target in (f"{name}.run", f"{name}.Lingering", f"{name}.conftest.run_command"):
-        with pytest.raises(ConfigError, match=r"which is (of Python itself|a program's, or internal): no run"):
+        with pytest.raises(ConfigError, match=r"which is (part of Python|a program or an internal name): no run"):
             require_trusted({"data": {"_target_": target, "statement": "open('BROKEN_INTO', 'w')"}}, "here")
     assert not (tmp_path / "BROKEN_INTO").exists()
 
@@ -363,7 +366,7 @@ def test_an_installed_module_is_not_the_users_by_its_name(tmp_path: Path, monkey
     (tmp_path / "torchvision").mkdir()
     (tmp_path / "torchvision" / "__init__.py").write_text("")
     for target in ("twice_of_test.run", "torchvision.datasets.utils.download_url"):
-        with pytest.raises(ConfigError, match=f"{target}, which is not of noising: if you trust it, add allow="):
+        with pytest.raises(ConfigError, match=f"{target}, which is not part of noising: if you trust it, add allow="):
             require_trusted({"a": {"_target_": target}}, "here")
     assert not (tmp_path / "BROKEN_INTO").exists()
     assert "twice_of_test" not in sys.modules
@@ -406,10 +409,10 @@ def test_an_allowed_module_gives_classes_of_the_field(tmp_path: Path, monkeypatc
         *("Shell", "Failure", "clean", "weighting", "net", "net.forward", "Net.load_state_dict", "Popen"),
         *("subprocess.call", "torch.load", "torch.hub.load", "UsageError"),
     ):
-        with pytest.raises(ConfigError, match=f"theirs_of_test.{name}, which is not of noising: of other packages"):
+        with pytest.raises(ConfigError, match=f"theirs_of_test.{name}, which is not part of noising: from"):
             require_trusted({"a": {"_target_": f"theirs_of_test.{name}"}}, "here")
     for name in ("__main__.Net", "tests.Net", "tests.conftest.Net", "Net.__init__", "clean.__globals__.get"):
-        with pytest.raises(ConfigError, match=f"theirs_of_test.{name}, which is a program's, or internal"):
+        with pytest.raises(ConfigError, match=f"theirs_of_test.{name}, which is a program or an internal"):
             require_trusted({"a": {"_target_": f"theirs_of_test.{name}"}}, "here")
     with pytest.raises(ConfigError, match=r"cannot import _target_ 'theirs_of_test\.Nothing'"):
         require_trusted({"a": {"_target_": "theirs_of_test.Nothing"}}, "here")
@@ -421,7 +424,7 @@ def test_metrics_and_callbacks_of_the_field_are_trusted_unless_they_read_files()
     require_trusted({"metrics": kid, "callbacks": {"early": early}}, "here")
     fid = {"_target_": "torchmetrics.image.FrechetInceptionDistance", "feature_extractor_weights_path": "theirs.pth"}
     for bad in (fid, {"_target_": "torchmetrics.image.fid.torch.load"}, {"_target_": "torchmetrics.text.BERTScore"}):
-        with pytest.raises(ConfigError, match="which is not of noising"):
+        with pytest.raises(ConfigError, match="which is not part of noising"):
             require_trusted({"metrics": bad}, "here")
 
 
@@ -461,7 +464,7 @@ def test_damage_never_goes_unseen(trained: Path, tmp_path: Path) -> None:
 
 def test_a_later_format_is_refused_and_none_is_the_first(trained: Path, tmp_path: Path) -> None:
     later = changed(trained, tmp_path / "later.ckpt", noising_format=2)
-    with pytest.raises(ConfigError, match="is of format 2, this noising reads format 1: use the one that wrote it"):
+    with pytest.raises(ConfigError, match="has format 2, but this noising reads format 1: use the version"):
         package.load(later)
     content = load_checkpoint(Run(trained).last_checkpoint)
     assert content.pop("noising_format") == 1
@@ -493,7 +496,7 @@ def test_a_key_is_in_no_file_of_a_run(noising: Command, tmp_path: Path, monkeypa
     withheld = noising("sample", "checkpoint=run", "n=1")
     assert withheld.code == 2
     assert withheld.err == (
-        "error: times: the run's file asks for the variable KEY_OF_TEST of your environment: if you trust it, "
+        "error: times: the run's files read the environment variable KEY_OF_TEST: if you trust them, "
         "add allow=KEY_OF_TEST\n"
     )
     assert noising("sample", "checkpoint=run", "n=1", "allow=KEY_OF_TEST", "hydra.run.dir=drawn").code == 0
@@ -549,5 +552,5 @@ def test_a_key_that_would_be_written_is_refused(
     (tmp_path / "asking_of_test.py").write_text(OWN)
     outcome = noising("train", *option.split())
     assert outcome.code == 2
-    assert "is a secret, by its name or form, and would be in the run's files" in outcome.err
+    assert "looks like a secret, and would be written to the run's files" in outcome.err
     assert not (tmp_path / "runs").exists()

@@ -42,7 +42,10 @@ def test_wandb_killed_in_mid_run(trained: Path, tmp_path: Path) -> None:
     assert process.exitcode == 1, said
     assert "Traceback" not in said
     assert said.count("wandb cannot be written (Connection lost); the work goes on") <= 1  # its place is the log
-    assert said.strip().splitlines()[-1] == "error: run is finished, but not all is written: wandb (Connection lost)"
+    assert (
+        said.strip().splitlines()[-1]
+        == "error: run is finished, but these files are incomplete: wandb (Connection lost)"
+    )
     assert (run.path / "train.log").read_text().count("wandb cannot be written") == 1
     assert rows(run) == rows(Run(trained))
     assert run.status == "finished"

@@ -53,7 +53,7 @@ def test_what_is_done_is_not_done_under_other_options(options: list[str], half: 
     outcome = noising("train", "resume=half", *options)
     assert outcome.code == 2
     assert outcome.err.startswith(f"error: trainer.max_steps={9 if 'trainer.max_steps=9' in options else 10}: ")
-    assert "has taken 10 steps; give it more, or see its numbers with resume=" in outcome.err
+    assert "has already taken 10 steps; use a larger number, or print its results with resume=" in outcome.err
     assert half.config_file.read_bytes() == before
 
 
@@ -83,17 +83,17 @@ def test_a_damaged_checkpoint_is_not_gone_on_from(half: Run, noising: Command) -
     outcome = noising("train", "resume=half", "trainer.max_steps=20")
     assert outcome.code == 2
     assert outcome.err.startswith(f"error: resume: {half.last_checkpoint} is not a checkpoint, or is truncated: ")
-    assert outcome.err.endswith("take another of its folder (best.ckpt); to go on from that, copy it to last.ckpt\n")
+    assert outcome.err.endswith("use another one from its folder (best.ckpt); to go on from it, copy it to last.ckpt\n")
     half.best_checkpoint.unlink()
-    assert "there is no other beside it" in noising("train", "resume=half", "trainer.max_steps=20").err
+    assert "there is no other checkpoint beside it" in noising("train", "resume=half", "trainer.max_steps=20").err
     older = half.last_checkpoint.with_name("step_000005.ckpt")
     half.last_checkpoint.rename(older)
     gone = noising("train", "resume=half", "trainer.max_steps=20")
-    assert gone.err.endswith("is gone; to go on from step_000005.ckpt, copy it to last.ckpt\n")
+    assert gone.err.endswith("is missing; to go on from step_000005.ckpt, copy it to last.ckpt\n")
     older.rename(half.last_checkpoint)
     half.last_checkpoint.unlink()
     assert noising("train", "resume=half", "trainer.max_steps=20").code == 0
-    assert "it is written every 5 steps): from step 0" in (half.path / "train.log").read_text()
+    assert "it is written every 5 steps): the run starts from step 0" in (half.path / "train.log").read_text()
 
 
 def test_a_run_that_goes_on_elsewhere_says_what_differs(half: Run, noising: Command) -> None:
@@ -105,7 +105,7 @@ def test_a_run_that_goes_on_elsewhere_says_what_differs(half: Run, noising: Comm
     assert noising("train", "resume=half").code == 0
     log = (half.path / "train.log").read_text()
     assert "goes on with processes 2 before, 1 now; torch 2.0 before" in log
-    assert "not bitwise the run without a stop" in log
+    assert "not bitwise equal to a run without a stop" in log
     assert half.status == "finished"
 
 
@@ -157,7 +157,7 @@ def test_another_runs_damaged_summary_is_passed_over(
         Run(other).summary_file.write_text(content)
     assert find_resumable(tmp_path, ["seed=1"]) == killed
     (line,) = caplog.messages
-    assert line.startswith(f"resume: that run is passed over: {Run(other).summary_file} ")
+    assert line.startswith(f"resume: a run is skipped: {Run(other).summary_file} ")
     sweep = tmp_path / "sweep"
     sweep.mkdir()
     for job in (killed, other):
@@ -215,7 +215,7 @@ def test_a_run_that_failed_before_its_first_step_blocks_nothing(
     assert noising("train", *options, failing % 2, "seed=5").code == 1
     assert Run(tmp_path / "run").config["seed"] == 5
     again = noising("train", *options, "seed=6")
-    assert again.err == "error: hydra.run.dir=run already holds a run: choose another, or add resume=true\n"
+    assert again.err == "error: hydra.run.dir=run already holds a run: choose another folder, or add resume=true\n"
     again = noising("train", *options, "seed=6", "resume=true")
     assert again.code == 2
     assert "run was started with other options: seed=6, not 5" in again.err

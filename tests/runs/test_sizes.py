@@ -36,7 +36,7 @@ def test_archives_that_unfold_are_not_read(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(np, "load", never)
     for name, read in (("last.ckpt", load_checkpoint), ("real.npz", read_statistics)):
         bomb(tmp_path / name, "archive/data/0")
-        with pytest.raises(ValueError, match=rf"{name} unfolds to 0.2 GiB, far more than such a file holds"):
+        with pytest.raises(ValueError, match=rf"{name} expands to 0.2 GiB, far more than its size allows"):
             read(tmp_path / name)
 
 

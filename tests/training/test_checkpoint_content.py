@@ -121,8 +121,8 @@ def test_a_training_goes_on_from_any_content_or_it_is_one_line(
         (("ema",), [1], "holds no usable ema ("),
         (("ema", "weights"), REMOVED, "holds no usable ema.weights (Field required)"),
         (("global_step",), "x", "holds no usable global_step (Input should be a valid integer)"),
-        (("config", "data"), REMOVED, "its config: data is missing, or names no class"),
-        (("config", "model"), REMOVED, "its config: model is missing, or names no class"),
+        (("config", "data"), REMOVED, "its config: data is missing or has no _target_"),
+        (("config", "model"), REMOVED, "its config: model is missing or has no _target_"),
         (("ema", "weights", "model.stem.weight"), torch.zeros(4, 1, 3, 3), "holds another network than its options"),
         (("state_dict", "denoiser.model.stem.weight"), torch.zeros(4), "holds another network than its options"),
         (("times",), {"seen": torch.zeros(3).to_sparse()}, "holds a tensor that is no plain array of numbers"),
@@ -177,7 +177,7 @@ def test_strides_of_a_checkpoint_do_not_matter(
 def test_what_holds_itself_is_refused(content: dict[str, Any], tmp_path: Path) -> None:
     content["made_with"]["again"] = content["made_with"]
     torch.save(content, tmp_path / "bad.ckpt")
-    with pytest.raises(ConfigError, match=r"bad\.ckpt unfolds to millions of entries"):
+    with pytest.raises(ConfigError, match=r"bad\.ckpt expands to millions of entries"):
         package.load(tmp_path / "bad.ckpt")
 
 

@@ -225,7 +225,7 @@ def test_what_is_no_checkpoint_is_refused_in_one_line(tmp_path: Path) -> None:
         (tmp_path / "cut.ckpt").write_bytes(whole.read_bytes()[:length])
         with pytest.raises(
             ValueError,
-            match=r"^.*cut\.ckpt is not a checkpoint, or is truncated: take another of its folder \(best\.ckpt\)",
+            match=r"^.*cut\.ckpt is not a checkpoint, or is truncated: use another one from its folder \(best\.ckpt\)",
         ):
             load_checkpoint(tmp_path / "cut.ckpt")
     torch.save({"code": nn.Linear(1, 1)}, tmp_path / "code.ckpt")
@@ -298,7 +298,7 @@ def test_a_chosen_number_is_kept_without_hard_links(
     fit(other, Linear(), 4, every=2, keep=3)
     assert files(other) == ["last.ckpt"]
     assert caplog.messages == [
-        f"{other.last_checkpoint} cannot be kept under its step (Operation not permitted); training goes on"
+        f"{other.last_checkpoint} cannot be stored under its step (Operation not permitted); training goes on"
     ]
 
 
@@ -332,7 +332,7 @@ def test_the_newest_of_many_digits_is_the_one_to_go_on_from(tmp_path: Path) -> N
     run.last_checkpoint.parent.mkdir()
     for step in (999_780, 1_000_000, 999_560):
         torch.save({}, run.last_checkpoint.with_name(f"step_{step:06d}.ckpt"))
-    with pytest.raises(ConfigError, match=r"is gone; to go on from step_1000000\.ckpt, copy it to last\.ckpt$"):
+    with pytest.raises(ConfigError, match=r"is missing; to go on from step_1000000\.ckpt, copy it to last\.ckpt$"):
         checkpoint_to_continue(run, trainer, module)
     run.last_checkpoint.touch()
     with pytest.raises(ValueError, match=r"\(step_999560\.ckpt, step_999780\.ckpt, step_1000000\.ckpt\)"):

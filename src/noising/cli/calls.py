@@ -39,15 +39,15 @@ def call(command: str, overrides: Sequence[str], allow: str = "", config_dir: st
     stopped.
     """
     if threading.current_thread() is not threading.main_thread():
-        raise UsageError("a command runs in the main thread, where signals can be handled: start a process for it")
+        raise UsageError("a command must run in the main thread, which handles signals: start a process for it")
     task = _Call(command, COMMANDS[command].job)
     with process_as_before(), allowing(allow), _composing(command, config_dir) as composing:
         try:
             config = prepare(task, composing, _words(composing, overrides), multirun=False)
             if runs_program_again(config):
                 raise UsageError(
-                    f"trainer.devices={config.trainer.devices}: from Python other processes are started by "
-                    "trainer.strategy=ddp_spawn, or ddp_notebook in a notebook: add it, or use the command line"
+                    f"trainer.devices={config.trainer.devices}: from Python, several devices need "
+                    "trainer.strategy=ddp_spawn (ddp_notebook in a notebook): add it, or use the command line"
                 )
             folder = Path(str(config.hydra.run.dir))
             with _logging_to(folder / f"{command}.log"):
@@ -100,11 +100,11 @@ def _words(composing: Composer, overrides: Sequence[str]) -> list[str]:
         if not isinstance(word, str) or word.startswith("-") or ("=" not in word and not word.startswith("~")):
             raise ConfigError(f"{word!r}: expected an option as on the command line: 'key=value', in quotes")
         if word.startswith("allow="):
-            raise ConfigError(f"{word}: from Python it is an argument: allow={word.removeprefix('allow=')!r}")
+            raise ConfigError(f"{word}: in a call from Python, use the argument allow={word.removeprefix('allow=')!r}")
     words = without_null_groups(with_paths(overrides, multirun=False))
     for override in composing.parse(words):
         if override.is_sweep_override():
-            raise ConfigError(f"{override.input_line}: several values: from Python, call it with each")
+            raise ConfigError(f"{override.input_line}: a call from Python takes one value; call it once for each")
     return words
 
 

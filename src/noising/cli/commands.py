@@ -31,14 +31,14 @@ COMMANDS = {
     ),
     "compare": Command(
         "noising.commands.compare:compare",
-        "set runs side by side, or measure the difference of two",
+        "compare runs in one table, or measure the difference between two",
         "comparisons",
         positional="runs=[{}]",
         reads=("bound",),
     ),
     "benchmark": Command(
         "noising.commands.benchmark:benchmark",
-        "measure what a method saves, as ratios in one run",
+        "measure what a method saves, as ratios within one run",
         "benchmarks",
         positional="benchmark={}",
     ),
@@ -49,20 +49,22 @@ COMMANDS = {
     ),
     "sample": Command("noising.commands.sample:sample", "draw images from a trained model", "samples"),
     "latents": Command(
-        "noising.commands.latents:latents", "images between two noises, and images to noise and back", "latents"
+        "noising.commands.latents:latents",
+        "interpolate between two latents, and invert images to noise and back",
+        "latents",
     ),
     "reference": Command(
-        "noising.commands.reference:reference", "statistics of real images' features, and files of them", "references"
+        "noising.commands.reference:reference", "compute or convert the feature statistics of real images", "references"
     ),
     "verify": Command(
         "noising.commands.verify:verify",
-        "hold the theory's identities against a config",
+        "check the identities of the theory for a config",
         "verifications",
         reads=_THEORY,
     ),
     "weightings": Command(
         "noising.commands.weightings:weightings",
-        "draw what losses weigh: w(λ) and p(λ) on one axis",
+        "plot how losses weight the noise levels: w(λ) and p(λ) on one axis",
         "weightings",
         reads=_THEORY,
     ),

@@ -81,12 +81,12 @@ def resumed(overrides: Sequence[str], multirun: bool, defaults: Callable[[], Dic
     if wish.lower() in NO:
         return Resumed([*others, "resume=false"])
     if not wish:
-        raise ConfigError("resume= is empty: write resume=true, or resume= and a run's folder")
+        raise ConfigError("resume= is empty: write resume=true, or resume=FOLDER with a run's folder")
     options = [override for override in others if not _of_hydra(override)]
     if wish.lower() not in YES:
         folder = run_folder(wish)
         if folder.is_file():
-            raise ConfigError(f"resume={folder}: a file; name the run's folder: it goes on from its last checkpoint")
+            raise ConfigError(f"resume={folder}: this is a file; give the run's folder: it goes on from last.ckpt")
         require_own_files(folder, f"resume={folder}")
         recorded = _recorded(folder, multirun, defaults)
         if multirun and options:
@@ -210,8 +210,8 @@ def _require_same_sweep(folder: Path, recorded: Sequence[str], options: Sequence
     changed = sorted({option for option in recorded if not _of_hydra(option)} ^ set(options))
     if changed:
         raise ConfigError(
-            f"resume={folder}: that sweep was started with other options (there or here alone: {', '.join(changed)}); "
-            f"go on with -m {shell_word('resume', folder)} alone, or start anew without resume"
+            f"resume={folder}: that sweep was started with other options (these differ: {', '.join(changed)}); "
+            f"go on with -m {shell_word('resume', folder)} alone, or start a new sweep without resume"
         )
 
 
@@ -234,7 +234,7 @@ def _recorded(folder: Path, multirun: bool, defaults: Callable[[], DictConfig]) 
         sign = "multirun.yaml" if multirun else ".hydra/overrides.yaml"
         raise ConfigError(f"resume={folder}: no {'sweep' if multirun else 'run'} there (there is no {folder / sign})")
     if values is None:
-        raise ConfigError(f"resume={folder}: its record of options is damaged: bring it back, or start anew")
+        raise ConfigError(f"resume={folder}: its record of options is damaged: restore the file, or start a new run")
     return _without(values, "resume")
 
 
@@ -278,7 +278,7 @@ def claim(config: DictConfig, overrides: Sequence[str], multirun: bool, folder: 
         folder = folder or Path(str(OmegaConf.select(config, key)))
         first = _rank() == "0" and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
         if not multirun and first and not config.get("resume") and _holds_run(Run(folder)):
-            raise ConfigError(f"hydra.run.dir={folder} already holds a run: choose another, or add resume=true")
+            raise ConfigError(f"hydra.run.dir={folder} already holds a run: choose another folder, or add resume=true")
         fresh = folder if not multirun and not _launched() and not folder.exists() else None
         _make(folder, key)
     elif _launched():
@@ -339,7 +339,7 @@ def _agreed_name() -> str:
     if name != "none":
         return f"torchrun-{_file_name(name)}"
     if int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
-        raise UsageError("torchrun on several nodes: add --rdzv-id=NAME or hydra.run.dir=FOLDER, for all to agree")
+        raise UsageError("torchrun on several nodes: add --rdzv-id=NAME or hydra.run.dir=FOLDER, the same on all")
     agent = os.getppid()
     try:  # ticks from boot to the agent's start; the command's name, in brackets, may hold spaces
         start = Path(f"/proc/{agent}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]

@@ -113,12 +113,12 @@ def _run(task: Task, name: str, words: list[str], conf: Path) -> None:
                 launch(task, config)
         return
     if flags.multirun and (shows := next((flag for flag in ("cfg", "info") if getattr(flags, flag)), None)):
-        raise UsageError(f"--{shows} is of one run: leave out -m, and give each option one value")
+        raise UsageError(f"--{shows} shows a single run: leave out -m, and give each option one value")
     if flags.cfg:
         with composer(name, place, flags.config_dir, config_name) as composing:
             overrides = composing.with_parts_anew(overrides)
             if several := _swept(composing.parse(overrides)):
-                raise ConfigError(f"{several[0]}: several values; --cfg is of one run: give one, or write key=[1,2]")
+                raise ConfigError(f"{several[0]}: several values; --cfg shows one run: give one, or write key=[1,2]")
             composing.compose(overrides)  # our words for a mistake, before Hydra's
     _show(name, config_name, place, flags, overrides)
 
@@ -135,7 +135,7 @@ def prepare(task: Task, composing: Composer, words: Sequence[str], multirun: boo
     except ConfigError as error:
         if folder is None or "no such choice" not in str(error):
             raise
-        raise ConfigError(f"{error}; a run that was started with --config-dir goes on with it") from error
+        raise ConfigError(f"{error}; if the run was started with --config-dir, give it again") from error
     if config.hydra.mode == RunMode.MULTIRUN and not multirun:  # the config's own wish
         return prepare(task, composing, words, True)
     if several and not multirun:

@@ -130,7 +130,7 @@ class Composer:
             if name not in list(config.keys()) and name not in _DISPENSABLE:  # `in` denies ???
                 choices = self.options(name)
                 wanted = f"={'|'.join(choices)}" if choices else "=..."
-                raise ConfigError(f"{name} is left out, and nothing runs without it: add {name}{wanted}")
+                raise ConfigError(f"{name} has been removed, but every run needs it: add {name}{wanted}")
         parsed = self.parse(overrides)
         for override in parsed:
             self._refuse_unread(override, config)

@@ -36,20 +36,22 @@ def require_trusted_overrides(words: Sequence[str], source: str, place: Path) ->
         found += _set_by(word, parser, source)
     references = {}
     for path, value in found:
-        again = f"if it is yours, write it again beside resume: '{path}=...'"
+        again = f"if you wrote it, give it again together with resume: '{path}=...'"
         for text in (path, value):
             if isinstance(text, str) and "${" in text:
                 if not is_reference(path, text):
-                    raise ConfigError(f"{source}: its record holds an interpolation ({text[:40]!r}): {again}")
+                    raise ConfigError(
+                        f"{source}: its record of options holds an interpolation ({text[:40]!r}): {again}"
+                    )
                 references[path] = variable(text)
         if path.rpartition(".")[2] in _CODE and value is not None:
-            raise ConfigError(f"{source}: its record names code that is run ({path}): {again}")
-    require_trusted_targets(found, Source(source, "its record", place))
+            raise ConfigError(f"{source}: its record of options names code to run ({path}): {again}")
+    require_trusted_targets(found, Source(source, "its record of options", place))
     for path, name in references.items():
         if name not in allowed_names():
             raise ConfigError(
-                f"{source}: its record gives {path} the variable {name} of your environment: if you trust it, add "
-                f"allow={name}"
+                f"{source}: its record of options reads the environment variable {name} into {path}: if you trust it, "
+                f"add allow={name}"
             )
 
 
@@ -66,9 +68,9 @@ def require_own_files(folder: Path, source: str) -> None:
             if path.is_symlink():
                 elsewhere = path.is_dir() and path.name in ("checkpoints", "samples")
                 if not elsewhere and not path.resolve().is_relative_to(inside):
-                    raise ConfigError(f"{source}: {path} is a link out of the run's folder: put there what it links to")
+                    raise ConfigError(f"{source}: {path} links out of the run's folder: replace the link by its target")
             elif not path.is_dir() and not path.is_file():
-                raise ConfigError(f"{source}: {path} is no regular file: remove it")
+                raise ConfigError(f"{source}: {path} is not a regular file: remove it")
 
 
 def _set_by(word: str, parser: OverridesParser, source: str) -> Iterator[tuple[str, Any]]:
@@ -76,10 +78,10 @@ def _set_by(word: str, parser: OverridesParser, source: str) -> Iterator[tuple[s
     try:
         parsed = parser.parse_override(word)
     except HydraException as error:
-        raise ConfigError(f"{source}: its record holds what is no override: {word[:40]!r}") from error
+        raise ConfigError(f"{source}: its record of options holds {word[:40]!r}, which is no override") from error
     key = parsed.get_key_element().lstrip("+~")
     if not re.fullmatch(r"[\w./@:-]+", key) or {"hydra", "allow"} & {*re.split(r"[./@:]", key)}:
-        raise ConfigError(f"{source}: its record sets {key[:40]!r}, which no record of noising's does")
+        raise ConfigError(f"{source}: its record of options sets {key[:40]!r}, which noising never stores")
     if parsed.is_choice_sweep():
         for text in parsed.sweep_string_iterator():
             yield from _set_by(f"{key}={text}", parser, source)

@@ -33,7 +33,7 @@ class SweepFigure(Callback):
         table = measured(rows(folder))
         if len(table) > 1:
             draw(folder / "quality.png", table, declarations(folder))
-            print(f"drawn in {printable(folder / 'quality.png')}")
+            print(f"plotted in {printable(folder / 'quality.png')}")
 
 
 _EXCLUDED = "hydra.job.config.override_dirname.exclude_keys"

@@ -58,8 +58,8 @@ class BoundBenchmark(Benchmark):
         over_images, left = math.sqrt(between / images.size), self.stderr**2 - between / images.size
         if left <= 0:
             raise ConfigError(
-                f"benchmark.stderr={self.stderr}: so few test images leave ±{over_images:.4f} bits/dim "
-                f"by themselves; ask for {1.25 * over_images:.2g} or more"
+                f"benchmark.stderr={self.stderr}: with this number of test images the error is at least "
+                f"{over_images:.4f} bits/dim; use benchmark.stderr={1.25 * over_images:.2g} or more"
             )
         # images drawn from a population: all T terms of K images err by √((A + N)/K), A of the images, N of the noise
         few = Adaptive(math.sqrt(left), clip=self.clip)
@@ -77,12 +77,12 @@ class BoundBenchmark(Benchmark):
             "full_sum_images": few_images,
             "full_sum_evaluations": full_sum,
         }
-        what, baseline = f"bound ± {reached:.4f}, images random", f"{full_sum:,.0f} (of {few_images:,.0f} images)"
+        what, baseline = f"bound ± {reached:.4f}, over random images", f"{full_sum:,.0f} (of {few_images:,.0f} images)"
         random = Ratio("images_random", what, baseline, f"{evaluations:,.0f}", full_sum / evaluations, card)
         # were the terms of an image known from one evaluation, as many images would be needed
         limit = between / reached**2
         what, ours = (
-            "the same, one evaluation an image",
+            "the same, one evaluation per image",
             f"{evaluations:,.0f} ({evaluations / limit:.2f} times as many)",
         )
         one_each = Ratio("one_each", what, f"{limit:,.0f}", ours, limit / evaluations, card)
@@ -101,7 +101,7 @@ class BoundBenchmark(Benchmark):
             "repeats": self.full_sum_repeats,
             "evaluations": round(evaluations),
         }
-        what, ours = f"these {some.size:,} images ± {wanted:.4f}", f"{evaluations:,.0f} (± {mc_se:.4f})"
+        what, ours = f"bound of these {some.size:,} images ± {wanted:.4f}", f"{evaluations:,.0f} (± {mc_se:.4f})"
         return [random, one_each, Ratio("whole_set", what, f"{full_sum:,}", ours, full_sum / equal, card)]
 
 

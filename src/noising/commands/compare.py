@@ -38,7 +38,7 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
     cards = [name for name in differ if name.startswith("card ") and all(_number_of(name) in row for row in rows)]
     numbers = [name for name in columns if "/" in name and not name.startswith(("option ", "card "))]
     shown = [name for name in measurements(numbers) if _is_final(name) or declaration(name, declared).shown]
-    title = "runs side by side: the options that differ, and what was measured"
+    title = "the options that differ between the runs, and the measured numbers"
     lines = [
         [
             name.removeprefix("option "),
@@ -53,7 +53,7 @@ def compare(cfg: DictConfig, run_dir: Path) -> None:
         results.write_table("comparison", ("number", *paths, "best"), lines, 0)
     print_table(title, ("", *paths, "best"), lines, words=(0, len(paths) + 1))
     if cards:
-        title = "measured differently: what the cards do not agree on"
+        title = "the numbers were measured differently: the card entries that differ"
         print_table(title, ("", *paths), _grouped(cards, rows), words=range(len(paths) + 1))
     print_files(table)
 
@@ -62,7 +62,7 @@ def _summary(path: str) -> dict[str, Any]:
     with config_errors("runs"):
         summary = Run(path).summary
         if not summary:
-            raise ConfigError(f"runs: {path} holds no summary.json: it is no run's folder, or has not begun")
+            raise ConfigError(f"runs: {path} holds no summary.json: it is not the folder of a run that has begun")
     return summary
 
 
@@ -87,7 +87,8 @@ def _require_entries(vary: Iterable[str], names: Iterable[str]) -> None:
     for free in vary:
         if free not in groups:
             right = nearest(str(free), groups)
-            raise ConfigError(f"vary: no card has an entry {free}" + (f"; did you mean {right}?" if right else ""))
+            hint = f"; did you mean {right}?" if right else ""
+            raise ConfigError(f"vary={free}: no card has an entry of this name{hint}")
 
 
 def _grouped(cards: Sequence[str], rows: Sequence[Row]) -> list[list[str]]:
@@ -143,5 +144,5 @@ def verdict(name: str, rows: Sequence[Row], names: Sequence[str], vary: Sequence
     first, second = order[:2]
     errors = [rows[i].get(f"{name}{error}") or 0.0 for i in (first, second) for error in ERRORS]
     if abs(values[first] - values[second]) <= 2 * math.hypot(*errors):  # type: ignore[operator]
-        return "no difference to be seen"
+        return "no significant difference"
     return names[first]

@@ -54,7 +54,7 @@ def checkpoint_to_continue(run: Run, trainer: Trainer, module: DiffusionModule) 
     last = run.last_checkpoint
     if not last.exists():
         if older := older_checkpoints(last.parent):
-            raise ConfigError(f"resume: {last} is gone; to go on from {older[-1].name}, copy it to {last.name}")
+            raise ConfigError(f"resume: {last} is missing; to go on from {older[-1].name}, copy it to {last.name}")
         return None
     with config_errors("resume"):
         content = load_checkpoint(last)
@@ -63,8 +63,8 @@ def checkpoint_to_continue(run: Run, trainer: Trainer, module: DiffusionModule) 
     step, max_steps = content["global_step"], trainer.max_steps
     if max_steps < step or (run.status == "finished" and max_steps == step):
         raise ConfigError(
-            f"trainer.max_steps={max_steps}: {run.path} has taken {step} steps; give it more, or see its numbers with "
-            f"{run.resuming} alone"
+            f"trainer.max_steps={max_steps}: {run.path} has already taken {step} steps; use a larger number, or print "
+            f"its results with {run.resuming} alone"
         )
     with config_errors(f"resume: {last}"):
         require_training(trainer, module, content)
@@ -76,9 +76,9 @@ def warn_of_changes(run: Run, cfg: DictConfig, checkpoint: Continued | None, cha
     if checkpoint is None and run.config_file.exists():
         every = cfg.checkpoint_every_n_steps
         last = printable(run.last_checkpoint)
-        log.warning("there is no %s (it is written every %d steps): from step 0", last, every)
+        log.warning("there is no %s (it is written every %d steps): the run starts from step 0", last, every)
     if changed:
-        log.warning("goes on with other options: %s", printable("; ".join(changed)))
+        log.warning("the run goes on with other options: %s", printable("; ".join(changed)))
 
 
 @contextmanager
@@ -92,10 +92,10 @@ def last_good_checkpoint(run: Run, skips: bool) -> Iterator[None]:
     except DivergenceError as error:
         last, other = run.last_checkpoint, "skip_nonfinite_steps=true"
         if skips:
-            advice = "; train anew with a lower optimizer.lr"
+            advice = "; train again with a lower optimizer.lr"
         elif not last.exists():
-            advice = f", before the first checkpoint. Lower optimizer.lr, or leave such steps out: {other}"
+            advice = f", before the first checkpoint. Lower optimizer.lr, or skip such steps with {other}"
         else:
-            good = f"the last good checkpoint is of step {load_checkpoint(last)['global_step']}: {last}"
+            good = f"the last good checkpoint is from step {load_checkpoint(last)['global_step']}: {last}"
             advice = f"; {good}. Go on from there with {run.resuming} and a lower optimizer.lr, or {other}"
         raise DivergenceError(f"{error}{advice}") from error

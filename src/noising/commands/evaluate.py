@@ -42,7 +42,7 @@ def evaluate(cfg: DictConfig, run_dir: Path) -> None:
 
 def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
     if cfg.get("guidance") is not None:
-        raise ConfigError("guidance changes samples, not the bound: add sampler=ddim, say")
+        raise ConfigError("guidance changes samples, not the bound: add a sampler, such as sampler=ddim")
     trained = load(cfg.checkpoint)
     config = OmegaConf.merge(trained.config, {"bound": None}, {"bound": cfg.bound})
     assert isinstance(config, DictConfig)
@@ -70,7 +70,7 @@ def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
 def evaluate_samples(cfg: DictConfig, run: Run) -> None:
     """Draw samples and leave their metrics, test/NAME with error, baseline and card, in summary.json."""
     if cfg.get("metrics") is None:
-        raise ConfigError("with sampler=NAME samples are measured, by metrics=fd, fid or fd_dinov2: choose one")
+        raise ConfigError("sampler=NAME measures samples: choose a metric, metrics=fd, fid or fd_dinov2")
     metric = make(cfg.metrics, "metrics", object)
     trained = load(cfg.checkpoint)
     quality = build_quality(cfg.metrics, metric, trained.data)
@@ -97,8 +97,9 @@ def evaluate_samples(cfg: DictConfig, run: Run) -> None:
         results.write_image("samples", run.samples_image, trained.step, job.description)
         if (beside := quality.neighbours()) is not None:
             neighbour_rows(run.neighbours_image, *beside)
-            results.write_image("neighbours", run.neighbours_image, trained.step, "most like a training image")
+            caption = "the samples most like a training image"
+            results.write_image("neighbours", run.neighbours_image, trained.step, caption)
         shards.remove()
     print_quality(numbers, card, quality.declared)
-    print(f"{job.evaluations} network evaluations and {1000 * cost['seconds_per_image']:.1f} ms a sample\n")
+    print(f"{job.evaluations} network evaluations and {1000 * cost['seconds_per_image']:.1f} ms per sample\n")
     print_files(*(file for file in (run.samples_image, run.neighbours_image, run.summary_file) if file.exists()))

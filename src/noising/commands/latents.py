@@ -33,7 +33,7 @@ _UNITS = {
 }
 
 _DECLARED = {
-    "reconstruction_rmse": Declaration("error of images from their own noise", "grey levels of 255", "lower"),
+    "reconstruction_rmse": Declaration("error of images rebuilt from their own noise", "grey levels of 255", "lower"),
     "inverted_std": Declaration("standard deviation of the images' noise"),
 }
 
@@ -81,19 +81,19 @@ def latents(cfg: DictConfig, run_dir: Path) -> None:
 
         pictures = [run.path / f"{name}.png" for name in ("interpolation", "reconstruction", "reconstruction_error")]
         names = [f"pair {i}" + (f", class {i % trained.classes}" if trained.classes else "") for i in range(cfg.pairs)]
-        title = f"$x_T$ on an arc between two, drawn by {steps[-1]} steps of DDIM"
+        title = f"Images from $x_T$ on the arc between two latents, by {steps[-1]} steps of DDIM"
         interpolation_rows(pictures[0], data.to_8bit(data.unscale(between)), names, title)
-        title = f"Test images of {data.name} ({cfg.images}), by DDIM to noise and back"
+        title = f"Test images of {data.name} ({cfg.images}), turned to noise and back by DDIM"
         originals, images = data.to_8bit(data.test.pixels[shown]), [data.to_8bit(data.unscale(y)) for y in drawn]
         reconstruction_rows(pictures[1], originals, images, steps, rmse, title)
         reconstruction_error(pictures[2], steps, errors, 255 / (data.levels - 1), title)
         for picture in pictures:
             results.write_image(picture.stem, picture, trained.step, title)
     measured = zip(steps, rmse, errors.amax(dim=1).tolist(), stds, strict=True)
-    columns = ("steps each way", "RMSE, of 255", "worst image", "std of the noise")
+    columns = ("steps in each direction", "RMSE, of 255", "worst image", "std of the noise")
     lines = [[str(count), *map(number, values)] for count, *values in measured]
-    print_table(f"{cfg.images} test images of {data.name} to noise and back", columns, lines, words=())
-    print(f"clip {cfg.clip} where images are drawn, EMA weights of step {trained.step}\n")
+    print_table(f"{cfg.images} test images of {data.name}, turned to noise and back", columns, lines, words=())
+    print(f"clip {cfg.clip} in sampling, EMA weights of step {trained.step}\n")
     print_files(*pictures, run.summary_file)
 
 

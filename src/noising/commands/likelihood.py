@@ -48,7 +48,7 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
     print(
         f"{relative(run.path)}: {count} test images of {data.name}, {flow.replicates} replicates, "
         f"{type(flow.solver).__name__}, {type(flow.divergence).__name__} divergence of "
-        f"{cost} backward pass{'es' if cost > 1 else ''} an evaluation"
+        f"{cost} backward pass{'es' if cost > 1 else ''} per evaluation"
     )
 
     def flow_bits(batch: torch.Tensor) -> FlowBits:
@@ -99,7 +99,7 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
     columns = (_NLL.unit, "value", "± Monte Carlo", "± images", "95% interval")
     print_table(f"{data.name} test set, {count} images", columns, [[_NLL.title, *values]])
     print(
-        f"{spent:.0f} network evaluations an image, uniform dequantization (its offset {card['offset']:.4f}), "
+        f"{spent:.0f} network evaluations per image, uniform dequantization (offset {card['offset']:.4f}), "
         f"flow stopped at t = {flow.start_time:g}, T = {card['timesteps']}, clip {flow.clip}, "
         f"EMA weights of step {trained.step}; ± is one standard error\n"
     )

@@ -110,7 +110,7 @@ class OverheadBenchmark(Benchmark):
     All take the same number of steps by turns; the medians over the turns count.
     """
 
-    columns = ("added to a step, µs", "Lightning", "noising", "times less")
+    columns = ("time added per step, µs", "Lightning", "noising", "times less")
     needs_checkpoint = False
 
     steps: int = 100
@@ -148,5 +148,5 @@ class OverheadBenchmark(Benchmark):
             "device": device_name(device),
             "threads": torch.get_num_threads(),
         }
-        what = f"to {bare_us:.0f} of a bare loop over two convolutions"
+        what = f"to a bare loop of {bare_us:.0f} µs over two convolutions"
         return [Ratio("overhead", what, f"{others:.0f}", f"{added:.0f}", others / added, card)]

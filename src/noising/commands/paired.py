@@ -62,16 +62,16 @@ def measure_difference(cfg: DictConfig, run: Run) -> None:
         named = {f"{cfg.split}/{name}": value for name, value in shown.items()}
         results.write_all(named, max(first.step, second.step), {f"{cfg.split}/difference": card})
     ours, theirs = (relative(path) for path in cfg.runs)
-    print(f"bound of {ours} less that of {theirs}, {bound.images} {cfg.split} images, bits/dim")
+    print(f"bound of {ours} minus bound of {theirs}, {bound.images} {cfg.split} images, bits/dim")
     errors = (number(numbers[f"bound{error}"]) for error in ERRORS)
     ends = ("bound", "bound_population")
     intervals = (f"{numbers[f'{name}_low']:+.4f} to {numbers[f'{name}_high']:+.4f}" for name in ends)
-    columns = ("difference", "± Monte Carlo", "± images", "95% on these images", "95% on images like them")
+    columns = ("difference", "± Monte Carlo", "± images", "95%, these images", "95%, new images")
     print_table(None, columns, [[f"{numbers['bound']:+.4f}", *errors, *intervals]], words=())
     better = ours if numbers["bound"] < 0 else theirs
     sure = numbers["bound_low"] > 0 or numbers["bound_high"] < 0
-    words = f"{better} is the better one on these images" if sure else "neither is better by more than the interval"
-    print(f"{words}; {bound.plan.evaluations:,} network evaluations of each")
+    words = f"{better} is better on these images" if sure else "neither is better by more than the interval"
+    print(f"{words}; {bound.plan.evaluations:,} network evaluations of each model")
     if bound.plan.limited:
         print(limited_words(cfg.bound.stderr, numbers["bound_mc_se"]))
     print_files(run.summary_file)
@@ -79,5 +79,5 @@ def measure_difference(cfg: DictConfig, run: Run) -> None:
 
 def _declared(unit: str) -> dict[str, Declaration]:
     terms, of = bound_declarations(unit), ("prior", "steps", "decoder")
-    whole = Declaration("bound of the first less that of the second", unit, "lower")
+    whole = Declaration("bound of the first run minus that of the second", unit, "lower")
     return {"difference": whole} | {name: Declaration(f"difference of {terms[name].title}", unit) for name in of}

@@ -23,7 +23,7 @@ def reference(cfg: DictConfig, run_dir: Path) -> None:
     if target is not None and target.suffix not in SUFFIXES:
         raise ConfigError(f"to={cfg.to}: statistics are written to {' or '.join(SUFFIXES)} files")
     if cfg["from"] is None and cfg.get("metrics") is None:
-        raise ConfigError("metrics: statistics are of features: choose fd, fid or fd_dinov2, or give a file with from=")
+        raise ConfigError("metrics is missing: choose metrics=fd, fid or fd_dinov2, or give a file with from=PATH")
     if cfg["from"] is not None:
         with config_errors("from"):
             moments, card = read_statistics(cfg["from"], cfg.count)

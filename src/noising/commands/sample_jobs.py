@@ -115,8 +115,8 @@ class SampleJob:
         lost = (~drawn.isfinite()).flatten(1).any(dim=1).tolist()
         if any(lost):
             raise ConfigError(
-                f"image {batch[lost.index(True)]} is not finite: the weights are not, or the sampler diverged; try "
-                "sampler.clip=1.0, more sampler.steps or another grid"
+                f"image {batch[lost.index(True)]} is not finite: the weights are not finite, or the sampler "
+                "diverged; try sampler.clip=1.0, more sampler.steps or another grid"
             )
         return self.data.unscale(drawn).cpu()
 
@@ -141,7 +141,7 @@ class SampleShards:
             if before.get(name) != now.get(name):
                 raise ConfigError(
                     f"resume: {self.folder} holds images drawn with {name}={before.get(name)}, "
-                    f"not {now.get(name)}: go on with that, or start anew without resume"
+                    f"not {now.get(name)}: use that value again, or start a new run without resume"
                 )
 
     def fill(self) -> Tensor:
@@ -208,8 +208,8 @@ class SampleShards:
                     done(work[finished])
             except BrokenProcessPool as error:
                 raise SampleJobError(
-                    f"a process that drew images was ended from outside (out of memory?): go on with "
-                    f"{Run(self.folder.parent).resuming}, on fewer devices; or draw anew with a smaller batch_size"
+                    f"a process that was sampling has been killed (out of memory?): go on with "
+                    f"{Run(self.folder.parent).resuming} on fewer devices, or start again with a smaller batch_size"
                 ) from error
             except BaseException:
                 pool.shutdown(wait=True, cancel_futures=True)

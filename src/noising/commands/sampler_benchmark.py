@@ -43,7 +43,7 @@ class SamplerBenchmark(Benchmark):
     The coefficients, made once a path, are timed apart, with the first step.
     """
 
-    columns = ("a step without a network, µs", "diffusers", "noising", "times less")
+    columns = ("time per step without network, µs", "diffusers", "noising", "times less")
     needs_checkpoint = False
 
     steps: int = 50

@@ -38,8 +38,8 @@ def start_from(init_from: str, denoiser: Denoiser) -> dict[str, Any]:
     denoiser.load_state_dict(fitting, strict=False)
     step = int(checkpoint["global_step"])
     taken, all_of_them = (sum(value.numel() for value in one.values()) for one in (fitting, ours))
-    words = [f"{taken:,} of {all_of_them:,} weights are those of step {step:,}"]
-    words += [f"new: {_listed(anew)}"] if anew else []
+    words = [f"{taken:,} of {all_of_them:,} weights are copied from step {step:,}"]
+    words += [f"newly initialized: {_listed(anew)}"] if anew else []
     words += [f"not used: {_listed(unused)}"] if unused else []
     log.info("init_from=%s: %s", init_from, "; ".join(words))
     source = {"checkpoint": str(path), "sha256": digest(path), "step": step, "weights": taken, "of": all_of_them}
@@ -51,7 +51,7 @@ def _shape(tensor: Any) -> tuple[int, ...] | None:
 
 
 def _described(name: str, ours: Tensor, theirs: Any) -> str:
-    there = "none there" if theirs is None else f"{_shape(theirs)} there"
+    there = "missing in the checkpoint" if theirs is None else f"{_shape(theirs)} in the checkpoint"
     return f"{name} {tuple(ours.shape)}, {there}"
 
 

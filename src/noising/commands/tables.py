@@ -153,10 +153,10 @@ def _print_bound(summary: Mapping[str, Any], split: str, declared: Declarations)
     )
     if lost:
         print(
-            "how far the images differ cannot be told from the Monte Carlo error, so there is no interval of images "
-            "like them: use more bound.times, or a smaller bound.stderr"
+            "the Monte Carlo error hides how far the images differ, so there is no interval for new images: use a "
+            "larger bound.times, or a smaller bound.stderr"
         )
-    for words, name in (("of these images", "bound"), ("of images like them", "bound_population")):
+    for words, name in (("for these images", "bound"), ("for new images", "bound_population")):
         low, high = found.get(f"{name}_low"), found.get(f"{name}_high")
         if low is not None and high is not None and not (lost and name == "bound_population"):
             print(f"95% interval of the bound {words}: {low:.4f} to {high:.4f}")
@@ -173,8 +173,8 @@ def _print_bound(summary: Mapping[str, Any], split: str, declared: Declarations)
 def limited_words(wanted: float, reached: float) -> str:
     """A line on a standard error that would cost more than all terms: the error that was reached, in bits/dim."""
     return (
-        f"bound.stderr={wanted:g} would cost more than all terms of all images, and no more than these was spent: "
-        f"± {number(reached)} was reached"
+        f"bound.stderr={wanted:g} would cost more than all terms of all images, so the evaluation stopped at that "
+        f"cost, with ± {number(reached)}"
     )
 
 
@@ -197,7 +197,7 @@ def print_quality(numbers: Mapping[str, float], card: Mapping[str, Any], declare
     )
     if reference := card.get("reference"):
         split = f" {reference['split']}" if "split" in reference else ""
-        mirrored = ", each mirrored too" if reference.get("flips") else ""
+        mirrored = ", each also mirrored" if reference.get("flips") else ""
         features = f" in the features of {card['features']}" if "features" in card else ""
         print(printable(f"against {reference['images']}{split} images{mirrored}{features}; "), end="")
     print(printable(f"EMA weights of step {card['step']}; ± is one standard error"))

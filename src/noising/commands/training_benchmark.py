@@ -338,7 +338,7 @@ class TrainingBenchmark(Benchmark):
         if min(self.steps, self.repeats, *self.resolutions) < 1:
             raise ValueError("steps, repeats and resolutions must be at least 1")
         if unknown := set(self.precisions) - set(PRECISIONS):
-            raise ValueError(f"precisions are {' and '.join(PRECISIONS)}, got {', '.join(sorted(unknown))}")
+            raise ValueError(f"precisions must be among {', '.join(PRECISIONS)}, got {', '.join(sorted(unknown))}")
 
     def run(self, trained: TrainedRun | None, device: torch.device, batch_size: int) -> list[Ratio]:
         cases = [(resolution, precision) for resolution in self.resolutions for precision in self.precisions]
@@ -417,10 +417,10 @@ def _others(
         try:
             loop: StepLoop = make()  # type: ignore[no-untyped-call]
         except ImportError:
-            log.warning("%s is left out: pip install 'noising[benchmark]' brings it", name)
+            log.warning("%s is left out: install it with pip install 'noising[benchmark]'", name)
             continue
         if abs(loop.parameters / parameters - 1) > NEAR:
-            raise ConfigError(f"{name} has {loop.parameters:,} parameters, where noising has {parameters:,}")
+            raise ConfigError(f"{name} has {loop.parameters:,} parameters, but noising has {parameters:,}")
         found[name] = loop
     return found
 

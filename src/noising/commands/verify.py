@@ -32,10 +32,10 @@ def verify(cfg: DictConfig, run_dir: Path) -> None:
     recipe_curves(run_dir / "verification.png", recipe, cfg.timesteps)
     print_table("identities", ("part", "identity", *columns[2:]), map(_cells, rows), words=(0, 1, 5), min_width=130)
     failed = [f"{row.part}: {row.name}" for row in rows if not row.holds]
-    held = f"{len(rows) - len(failed)} of {len(rows)} hold"
-    print(f"{held}; in {relative(run_dir)}: identities.csv, verification.png")
+    held = f"{len(rows) - len(failed)} of {len(rows)} identities hold"
+    print(f"{held}; identities.csv and verification.png are in {relative(run_dir)}")
     if failed:
-        raise VerificationError(f"does not hold: {'; '.join(failed)}")
+        raise VerificationError(f"not satisfied: {'; '.join(failed)}")
 
 
 def _cells(row: Identity) -> list[str | Text]:

@@ -35,7 +35,7 @@ def weightings(cfg: DictConfig, run_dir: Path) -> None:
             experiments[experiment] = curves
     path = run_dir / "weightings.png"
     weighting_curves(path, own, recipe, experiments)
-    print(f"w(λ) of every weighting and experiment in {relative(path)}")
+    print(f"w(λ) of every weighting and experiment is plotted in {relative(path)}")
 
 
 def _curves(cfg: DictConfig) -> LossWeights:

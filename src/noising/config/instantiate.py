@@ -76,7 +76,7 @@ def tried(path: str, kind: Any, part: Callable[..., Any], *given: Any) -> Any:
         raise ConfigError(f"{path}: {said(error)}") from error
     if not isinstance(result, kind):
         expected = getattr(kind, "__name__", kind)
-        raise ConfigError(f"{path}: gives a {type(result).__qualname__}, where {expected} is expected")
+        raise ConfigError(f"{path}: returns a {type(result).__qualname__}, but {expected} is expected")
     return result
 
 
@@ -194,8 +194,8 @@ def locate(target: Any, path: str) -> Callable[..., Any]:
     parts = target.split(".")
     if parts[0] == "__main__":
         raise ConfigError(
-            f"{path}: a class of a script or a notebook is not found again when the run is evaluated or resumed: put "
-            f"{target.removeprefix('__main__.')} in a file, say mine.py, and name it mine.{parts[-1]}"
+            f"{path}: a class defined in a script or a notebook cannot be found when the run is evaluated or resumed: "
+            f"put {target.removeprefix('__main__.')} in a file, such as mine.py, and give it as mine.{parts[-1]}"
         )
     if not all(parts):
         raise ConfigError(f"{path}: cannot import _target_ {target!r}: it is not a dotted name")

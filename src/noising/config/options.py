@@ -34,24 +34,24 @@ def _listed(type_: Any) -> Any:
 
 def _elsewhere(value: Any, advice: str) -> tuple[Any, str]:
     """An option of Lightning's that has one value here, or null; advice: what does its work."""
-    return (None if value is None else Literal[value] | None), f"{{}} is not to be set here: {advice}"
+    return (None if value is None else Literal[value] | None), f"{{}} cannot be set: {advice}"
 
 
 _ELSEWHERE = {
-    "logger": _elsewhere(None, "loggers are the group logger, as logger=[csv,tensorboard]"),
-    "callbacks": _elsewhere(None, "callbacks are the group callbacks, as '+callbacks.mine={{_target_: NAME}}'"),
+    "logger": _elsewhere(None, "choose loggers with the group logger, as in logger=[csv,tensorboard]"),
+    "callbacks": _elsewhere(None, "add callbacks to the group callbacks, as in '+callbacks.mine={{_target_: NAME}}'"),
     "default_root_dir": _elsewhere(None, "all files go to the run's folder, hydra.run.dir"),
     "min_epochs": _elsewhere(None, "everything is counted in optimizer steps; use trainer.min_steps"),
-    "check_val_every_n_epoch": _elsewhere(None, "validation is every trainer.val_check_interval steps"),
+    "check_val_every_n_epoch": _elsewhere(None, "validation runs every trainer.val_check_interval steps"),
     "reload_dataloaders_every_n_epochs": _elsewhere(
-        0, "the images lie in memory, in an order that is a function of the step"
+        0, "the images stay in memory, and their order depends on the step alone"
     ),
-    "use_distributed_sampler": _elsewhere(False, "the order of the images shares them among the devices by itself"),
+    "use_distributed_sampler": _elsewhere(False, "noising itself divides the images among the devices"),
     "enable_checkpointing": _elsewhere(
-        True, "a run is tested from its checkpoint; checkpoint_every_n_steps says how often"
+        True, "the test at the end needs a checkpoint; set their interval with checkpoint_every_n_steps"
     ),
-    "limit_predict_batches": _elsewhere(None, "nothing is predicted; scripts/sample.py n=... draws samples"),
-    "barebones": _elsewhere(False, "it leaves out checkpoints and numbers, which a run is made of"),
+    "limit_predict_batches": _elsewhere(None, "training has no prediction; scripts/sample.py n=... draws samples"),
+    "barebones": _elsewhere(False, "it would leave out the checkpoints and numbers that every run needs"),
     "enable_autolog_hparams": _elsewhere(True, "the config is written to config.yaml and the loggers"),
     "model_registry": _elsewhere(
         None, "checkpoints go to the run's folder, and to W&B by logger.wandb.artifacts=[checkpoints]"

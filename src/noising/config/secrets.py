@@ -105,6 +105,6 @@ def require_no_secret(config: DictConfig) -> None:
             and masked(value, path) not in (value,)  # nan is not equal to itself
         ):
             raise ConfigError(
-                f"{path} is a secret, by its name or form, and would be in the run's files: set a variable of the "
-                f"environment, say MY_KEY, and write '{path}=${{oc.env:MY_KEY}}'"
+                f"{path} looks like a secret, and would be written to the run's files: set an environment variable, "
+                f"such as MY_KEY, and write '{path}=${{oc.env:MY_KEY}}'"
             )

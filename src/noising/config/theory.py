@@ -63,5 +63,5 @@ def build_sampler(config: DictConfig, timesteps: int, schedule: Schedule | None 
         chain = tried("grid", Chain, sampler.chain, schedule)
         begins = float(chain.steps.later.t[-1])
         if begins < LATE_ENOUGH:
-            log.warning("drawing begins at t = %.3g, though x_T is drawn for t = 1: another grid begins there", begins)
+            log.warning("sampling begins at t = %.3g, but x_T is drawn for t = 1: use a grid that begins at 1", begins)
     return sampler

@@ -103,7 +103,7 @@ class ImageData(LightningDataModule, ABC):
             self._check_ranges()
             if self.declared not in (None, (self.resolution, self.levels)):
                 found = f"resolution {self.resolution} and {self.levels} levels"
-                raise ValueError(f"{self.place}: declares (resolution, levels) = {self.declared}, and has {found}")
+                raise ValueError(f"{self.place}: declares (resolution, levels) = {self.declared}, but has {found}")
         if self.trainer is not None and stage in (None, "fit"):
             self.check_batch_size()
             self._order()  # the divisibility of the batch is checked by the order itself
@@ -114,10 +114,11 @@ class ImageData(LightningDataModule, ABC):
             if labels is not None and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
                 raise ValueError(
                     f"{self.place}: the {name} labels go from {int(labels.min())} to {int(labels.max())}, "
-                    f"where there are {self.classes} classes: they must be 0 to {self.classes - 1}"
+                    f"but there are {self.classes} classes: they must be 0 to {self.classes - 1}"
                 )
             if int(pixels.max()) >= self.levels:
-                raise ValueError(f"{self.place}: a {name} image has grey level {int(pixels.max())}, of {self.levels}")
+                top = int(pixels.max())
+                raise ValueError(f"{self.place}: a {name} image has grey level {top}, of {self.levels} levels")
 
     @cached_property
     def digest(self) -> str:

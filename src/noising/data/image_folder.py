@@ -117,7 +117,7 @@ class ImageFolder(ImageData):
             for name, number in classes.items():
                 if number not in there:
                     raise ValueError(
-                        f"data.skip_unreadable=true leaves no image of the class {self.root / name}: mend or remove it"
+                        f"data.skip_unreadable=true leaves no image of class {self.root / name}: repair or remove it"
                     )
             more = [f"and {self.skipped - _LOGGED} more"] if self.skipped > _LOGGED else []
             reasons = "\n  ".join(map(printable, [*self._refused[:_LOGGED], *more]))
@@ -159,7 +159,7 @@ class ImageFolder(ImageData):
             pixels = np.empty((len(paths), self.side, self.side, len(self.mode)), dtype=np.uint8)
         except (ValueError, MemoryError) as error:
             raise ValueError(
-                f"data.resolution={self.side}: {len(paths)} images of that size are more than the memory holds"
+                f"data.resolution={self.side}: {len(paths)} images of that size do not fit in memory: lower it"
             ) from error
 
         def fill(place: int) -> str | None:
@@ -167,7 +167,7 @@ class ImageFolder(ImageData):
                 pixels[place] = self._decode(self.root / paths[place])
             except ValueError as error:
                 if not self.skip_unreadable:
-                    remedy = "mend or remove it, or leave such images out with data.skip_unreadable=true"
+                    remedy = "repair or remove it, or leave such images out with data.skip_unreadable=true"
                     raise ValueError(f"{error}; {remedy}") from error
                 return str(error)
             return None
@@ -179,7 +179,7 @@ class ImageFolder(ImageData):
         if len(usable) < len(paths):
             self._refused += [why for why in refused if why is not None]
             if not usable:
-                raise ValueError(f"data.skip_unreadable=true leaves no image of a split: {self._refused[-1]}")
+                raise ValueError(f"data.skip_unreadable=true leaves a split without images: {self._refused[-1]}")
             pixels, paths = pixels[usable], [paths[place] for place in usable]
         labels = torch.tensor([classes[path.parts[0]] for path in paths]) if classes else None
         return Images(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
@@ -187,7 +187,7 @@ class ImageFolder(ImageData):
     def _decode(self, path: Path) -> NDArray[np.uint8]:
         """Read one image: (resolution, resolution, channels)."""
         if not path.is_file():  # opening a pipe would wait for whoever writes it
-            raise ValueError(f"data.root: cannot read {path}: it is no regular file")
+            raise ValueError(f"data.root: cannot read {path}: it is not a regular file")
         Image.init()  # all formats are known from here on
         try:
             with Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN]) as opened:
@@ -196,7 +196,7 @@ class ImageFolder(ImageData):
                     raise ValueError(f"{millions:.0f} million pixels are more than data.max_megapixels")
                 image = _eight_bits(opened).convert(self.mode)
         except UnidentifiedImageError as error:
-            raise ValueError(f"data.root: cannot read {path}: it is no image of {', '.join(FORMATS)}") from error
+            raise ValueError(f"data.root: cannot read {path}: it is not an image ({', '.join(FORMATS)})") from error
         except Exception as error:  # Pillow's readers raise nearly anything on a broken file
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"data.root: cannot read {path}: {reason}") from error
@@ -217,7 +217,7 @@ def _eight_bits(opened: ImageFile.ImageFile) -> Image.Image:
     image = ImageOps.exif_transpose(opened)
     tags = opened.tag_v2 if isinstance(opened, TiffImageFile) else {}
     if 2 in tags.get(SAMPLEFORMAT, ()):
-        raise ValueError("signed grey has no known range: save it with 8 or 16 bits without a sign")
+        raise ValueError("signed grey has no known range: save it with 8 or 16 unsigned bits")
     if image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM")):
         # Not by Pillow's convert, which in many versions clips everything above 255 to white.
         deep, most = np.asarray(image).astype(np.int64), 4095 if coding == "I;12" else 65535

@@ -48,7 +48,7 @@ class StepOrder(IterableDataset[BatchSlice]):
         if self.batch_size % shares:
             raise ValueError(
                 f"data.batch_size={self.batch_size} must be a multiple of {shares}"
-                f" ({self.world} devices x {self.accumulate} accumulation steps): change it or them"
+                f" ({self.world} devices x {self.accumulate} accumulation steps): change one of them"
             )
 
     def __iter__(self) -> Iterator[BatchSlice]:

@@ -91,7 +91,7 @@ class TorchDataset(ImageData):
         read["train"] = _chosen(pixels, labels, np.sort(rest)) if missing else (pixels, labels)
         for name, (found, _) in read.items():
             if not len(found):
-                raise ValueError(f"{self.place}: no image is left for {name} of the {len(pixels)}: give more images")
+                raise ValueError(f"{self.place}: none of the {len(pixels)} images is left for {name}: give more images")
         images = self._images(read)
         classes = self._number_of_classes(images)
         return Splits(images["train"], images["val"], images["test"], levels=self._grey_levels, classes=classes)
@@ -101,7 +101,7 @@ class TorchDataset(ImageData):
         place = self.place if split == "train" else f"data.{split}"
         indexed = hasattr(items, "__len__") and hasattr(items, "__getitem__")
         if items is None or isinstance(items, IterableDataset) or not indexed:
-            raise ValueError(f"{place}: {type(items).__name__} has no items by index (__len__ and __getitem__)")
+            raise ValueError(f"{place}: {type(items).__name__} has no items by index: it needs __len__ and __getitem__")
         with _reading(place):
             count = len(items)
         if not count:
@@ -113,15 +113,17 @@ class TorchDataset(ImageData):
                 pixels.append(image)
                 labels.append(label)
                 if image.shape != pixels[0].shape:
-                    raise ValueError(f"is of shape {tuple(image.shape)}, the first of {tuple(pixels[0].shape)}")
+                    raise ValueError(f"has shape {tuple(image.shape)}, but the first has {tuple(pixels[0].shape)}")
                 if (label is None) != (labels[0] is None):
                     raise ValueError(
-                        "has a label, the first has none" if labels[0] is None else "has no label, the first has one"
+                        "has a label, but the first has none"
+                        if labels[0] is None
+                        else "has no label, but the first has one"
                     )
         with _reading(f"{place}: item 0, a second time"):
             again, _ = self._item(items, 0)
         if not _same(pixels[0], again):
-            log.warning("%s: it draws its images at random: each is read a single time; for flips use data.flip", place)
+            log.warning("%s: its images are random, but each is read only one time; for flips use data.flip", place)
         if labels[0] is None:
             return torch.stack(pixels), None
         return torch.stack(pixels), torch.tensor(labels, dtype=torch.int64)
@@ -135,10 +137,10 @@ class TorchDataset(ImageData):
         """The splits as grey levels."""
         floats = [pixels for pixels, _ in read.values() if pixels.is_floating_point()]
         if floats and len(floats) < len(read):
-            raise ValueError(f"{self.place}: some splits are of floats and some of uint8: give all the same")
+            raise ValueError(f"{self.place}: some splits hold floats and some uint8: use one type for all")
         if len({tuple(pixels.shape[1:]) for pixels, _ in read.values()}) > 1:
             shapes = ", ".join(f"{name} {tuple(pixels.shape[1:])}" for name, (pixels, _) in read.items())
-            raise ValueError(f"{self.place}: the splits are of different shapes: {shapes}")
+            raise ValueError(f"{self.place}: the splits have different shapes: {shapes}")
         leasts = {name: float(pixels.min()) for name, (pixels, _) in read.items() if floats}
         least, most = min(leasts.values(), default=0.0), max((float(pixels.max()) for pixels in floats), default=1.0)
         lowest = -1.0 if least < -1e-3 else 0.0  # a filter that resizes overshoots by rounding
@@ -148,7 +150,7 @@ class TorchDataset(ImageData):
             )
         if lowest and (bright := [name for name, low in leasts.items() if low > -1e-3]):
             names = " and ".join(bright)
-            log.warning("%s: all is read as [-1, 1], though no pixel of %s is negative", self.place, names)
+            log.warning("%s: all images are read as [-1, 1], although no pixel of %s is negative", self.place, names)
         top = self._grey_levels - 1
 
         def grey(pixels: Tensor) -> Tensor:
@@ -163,7 +165,7 @@ class TorchDataset(ImageData):
         known = [one for one in labels if one is not None]
         if not known:
             if self._classes:
-                raise ValueError(f"{self.place}: its items have no label, where data.classes={self._classes}")
+                raise ValueError(f"{self.place}: its items have no label, but data.classes={self._classes}")
             return 0
         if len(known) < len(labels):
             raise ValueError(f"{self.place}: some splits have labels and some have none")
@@ -212,7 +214,7 @@ def _pixels(image: Any) -> Tensor:
         raise ValueError(f"is {type(image).__name__}, not a PIL image, an array or a tensor")
     tensor = tensor[None] if tensor.ndim == 2 else tensor
     if tensor.ndim != 3 or tensor.shape[1] != tensor.shape[2] or not tensor.numel():
-        raise ValueError(f"is of shape {tuple(image.shape)}: a square {form} or (H, W) is expected")
+        raise ValueError(f"has shape {tuple(image.shape)}: a square {form} or (H, W) is expected")
     if tensor.is_floating_point():
         if not tensor.isfinite().all():
             raise ValueError("holds numbers that are not finite")
@@ -220,14 +222,14 @@ def _pixels(image: Any) -> Tensor:
     if tensor.dtype == torch.bool:
         return tensor.to(torch.float32)
     if tensor.dtype != torch.uint8:
-        raise ValueError(f"is of {str(tensor.dtype).removeprefix('torch.')}: give uint8, or floats in [0, 1]")
+        raise ValueError(f"has type {str(tensor.dtype).removeprefix('torch.')}: give uint8, or floats in [0, 1]")
     return tensor.contiguous()
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray[Any, Any]:
     """A PIL image as grey levels (H, W) or colours (H, W, 3) of 8 bits, what is clear laid on white."""
     if image.mode.startswith("I") or image.mode == "F":  # Pillow would clip them
-        raise ValueError(f"is of Pillow's mode {image.mode}: give 8 bits a channel")
+        raise ValueError(f"has Pillow's mode {image.mode}: give 8 bits per channel")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

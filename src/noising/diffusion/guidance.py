@@ -54,7 +54,7 @@ class Guided(Denoiser):
         times = torch.linspace(0.001, 1, 64, dtype=torch.float64)
         a, b = (schedule(times) for schedule in (denoiser.schedule, guide.schedule))
         same = torch.allclose(a.alpha, b.alpha) and torch.allclose(a.sigma, b.sigma)
-        require(same, "the guide was trained on another schedule: it must be that of the model it guides")
+        require(same, "the guide has another schedule: it must be the same as that of the guided model")
         super().__init__(
             denoiser.model, denoiser.schedule, denoiser.parameterization, denoiser.variance, denoiser.noise_label
         )

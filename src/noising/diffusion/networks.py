@@ -59,8 +59,8 @@ def output_of(output: Tensor | object) -> Tensor:
     first = next(iter(output), None) if type(output) in (tuple, list) else getattr(output, "sample", None)  # type: ignore[call-overload]
     if not isinstance(first, Tensor):
         raise ValueError(
-            f"it gives {_kind(output)}, where a tensor (B, C, H, W), a tuple that begins with it, or an object whose "
-            ".sample it is, is expected"
+            f"it returns {_kind(output)}: expected a tensor (B, C, H, W), a tuple that begins with such a tensor, "
+            "or an object that has it as .sample"
         )
     return first
 
@@ -105,9 +105,9 @@ def require_fitting(
     with evaluation_mode(network):
         output = output_of(network(x, noise_label, class_label=class_label, **more))
     expected, found = (len(x), out_channels, resolution, resolution), tuple(output.shape)
-    require(found == expected, f"for x of shape {tuple(x.shape)} it gives {found}, where {expected} is expected")
-    require(output.is_floating_point(), f"it gives {str(output.dtype).removeprefix('torch.')}, not floats")
-    require(output.requires_grad, "nothing of it can be trained: what it gives has no gradient")
+    require(found == expected, f"for x of shape {tuple(x.shape)} it returns {found}, but {expected} is expected")
+    require(output.is_floating_point(), f"it returns {str(output.dtype).removeprefix('torch.')}, not floats")
+    require(output.requires_grad, "it cannot be trained: its output has no gradient")
 
 
 def _kind(output: object) -> str:

@@ -68,11 +68,11 @@ def require_losses(
     if augmentation_labels:
         condition["augmentation"] = torch.zeros(2, augmentation_labels)
     terms = objective(denoiser, x, t, torch.ones_like(x), **condition)
-    require(isinstance(terms, Mapping), f"gives a {type(terms).__name__}, where a dict with 'loss' is expected")
-    require("loss" in terms, f"gives {', '.join(map(repr, terms)) or 'nothing'}, where 'loss' is expected")
+    require(isinstance(terms, Mapping), f"returns a {type(terms).__name__}, but a dict with 'loss' is expected")
+    require("loss" in terms, f"returns {', '.join(map(repr, terms)) or 'nothing'}, but 'loss' is expected")
     found = tuple(getattr(terms["loss"], "shape", ("no tensor",)))
-    require(found == (2,), f"gives a loss of shape {found} for two images, where (2,) is expected: one of each image")
-    require(terms["loss"].requires_grad, "gives a loss without a gradient")
+    require(found == (2,), f"returns a loss of shape {found} for two images, but (2,) is expected: one per image")
+    require(terms["loss"].requires_grad, "returns a loss without a gradient")
 
 
 class WeightedLoss(Objective, ABC):

@@ -49,55 +49,55 @@ def conflicts(recipe: Recipe) -> Iterator[str]:
         where = f"at t = 1, where {_name(schedule)} leaves no signal (zero terminal SNR)"
         if not recipe.parameterization.gain(end).all():
             yield (
-                f"parameterization: {_name(recipe.parameterization)} says nothing of the clean image {where}; "
+                f"parameterization: {_name(recipe.parameterization)} does not determine the clean image {where}; "
                 "use velocity, flow, clean_image or karras"
             )
         if not recipe.noise_label(end).isfinite().all():
             yield f"noise_label: {_name(recipe.noise_label)} is infinite {where}; use scaled_time or scaled_log_snr"
     if any(parameter.requires_grad for parameter in schedule.parameters()) and not objective.trains_schedule:
         yield (
-            f"schedule: {_name(schedule)} is learned, and objective {_name(objective)} is no measure of a schedule: it "
-            "would make the task easy, not the model good; use objective=continuous_bound or a fixed schedule"
+            f"schedule: {_name(schedule)} is learned, but objective {_name(objective)} cannot train it: it would make "
+            "the task easy, not the model good; use objective=continuous_bound or a fixed schedule"
         )
     if variance.outputs > 1 and not objective.trains_variance:
         yield (
-            f"variance: {_name(variance)} is learned, and objective {_name(objective)} never trains it; "
+            f"variance: {_name(variance)} is learned, but objective {_name(objective)} never trains it; "
             "use objective=hybrid or variational_bound, or a fixed variance"
         )
     if variance.fitted and objective.trains_variance:
         yield (
-            f"variance: {_name(variance)} is fitted to a trained network, and objective {_name(objective)} needs a "
-            "variance while it trains; use variance=learned_range or fixed_small"
+            f"variance: {_name(variance)} is fitted to a trained network, but objective {_name(objective)} needs a "
+            "variance during training; use variance=learned_range or fixed_small"
         )
     if objective.trains_only_variance and variance.outputs == 1:
         yield (
-            f"objective: {_name(objective)} adds a bound that trains the variance alone, and variance "
+            f"objective: {_name(objective)} adds a bound that trains only the variance, but variance "
             f"{_name(variance)} has nothing to train; use objective=regression or variance=learned_range"
         )
     inside = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
     density = recipe.times.density(inside, schedule)
     if not density.isfinite().all():
         yield (
-            f"times: {_name(recipe.times)} draws no time that {_name(schedule)} has: its levels lie elsewhere, so that "
-            "the density is not finite; change the options of times"
+            f"times: {_name(recipe.times)} draws levels that {_name(schedule)} does not have, so that the density of "
+            "its times is not finite; change the options of times"
         )
         return
     if objective.over_uniform_times and not torch.allclose(density, torch.ones_like(density)):
         yield (
-            f"times: {_name(recipe.times)} weighs the levels anew, and objective {_name(objective)} is a bound over "
-            "uniform times only; use times=low_discrepancy, grid or loss_aware"
+            f"times: {_name(recipe.times)} changes the weights of the levels, but objective {_name(objective)} is a "
+            "bound over uniform times only; use times=low_discrepancy, grid or loss_aware"
         )
     level = schedule(inside)
     try:
         with config_errors("weighting"):
             weight = objective.weight(schedule, level, recipe.parameterization.gain(level)).detach()
     except TypeError as error:
-        yield f"weighting: it is called with (level, gain), and says: {error}"
+        yield f"weighting: the call with (level, gain) failed: {error}"
         return
     # nan at every level: not a weighted squared error at all
     if not weight.isnan().all() and not (weight.isfinite() & (weight >= 0)).all():
         worst = float(weight[~(weight.isfinite() & (weight >= 0))][0])
-        yield f"weighting: weighs some level by {worst:g}; a weight must be finite and not negative"
+        yield f"weighting: some level has the weight {worst:g}; a weight must be finite and not negative"
 
 
 def rising(schedule: Schedule) -> str | None:
@@ -123,7 +123,7 @@ def _malformed(recipe: Recipe) -> str | None:
         return f"schedule: λ(t) of {_name(schedule)} cannot be computed or differentiated: {how} ({error})"
     if log_snr.shape != t.shape or log_snr.dtype != t.dtype:
         return (
-            f"schedule: for t of shape {tuple(t.shape)} {_name(schedule)} gives λ of shape {tuple(log_snr.shape)} in "
+            f"schedule: for t of shape {tuple(t.shape)} {_name(schedule)} returns λ of shape {tuple(log_snr.shape)} in "
             f"{str(log_snr.dtype).removeprefix('torch.')}: {how}"
         )
     if not log_snr.isfinite().all() or float(log_snr.abs().max()) > _MAX_LOG_SNR:
@@ -137,7 +137,7 @@ def _malformed(recipe: Recipe) -> str | None:
         where = float(level.log_snr.flatten()[int(singular.nonzero()[0])])
         return (
             f"parameterization: near λ = {where:.1f} {_name(parameterization)} mixes x and ε as x_t does, so that its "
-            "output says nothing of x̂: a σ − b α must keep one sign, or the schedule stop before"
+            "output does not determine x̂: a σ − b α must keep one sign, or the schedule must end before this λ"
         )
     return None
 

@@ -281,7 +281,7 @@ class ZeroTerminalSNR(Schedule):
         """Raises ValueError for a variance-exploding schedule, which would need infinite noise."""
         super().__init__(schedule.geometry)
         finite = math.isfinite(schedule.geometry.prior_std(torch.tensor(-math.inf, dtype=torch.float64)))
-        require(finite, "a variance-exploding schedule cannot end without signal: wrap one of another geometry")
+        require(finite, "a variance-exploding schedule cannot end without signal: wrap a schedule of another geometry")
         self.schedule = schedule
 
     def log_snr(self, t: Tensor) -> Tensor:

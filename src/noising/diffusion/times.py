@@ -192,7 +192,7 @@ class LossAware(TimeSampler):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Raises ValueError for a history of another shape."""
         theirs, ours = tuple(state["losses"].shape), self._losses.shape
-        require(theirs == ours, f"the checkpoint's loss history has shape {theirs}, these times have {ours}")
+        require(theirs == ours, f"the checkpoint's loss history has shape {theirs}, but these times have {ours}")
         self._losses, self._seen = state["losses"].numpy().copy(), state["seen"].numpy().copy()
 
 

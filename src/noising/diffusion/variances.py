@@ -109,7 +109,8 @@ class DenoisingError(nn.Module):
         """Raises ValueError for what is not two lines of equally many numbers."""
         knots = [state.get(name) for name in ("log_snr", "log_error")] if isinstance(state, dict) else []
         lines = [line for line in knots if isinstance(line, Tensor) and line.ndim == 1 and line.is_floating_point()]
-        require(len({line.shape for line in lines}) == 1 and len(lines) == 2, "no error by log SNR is stored there")
+        usable = len(lines) == 2 and lines[0].shape == lines[1].shape
+        require(usable, "the checkpoint stores no error by log SNR")
         self.log_snr, self.log_error = lines
 
 

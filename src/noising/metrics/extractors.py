@@ -54,7 +54,7 @@ def extract(extractor: FeatureExtractor, batches: Iterable[Tensor]) -> Tensor:
 def three_channels(pixels: Tensor) -> Tensor:
     """Images (B, 3, H, W) from grey or colour ones (B, 1 or 3, H, W). Raises ValueError for other channels."""
     if pixels.shape[1] not in (1, 3):
-        raise ValueError(f"the extractor sees images of one channel or three, not of {pixels.shape[1]}")
+        raise ValueError(f"the extractor takes images of one channel or three, not of {pixels.shape[1]}")
     return pixels.expand(-1, 3, -1, -1)
 
 
@@ -114,7 +114,7 @@ def _downloaded() -> Any:
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"the Inception weights cannot be downloaded ({error}): give metrics.inception_weights=PATH, a local copy "
-            f"of torch-fidelity's {URL_INCEPTION_V3.rpartition('/')[2]}; or use metrics=fd, which needs none"
+            f"of torch-fidelity's {URL_INCEPTION_V3.rpartition('/')[2]}; or use metrics=fd, which needs no weights"
         ) from error
 
 
@@ -124,7 +124,7 @@ def _read(path: str) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the type depends on the damage
-        raise ValueError(f"inception_weights={path}: damaged, or not a file of weights alone") from error
+        raise ValueError(f"inception_weights={path}: the file is damaged, or holds more than weights") from error
 
 
 SIDE = 224  # of the images that DINOv2 is given
@@ -150,7 +150,7 @@ class DINOv2(FeatureExtractor):
         super().__init__()
         for name, path in (("dinov2_repo", repo), ("dinov2_weights", weights)):
             if path is not None and not Path(path).exists():
-                raise ValueError(f"{name}={path}: there is nothing there")
+                raise ValueError(f"{name}={path}: there is no such path")
         place, source = (repo, "local") if repo else ("facebookresearch/dinov2", "github")
         try:
             network: Any = torch.hub.load(  # type: ignore[no-untyped-call]
@@ -158,7 +158,7 @@ class DINOv2(FeatureExtractor):
             )
         except Exception as error:  # urllib, torch.hub and the repository's code raise errors of any type
             raise ValueError(
-                f"DINOv2 cannot be had ({' '.join(str(error).split())}): give metrics.dinov2_repo=PATH, a clone of "
+                f"DINOv2 cannot be loaded ({' '.join(str(error).split())}): give metrics.dinov2_repo=PATH, a clone of "
                 "facebookresearch/dinov2, and metrics.dinov2_weights=PATH, its dinov2_vitl14_pretrain.pth"
             ) from error
         if weights is not None:

@@ -56,9 +56,9 @@ def sample_quality(
         raise ConfigError(f"metrics: expected a QualityMetric or a torchmetrics.Metric, got {name}")
     for name in quality.declared:
         if name in taken:
-            raise ConfigError(f"metrics: {name} is the name of another number: declare another, or rename the class")
+            raise ConfigError(f"metrics: another number is named {name}: declare another name, or rename the class")
         if not re.fullmatch(r"[\w.-]+", name):
-            raise ConfigError(f"metrics: {name!r} is no name of a number: letters, digits and _ . - make one")
+            raise ConfigError(f"metrics: {name!r} cannot name a number: use letters, digits and _ . - only")
     return quality
 
 
@@ -218,13 +218,13 @@ class FeatureQuality(SampleQuality):
         there = len(getattr(self.data, metric.split).pixels)
         if there < images:
             raise UnmeasurableError(
-                f"metrics.split={metric.split}: {name} has {there} of these images, and {needs}: measure with more "
+                f"metrics.split={metric.split}: {name} has {there} of these images, but {needs}: measure with more "
                 "images, or use metrics=null for none"
             )
         if self.count < least:
             raise UnmeasurableError(
-                f"metrics.n is as many as there are test images of {name} by default, {self.count}, and {needs} "
-                f"samples: set metrics.n={least} or more"
+                f"metrics.n is the number of test images of {name} by default, {self.count}, but {needs} samples: set "
+                f"metrics.n={least} or more"
             )
 
     def _use_statistics(self, path: str) -> None:
@@ -232,14 +232,14 @@ class FeatureQuality(SampleQuality):
         self._statistics, card = read_statistics(path)
         extractor, dims = self.references.extractor, self._statistics.dims
         if dims != extractor.dims:
-            raise ValueError(f"statistics of {dims} features, where {extractor.name} has {extractor.dims}")
+            raise ValueError(f"statistics of {dims} features, but {extractor.name} has {extractor.dims}")
         if self._statistics.count <= dims:
-            raise ValueError(f"statistics of {self._statistics.count} images, and {dims} features need {dims + 1}")
+            raise ValueError(f"statistics of {self._statistics.count} images, but {dims} features need {dims + 1}")
         for name, own in (("resolution", self.data.resolution), ("channels", self.data.channels)):
             if card.get(name, own) != own:
-                raise ValueError(f"{name} {card[name]}, where {self.data.name} has {own}")
+                raise ValueError(f"{name} {card[name]}, but {self.data.name} has {own}")
         if card.get("extractor_sha256", self.references.digest) != self.references.digest:
-            raise ValueError(f"of another extractor: {card.get('extractor')} with other weights")
+            raise ValueError(f"statistics of another extractor: {card.get('extractor')} with other weights")
         facts = {"extractor": self.real.card["extractor"], "images": self._statistics.count, "file": path}
         self._reference_card = facts | card
 

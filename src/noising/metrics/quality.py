@@ -41,7 +41,7 @@ class ImageMetric:
         _check(self.split, n=self.n)
         if getattr(self.metric, "normalize", False):
             raise ValueError(
-                "normalize=true expects images in [0, 1], and samples are measured in 8 bits: leave it false"
+                "normalize=true expects images in [0, 1], but samples are measured in 8 bits: leave it false"
             )
 
 
@@ -121,7 +121,7 @@ class ClassifierDistance(QualityMetric):
 
     @property
     def declared(self) -> dict[str, Declaration]:
-        return {**super().declared, "class_accuracy": Declaration("part that shows the class asked for", "", "higher")}
+        return {**super().declared, "class_accuracy": Declaration("fraction of the requested class", "", "higher")}
 
     def dims(self, data: ImageData) -> int | None:
         require_classes(data)

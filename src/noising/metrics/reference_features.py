@@ -68,7 +68,7 @@ class ReferenceFeatures:
         there = len(pixels)
         if count is not None and count > there:
             raise ConfigError(
-                f"metrics: {count} images are more than the {there} {split} images of {self.data.name}: lower it"
+                f"metrics: {count} images are more than the {there} {split} images of {self.data.name}: use fewer"
             )
         chosen = torch.arange(count or there) * there // (count or there)
         pixels = pixels[chosen]
@@ -150,7 +150,7 @@ def cached(name: str, write: Callable[[IO[bytes]], None], read: Callable[[Path |
         return read(file)
     except OSError as error:  # of a folder that cannot be written before the work of `write`, of a full disk after it
         why = error.strerror or error
-        log.warning("%s cannot be written (%s): computed for this run alone; NOISING_CACHE=FOLDER stores it", file, why)
+        log.warning("%s cannot be written (%s): the next run computes it again; set NOISING_CACHE=FOLDER", file, why)
         with suppress(OSError):
             mine.unlink(missing_ok=True)
     held = io.BytesIO()

@@ -23,11 +23,11 @@ from torch import Tensor
 from noising.runs.declarations import Declaration
 
 SCORES = {
-    "precision": Declaration("precision: part that looks real", "", "higher", shown=False),
-    "recall": Declaration("recall: part of the real that is covered", "", "higher", shown=False),
+    "precision": Declaration("precision: fraction that looks real", "", "higher", shown=False),
+    "recall": Declaration("recall: fraction of real images covered", "", "higher", shown=False),
     "density": Declaration("density", "", "higher", shown=False),
     "coverage": Declaration("coverage", "", "higher", shown=False),
-    "memorized": Declaration("part nearer to a training image than training images are", shown=False),
+    "memorized": Declaration("fraction nearer to a training image than other training images", shown=False),
 }
 """Declarations of the scores from nearest neighbours."""
 

@@ -117,11 +117,11 @@ def read_statistics(path: str | Path, count: int | None = None) -> StatisticsFil
         raise ValueError(f"{path} has no {', '.join(sorted(missing))}: it does not hold statistics")
     given = int(fields["count"]) if "count" in fields else count
     if count is not None and given != count:
-        raise ValueError(f"{path} says itself that it is of {given} images, not of count={count}")
+        raise ValueError(f"{path} is from {given} images, as the file says, not from count={count}")
     if given is None:
         raise ValueError(
-            f"{path} does not say of how many images it is: noising reference {shell_word('from', path)} count=50000 "
-            "to=NEW.npz does"
+            f"{path} does not store its number of images: write a file that does with noising reference "
+            f"{shell_word('from', path)} count=50000 to=NEW.npz"
         )
     mean, covariance = (torch.from_numpy(np.asarray(fields[name], np.float64)) for name in ("mu", "sigma"))
     card = json.loads(str(fields["card"])) if "card" in fields else {}
@@ -157,4 +157,4 @@ def write_statistics(
     elif suffix == ".pt":
         torch.save({"mu": mean.astype(np.float32), "sigma": covariance}, file)  # torch-fidelity's means are float32
     else:
-        raise ValueError(f"statistics are written to .npz or .pt files, not to {suffix or 'one without an ending'}")
+        raise ValueError(f"statistics are written to .npz or .pt files, not to {suffix or 'a file without a suffix'}")

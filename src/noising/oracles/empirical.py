@@ -37,4 +37,4 @@ class Empirical(Oracle):
 
     def error(self, level: NoiseLevel) -> Tensor:
         """Raise NotImplementedError: the error has no closed form; `Denoiser.fit_variance` measures it."""
-        raise NotImplementedError("the error of an empirical distribution's denoiser is to be measured")
+        raise NotImplementedError("the error of an empirical distribution's denoiser has no closed form: measure it")

@@ -59,5 +59,5 @@ def oracle_denoiser(
 ) -> Denoiser:
     """The optimal denoiser with this schedule and parameterization. Raises ValueError for a learned variance."""
     if variance.outputs != 1:
-        raise ValueError("an oracle says the clean image, and no learned variance: give it a fixed or the optimal one")
+        raise ValueError("an oracle predicts no learned variance: give it a fixed or the optimal one")
     return Denoiser(OracleModel(oracle, schedule, parameterization), schedule, parameterization, variance, LogSNR())

@@ -47,7 +47,7 @@ def learning_curves(path: Path, rows: Sequence[Row], baselines: Mapping[str, flo
         steps, values = curve(panel.name)
         axes.plot(steps, values, marker="o", color="tab:blue", label="samples, EMA weights")
         if panel.baseline is not None:
-            axes.axhline(panel.baseline, color="0.4", linestyle="--", label="real test images, at the end's count")
+            axes.axhline(panel.baseline, color="0.4", linestyle="--", label="real test images, as many as at the end")
         axes.set(xlabel="optimizer step", ylabel=panel.declaration.label)
         if panel.declaration.better == "lower" and min(values) > 0:
             axes.set_yscale("log")

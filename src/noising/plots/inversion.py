@@ -24,7 +24,7 @@ def interpolation_rows(file: Path, images: Tensor, names: Sequence[str], title: 
     fractions = ["first end", *(f"{i}/{columns - 1}" for i in range(1, columns - 1)), "other end"]
     axes.set_xticks(tile_centres(columns, images), fractions, fontsize=8)
     axes.set_yticks(tile_centres(pairs, images), names, fontsize=9)
-    axes.set_xlabel("how far along the arc between the two latents")
+    axes.set_xlabel("position on the arc between the two latents")
     save_figure(figure, file)
 
 
@@ -59,7 +59,7 @@ def reconstruction_error(file: Path, steps: Sequence[int], rmse: Tensor, grey_le
     first_order = [of_all[middle] * steps[middle] / count for count in steps]
     axes.plot(steps, first_order, "--", color="tab:orange", label="first order: ∝ 1/steps")
     axes.axhline(grey_level, color="0.4", linestyle=":", label="one grey level of the data")
-    axes.set(xscale="log", yscale="log", xlabel="steps of DDIM, as many each way")
+    axes.set(xscale="log", yscale="log", xlabel="DDIM steps in each direction")
     axes.set_ylabel("RMSE of the reconstruction  [8-bit grey levels]")
     axes.set_xticks(steps, [str(count) for count in steps])
     axes.minorticks_off()

@@ -104,7 +104,7 @@ def bound_by_step(path: Path, bins: Sequence[StepBin], title: str, memorized: fl
         axes.stairs(bits, edges, baseline=None, linewidth=1.8, color=COLOURS[split], label=f"$L_t$, {split}")
         _band(axes, edges, bits, _column(rows, "stderr"), split)
     scale = "log" if any(row.bits > 0 for row in bins) else "linear"  # a chain of one step has no L_t
-    axes.set(xscale="log", yscale=scale, xlabel="step t (1 is next to clean)", ylabel="$L_t$  [bits/dim per step]")
+    axes.set(xscale="log", yscale=scale, xlabel="step t (t = 1: least noise)", ylabel="$L_t$  [bits/dim per step]")
     if scale == "log":
         axes.set_ylim(bottom=least)
     axes.set_title(title, fontsize=11)
@@ -118,7 +118,7 @@ def bound_by_step(path: Path, bins: Sequence[StepBin], title: str, memorized: fl
     cumulative.axhline(memorized, color="tab:orange", linestyle=":", linewidth=1.2)
     place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": "right"}
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1}
-    words = f"the training set, memorized: {memorized:.3f}"
+    words = f"memorizing the training set: {memorized:.3f}"
     cumulative.annotate(words, (1, memorized), (-4, 3), **place, fontsize=8, color="tab:orange", bbox=box)
     cumulative.set_ylim(bottom=0)
     save_figure(figure, path)
@@ -164,8 +164,8 @@ def rate_distortion(path: Path, bins: Sequence[StepBin], title: str) -> None:
             other = by_step.twinx()
             other.plot(middle, rate, linewidth=1.6, linestyle="--", color="tab:orange")
             other.set_ylabel(f"rate, {split} (dashed)  [bits/dim]", color="tab:orange")
-    by_rate.set(xlabel="rate: bits sent, from noise on  [bits/dim]", ylabel="distortion: RMSE of $\\hat x$  [of 255]")
-    by_step.set(xscale="log", xlabel="step t (1 is next to clean)", ylabel="distortion: RMSE of $\\hat x$  [of 255]")
+    by_rate.set(xlabel="rate: bits sent from t = T on  [bits/dim]", ylabel="distortion: RMSE of $\\hat x$  [of 255]")
+    by_step.set(xscale="log", xlabel="step t (t = 1: least noise)", ylabel="distortion: RMSE of $\\hat x$  [of 255]")
     by_rate.set_title(title, fontsize=11)
     for axes in (by_rate, by_step):
         axes.grid(alpha=0.3)
@@ -181,8 +181,8 @@ def _draw_gap(axes: Axes, test: Sequence[StepBin], train: Sequence[StepBin]) -> 
     axes.plot(levels, gap, color="tab:purple", linewidth=1.8)
     axes.fill_between(levels, gap - 2 * error, gap + 2 * error, color="tab:purple", alpha=0.15)
     axes.axhline(0, color="0.4", linewidth=0.8)
-    axes.set_ylabel("test less train, summed from noise on  [bits/dim]")
-    axes.set_title("Where training images cost less (± 2 standard errors)", fontsize=11)
+    axes.set_ylabel("test minus train, summed from t = T on  [bits/dim]")
+    axes.set_title("Where training images need fewer bits (± 2 standard errors)", fontsize=11)
 
 
 def _sent(rows: Sequence[StepBin]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ def path_strip(file: Path, path: Tensor, times: Sequence[float], log_snrs: Seque
     rows = min(_ROWS, path.shape[2])
     figure = Figure(figsize=(1.0 + 1.1 * len(chosen), 0.8 + 2.2 * rows), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
-    for axes, which, name in ((upper, 0, "$x_t$"), (lower, 1, "$\\hat x$, as that\nstep saw it")):
+    for axes, which, name in ((upper, 0, "$x_t$"), (lower, 1, "$\\hat x$ predicted\nby that step")):
         show_tiles(axes, path[chosen, which, :rows].transpose(0, 1))
         axes.set_yticks([])
         axes.set_ylabel(name, fontsize=13)
@@ -35,7 +35,7 @@ def neighbour_rows(file: Path, samples: Tensor, neighbours: Tensor, indices: Ten
 
     indices: the samples' numbers (rows,); nearness: distance to the nearest over that one's to its own nearest.
     """
-    title = "the samples most like a training image\n(below 1: nearer to it than any other training image is)"
+    title = "the samples most like a training image\n(ratio below 1: nearer to it than any other training image)"
     figure, axes = tiled(torch.cat([samples[:, None], neighbours], dim=1), title)
     columns = 1 + neighbours.shape[1]
     words = ["sample", "nearest", *(f"{place}." for place in range(2, columns))]

@@ -62,7 +62,7 @@ def draw(path: Path, table: list[Row], declared: Declarations) -> None:
             axes.errorbar(places, values, errors, marker="o", markersize=4, capsize=2, label=label or None)
         if (baseline := table[0].get(f"{key}_baseline")) is not None:
             axes.axhline(baseline, color="0.4", linestyle="--", linewidth=1.2, label="real test images")
-        axes.set(xlabel="network evaluations an image" if axis == _EVALUATIONS else axis, ylabel=one.label)
+        axes.set(xlabel="network evaluations per image" if axis == _EVALUATIONS else axis, ylabel=one.label)
         logarithmic = axis == _EVALUATIONS and one.better != "higher"
         axes.set(xscale="log" if axis == _EVALUATIONS else "linear", yscale="log" if logarithmic else "linear")
         if not logarithmic:

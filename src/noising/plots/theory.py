@@ -48,7 +48,7 @@ def recipe_curves(path: Path, recipe: Recipe, timesteps: int) -> None:
 
     curves = loss_curves(recipe, len(t))
     for values, style, label in ((curves.weight, "-", "w(λ)"), (curves.density, "--", "p(λ)")):
-        weights.plot(curves.log_snr.cpu(), (values / values.max()).cpu(), style, label=f"{label}, of its largest")
+        weights.plot(curves.log_snr.cpu(), (values / values.max()).cpu(), style, label=f"{label} / maximum")
     name = f"{type(recipe.objective).__name__} at {type(recipe.times).__name__} times"
     weights.set(xlabel="λ  [nats]", ylabel="weight on ‖ε − ε̂‖², density", title=name)
     weights.legend()
@@ -63,7 +63,7 @@ def recipe_curves(path: Path, recipe: Recipe, timesteps: int) -> None:
         positive |= bool((steps > 0).any())
         bound.plot(torch.arange(2, timesteps + 1), steps, style, label=type(variance).__name__)
     bound.set(xscale="log", yscale="log" if positive else "linear")  # a faulty schedule has a picture too
-    bound.set(xlabel="step t (1 is next to clean)", ylabel="$L_t$  [bits/dim per step]")
+    bound.set(xlabel="step t (t = 1: least noise)", ylabel="$L_t$  [bits/dim per step]")
     bound.set_title(f"bound of N(0, {STD}²), optimal denoiser")
     bound.legend()
     for axes in figure.axes:
@@ -87,7 +87,7 @@ def weighting_curves(
         axes.set(xlabel="λ = log α²/σ²  [nats]", yscale="log", xlim=(-12.0, 12.0), ylim=(1e-3, 1e3))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    left.set_ylabel("w(λ), weight on ‖ε − ε̂‖² times p(λ), relative to λ = 0")
+    left.set_ylabel("w(λ): weight on ‖ε − ε̂‖² times p(λ), relative to λ = 0")
     save_figure(figure, path, dpi=120)
 
 

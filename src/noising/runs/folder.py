@@ -106,7 +106,7 @@ class Run:
         try:
             return self.summary
         except ConfigError as error:  # damaged in the course of the run
-            log.warning("%s; the work goes on without what was in it", error)
+            log.warning("%s; the run goes on, and the numbers in that file are lost", error)
             return {"status": "running"}
 
     @property
@@ -141,7 +141,7 @@ class Run:
     def config(self) -> dict[str, Any]:
         """The resolved config the run was started with. Raises ConfigError if none can be read."""
         try:
-            return _read(self.config_file, _parse_config, ": bring it back, or start anew without resume")
+            return _read(self.config_file, _parse_config, ": restore it, or start a new run without resume")
         except (FileNotFoundError, NotADirectoryError):
             raise ConfigError(f"{self.path} holds no run: there is no config.yaml in it") from None
 

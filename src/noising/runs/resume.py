@@ -41,7 +41,7 @@ def find_resumable(root: Path, overrides: Sequence[str]) -> Path | None:
             if Run(folder).status != "finished":
                 return folder
         except ConfigError as error:
-            log.warning("resume: that run is passed over: %s", error)
+            log.warning("resume: a run is skipped: %s", error)
     return None
 
 
@@ -105,5 +105,5 @@ def require_same_options(run: Run, config: Mapping[str, Any], may_differ: Sequen
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
         raise ConfigError(
             f"resume: {os.path.relpath(run.path)} was started with other options: {changed[0]}{more}; "
-            f"go on with {run.resuming} alone, or start anew without resume"
+            f"go on with {run.resuming} alone, or start a new run without resume"
         )

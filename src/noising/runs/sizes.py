@@ -18,13 +18,13 @@ def require_archive_size(path: Path) -> None:
     with zipfile.ZipFile(path) as archive:
         held = sum(member.file_size for member in archive.infolist())
     if held > UNFOLDED + RATIO * path.stat().st_size:
-        raise UnfoldingError(f"unfolds to {held / 2**30:.1f} GiB, far more than such a file holds")
+        raise UnfoldingError(f"expands to {held / 2**30:.1f} GiB, far more than its size allows")
 
 
 def require_written_out(content: Any) -> None:
     """Raise UnfoldingError if nested containers, which may hold one another many times, are too many written out."""
     if _entries(content, {}) > ENTRIES:
-        raise UnfoldingError("unfolds to millions of entries: its parts name one another again and again")
+        raise UnfoldingError("expands to millions of entries: its parts refer to one another many times")
 
 
 def _entries(content: Any, counted: dict[int, int]) -> int:

@@ -103,7 +103,7 @@ class UnwrittenError(UsageError):
 def _unwritten(run: Run) -> str:
     """The files that could not be written, in words."""
     files = ", ".join(os.path.relpath(file, run.path) for file in run.unwritten)
-    return f"not all is written: {files} ({'; '.join(dict.fromkeys(run.unwritten.values()))})"
+    return f"these files are incomplete: {files} ({'; '.join(dict.fromkeys(run.unwritten.values()))})"
 
 
 def _flush_logs(run: Run) -> None:

@@ -96,7 +96,7 @@ def require_trusted(config: Any, source: str, place: str | Path | None = None) -
         # a run stores its config resolved; ${oc.create:...} would make nodes after this check
         for text in (path, value):
             if isinstance(text, str) and "${" in text and not is_reference(path, text):
-                raise ConfigError(f"{source}: its config holds an interpolation ({text[:40]!r}): a run stores none")
+                raise ConfigError(f"{source}: its config holds an interpolation ({text[:40]!r}), which no run stores")
     require_trusted_targets(found, Source(source, "its config", None if place is None else Path(place)))
 
 
@@ -112,9 +112,7 @@ def with_variables_withheld(config: Any, path: str = "") -> Any:
 
 
 def _withhold(name: str) -> None:
-    raise ConfigError(
-        f"the run's file asks for the variable {name} of your environment: if you trust it, add allow={name}"
-    )
+    raise ConfigError(f"the run's files read the environment variable {name}: if you trust them, add allow={name}")
 
 
 OmegaConf.register_new_resolver("withheld", _withhold, replace=True)
@@ -137,26 +135,26 @@ def _refusal(target: str, source: Source, public: Sequence[str]) -> str:
     if _defined_as(target) in choices.targets() and (first == "noising" or public):
         return ""
     if first in sys.stdlib_module_names:
-        return "is of Python itself: no run stores it"
+        return "is part of Python: no run stores it"
     if first == "train" or _PROGRAMS.intersection(parts) or any(part.startswith("__") for part in parts):
-        return "is a program's, or internal: no run stores it"
+        return "is a program or an internal name: no run stores it"
     if first == "noising":
-        return "is no choice of noising's: no run of this version stores it"
+        return "is not a choice that noising offers: no run of this version stores it"
     if _is_own(first, source.place):
         found = locate(target, source.name)
         # `mine.os.system` begins with a trusted module, and leaves it by what that has imported
         own = _within(str(getattr(found, "__module__", "")), (first,))
-        return "" if own else f"is not of noising, and not defined in your {first}"
+        return "" if own else f"is not part of noising, and is not defined in your {first}"
     allowed = allowed_names()
     trusted = (*public, *allowed)
     if not _within(target, trusted) or (_within(target, public) and not _within(target, allowed) and "._" in target):
-        return f'is not of noising: if you trust it, add allow={first} (in Python, allow="{first}")'
+        return f'is not part of noising: if you trust it, add allow={first} (in Python, allow="{first}")'
     found = locate(target, source.name)
     if _within(str(getattr(found, "__module__", "")), trusted) and _is_of_kinds(found):
         return ""
     return (
-        "is not of noising: of other packages only networks, data sets, metrics, optimizers, callbacks, loggers and "
-        "classes made for noising may be named"
+        "is not part of noising: from other packages, a run may name only networks, data sets, metrics, optimizers, "
+        "callbacks, loggers and classes made for noising"
     )
 
 

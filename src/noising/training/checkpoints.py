@@ -56,7 +56,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     version = content.get("noising_format", FORMAT)
     if isinstance(version, int) and version != FORMAT:
         raise ValueError(
-            f"{path} is of format {version}, this noising reads format {FORMAT}: use the one that wrote it"
+            f"{path} has format {version}, but this noising reads format {FORMAT}: use the version that wrote it"
         )
     try:
         require_written_out(content)
@@ -87,8 +87,8 @@ def _alternatives(path: Path) -> str:
     written = [other for form in ("last", "best*") for other in sorted(path.parent.glob(f"{form}.ckpt"))]
     written += older_checkpoints(path.parent)
     if not (others := [other.name for other in written if other.name != path.name and not _damage(other)]):
-        return "there is no other beside it, so train anew"
-    return f"take another of its folder ({', '.join(others)}); to go on from that, copy it to {path.name}"
+        return "there is no other checkpoint beside it, so train again"
+    return f"use another one from its folder ({', '.join(others)}); to go on from it, copy it to {path.name}"
 
 
 def older_checkpoints(folder: Path) -> list[Path]:
@@ -117,7 +117,7 @@ class AtomicCheckpointIO(CheckpointIO):
             if not isinstance(cause, OSError):
                 raise
             self.failure = f"{path} cannot be written ({cause.strerror})"
-            log.warning("%s; training goes on, and the next checkpoint is tried as ever", self.failure)
+            log.warning("%s; training goes on, and the next checkpoint will be tried", self.failure)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         # map_location is a function of Lightning's that keeps each tensor where it is loaded: always the CPU here
@@ -209,7 +209,7 @@ class LastCheckpoint(Checkpoint):
             try:
                 self._keep_older()
             except OSError as error:
-                log.warning("%s cannot be kept under its step (%s); training goes on", self.path, error.strerror)
+                log.warning("%s cannot be stored under its step (%s); training goes on", self.path, error.strerror)
         trainer.save_checkpoint(self.path)
         self._saved = trainer.global_step
         if _failure(trainer) is None:

@@ -169,12 +169,12 @@ class DiffusionModule(LightningModule):
         optimizer.zero_grad(set_to_none=True)
         self.nonfinite_guard.forget(self.global_step)
         self.skipped_steps += 1
-        log.warning("step %d is left out: its gradient is not finite; %d so far", self.global_step, self.skipped_steps)
+        log.warning("step %d is left out: its gradient is not finite; %d in all", self.global_step, self.skipped_steps)
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row == MAX_SKIPPED:
             raise DivergenceError(
                 f"diverged: the gradients of the {MAX_SKIPPED} steps up to {self.global_step} were not finite, and "
-                "leaving out more will not mend the weights"
+                "leaving out more will not repair the weights"
             )
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -252,7 +252,7 @@ class DiffusionModule(LightningModule):
         scheduler.base_lrs = [group["initial_lr"] for group in groups]
         self._scheduled.restore(scheduler)
         if any(drops_out(part) for part in self.denoiser.model.modules()):
-            log.info("the network's dropout is drawn by device and micro-batch: other numbers of them train otherwise")
+            log.info("the network's dropout depends on the number of devices and micro-batches")
         self.losses.reset()
         by_rank = self._restored_sums.reshape(-1, *self.losses.sums.shape)
         if len(by_rank) == self.trainer.world_size:

@@ -67,7 +67,7 @@ def bound_identities(recipe: Recipe, chain: Chain) -> Iterator[Identity]:
     if recipe.variance.outputs == 1 and not recipe.variance.fitted:
         own = oracle_denoiser(oracle, recipe.schedule, recipe.parameterization, recipe.variance)
         excess = expected_bound(own, chain).total - total
-        name, gap = f"what {type(recipe.variance).__name__} costs there, bits/dim", _gap(recipe, chain)
+        name, gap = f"bits/dim that {type(recipe.variance).__name__} adds to that bound", _gap(recipe, chain)
         yield Identity("variance", name, gap, excess, 1e-6 * max(1, abs(gap)))
     if len(chain) > 1:  # one step has no posterior to compare with
         yield _limit(recipe, chain)
@@ -95,5 +95,5 @@ def _limit(recipe: Recipe, chain: Chain) -> Identity:
         clean, noisy = (STD**2 * finer.level(i).log_snr.exp() for i in (1, len(finer)))
         limit = 0.5 * float(torch.log1p(clean) - torch.log1p(noisy)) / math.log(2)
         excess.append(float(expected_bound(best, finer).steps.sum()) - limit)
-    name = "excess of Σ L_t over its limit, after and before doubling T"
+    name = "excess of Σ L_t over its limit: ratio, after / before doubling T"
     return Identity("schedule", name, 0.5, excess[1] / excess[0], 0.1)

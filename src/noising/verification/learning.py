@@ -25,7 +25,7 @@ def learning_identities(recipe: Recipe, timesteps: int) -> Iterator[Identity]:
     yield from _parameterization(recipe)
     change = recipe.noise_label(recipe.schedule(torch.linspace(0.02, 1, 50, dtype=torch.float64))).flatten().diff()
     in_order = bool((change > 0).all()) or bool((change < 0).all())
-    yield Identity("noise_label", "1 if its numbers tell fifty levels apart, and in order", 1, float(in_order), 0)
+    yield Identity("noise_label", "1 if its values at fifty levels are distinct and in order", 1, float(in_order), 0)
     yield _objective(recipe, timesteps)
     yield from _times(recipe.times, recipe.schedule, timesteps)
 
@@ -42,7 +42,7 @@ def _parameterization(recipe: Recipe) -> Iterator[Identity]:
     yield Identity("parameterization", "α x̂ + σ ε̂ = x_t, in units of σ", 0, largest(off), 1e-6)
     moved = recipe.parameterization.solve(prediction.output + 1, x_t, level)[0] - prediction.x
     off = recipe.parameterization.gain(level) * moved.abs() - 1
-    yield Identity("parameterization", "gain = how far the output moves with x̂, relative", 0, largest(off), 1e-6)
+    yield Identity("parameterization", "gain = change of the output with x̂, relative", 0, largest(off), 1e-6)
 
 
 class _Perturbed(nn.Module):

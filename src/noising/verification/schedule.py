@@ -33,7 +33,7 @@ def schedule_identities(schedule: Schedule) -> Iterator[Identity]:
     end, prior = schedule(torch.ones(1, dtype=torch.float64)), schedule.prior_std**2
     variance = float(end.alpha**2 * 0.25 + end.sigma**2) / prior
     divergence = 0.5 * (variance - 1 - math.log(variance)) / math.log(2)
-    yield Identity("schedule", "noise left to tell at t = 1: KL(q(x_T) ‖ p(x_T)), bits/dim", 0, divergence, 1e-2)
+    yield Identity("schedule", "signal left at t = 1: KL(q(x_T) ‖ p(x_T)), bits/dim", 0, divergence, 1e-2)
 
 
 @torch.no_grad()
@@ -67,7 +67,7 @@ def variance_identities(variance: ReverseVariance, chain: Chain) -> Iterator[Ide
     yield Identity("variance", "steps at which c σ_s² > c σ_t²", 0, count(small > large + 1e-12), 0)
     if variance.outputs > 1:
         low, high = (variance.log_variance(later, torch.full_like(small, raw)) + 0 * small for raw in (-1.0, 1.0))
-        yield Identity("variance", "steps at which it falls as its output rises", 0, count(~(high > low)), 0)
+        yield Identity("variance", "steps at which it does not rise with its output", 0, count(~(high > low)), 0)
     elif not variance.fitted:
         own = variance.log_variance(later, None) + 0 * small
         outside = ~((own >= small - 1e-9) & (own <= large + 1e-9))

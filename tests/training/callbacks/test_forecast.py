@@ -39,7 +39,7 @@ def test_the_evaluations_said_are_those_made(
     monkeypatch.setattr(UNet, "forward", counted)
     monkeypatch.setattr(Forecast, "_seconds", lambda self, module: 1.0)  # which evaluates too
     assert noising("train", *MEASURING, *more, "hydra.run.dir=run").code == 0
-    (line,) = re.findall("ahead, in evaluations.*", (tmp_path / "run" / "train.log").read_text())
+    (line,) = re.findall("planned evaluations.*", (tmp_path / "run" / "train.log").read_text())
     training, checks, end = (int(found.replace(",", "")) for found in re.findall(r"([\d,]+) \(about", line))
     assert training == 3 * made[True] == 3 * 20 * 128
     assert checks + end == made[False]
@@ -49,7 +49,7 @@ def test_a_resumed_training_counts_what_is_left(noising: Command, tmp_path: Path
     options = [*SMALL, "callbacks.samples=null", "hydra.run.dir=run"]
     assert noising("train", *options, "trainer.max_steps=10").code == 0
     assert noising("train", *options, "resume=true").code == 0
-    lines = re.findall("ahead, in evaluations.*", (tmp_path / "run" / "train.log").read_text())
+    lines = re.findall("planned evaluations.*", (tmp_path / "run" / "train.log").read_text())
     assert ["training 3,840 (" in line for line in lines] == [True, True]
 
 

@@ -100,7 +100,7 @@ def test_a_run_that_diverges_ends_with_its_step_and_keeps_what_was_good(noising:
     assert "diverged at step 12: the loss of training image" in line
     assert " is nan at t = 0." in line
     assert "λ = " in line
-    assert "the last good checkpoint is of step 10" in line
+    assert "the last good checkpoint is from step 10" in line
     assert "skip_nonfinite_steps=true" in line
     run = Run(tmp_path / "run")
     assert run.status == "failed"
@@ -116,7 +116,7 @@ def test_such_a_step_can_be_left_out_and_counted(noising: Command, tmp_path: Pat
     outcome = noising("train", *SMALL, "skip_nonfinite_steps=true", "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     run = Run(tmp_path / "run")
-    assert "step 12 is left out: its gradient is not finite; 1 so far" in (run.path / "train.log").read_text()
+    assert "step 12 is left out: its gradient is not finite; 1 in all" in (run.path / "train.log").read_text()
     rows = {int(row["step"]): row for row in read_table(run.metrics)}
     assert {step: float(row["train/skipped_steps"]) for step, row in rows.items()} == {5: 0, 10: 0, 15: 1, 20: 1}
     assert all(math.isfinite(float(row["train/loss"])) for row in rows.values())
@@ -147,7 +147,7 @@ def test_leaving_out_is_given_up_where_it_does_not_help(noising: Command, tmp_pa
     assert outcome.code == 1
     line = outcome.err.strip().splitlines()[-1]
     assert line.startswith("error: diverged: the gradients of the 20 steps up to ")
-    assert line.endswith("and leaving out more will not mend the weights; train anew with a lower optimizer.lr")
+    assert line.endswith("and leaving out more will not repair the weights; train again with a lower optimizer.lr")
     assert line.removeprefix("error: ") in (tmp_path / "run" / "train.log").read_text()
     assert Run(tmp_path / "run").status == "failed"
 
@@ -158,5 +158,5 @@ def test_a_bound_that_is_not_finite_is_no_result(noising: Command, trained: Path
     AtomicCheckpointIO().save_checkpoint(content, tmp_path / "wrecked.ckpt")
     outcome = noising("evaluate", "checkpoint=wrecked.ckpt", "bound=stratified", "bound.times=8", "hydra.run.dir=run")
     assert outcome.code == 1
-    assert "error: the bound of the test images is not finite: the weights of step 20 give none" in outcome.err
+    assert "error: the bound of the test images is not finite with the weights of step 20" in outcome.err
     assert Run(tmp_path / "run").status == "failed"

@@ -54,7 +54,7 @@ class Adaptive(BoundEstimator):
         """
         super().__init__(clip)
         require(1e-9 <= stderr <= 1e9, f"stderr must lie between 1e-9 and 1e9 bits/dim, got {stderr}")
-        require(replicates >= 8, f"replicates must be at least 8 to tell an error from, got {replicates}")
+        require(replicates >= 8, f"replicates must be at least 8 to estimate an error, got {replicates}")
         require(pilot_images >= 2, f"pilot_images must be at least 2, got {pilot_images}")
         even = pilot_times >= 4 and pilot_times % 2 == 0
         require(even, f"pilot_times must be an even number from 4, got {pilot_times}")

@@ -46,13 +46,13 @@ class Forecast(Callback):
         else:
             end, unit = end + bound, ""
         ahead = (f"{count:,} (about {_duration(count / second)})" for count in (training, checks, end))
-        log.info("ahead, in evaluations of the network: training %s, checks %s, the end %s%s", *ahead, unit)
+        log.info("planned evaluations of the network: training %s, checks %s, at the end %s%s", *ahead, unit)
         for quality in (callback.quality for callback in _of(trainer, QualityCheck) if callback.quality is not None):
             if quality.total < PAPERS:
                 log.info(
                     f"measured at the end: {quality.repeats} x {quality.count:,} samples of {self.sampler.steps:,} "
-                    f"steps; papers measure {PAPERS:,} of all {test.timesteps:,}: metrics.n={PAPERS} metrics.repeats=1 "
-                    f"sampler.steps={test.timesteps}"
+                    f"steps; papers measure {PAPERS:,} samples of {test.timesteps:,} steps: metrics.n={PAPERS} "
+                    f"metrics.repeats=1 sampler.steps={test.timesteps}"
                 )
 
     def evaluations(self, trainer: Trainer, module: DiffusionModule) -> tuple[int, int, int]:

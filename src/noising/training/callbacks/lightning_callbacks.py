@@ -20,11 +20,11 @@ from noising.training.callbacks.quality import QualityCheck
 from noising.training.module import TRAINING
 
 INSTEAD: dict[type[Callback], str] = {
-    LearningRateFinder: "the rate is an option, to sweep over: -m optimizer.lr=1e-3,2e-3,4e-3",
-    BatchSizeFinder: "the images of a step are an option: data.batch_size, in parts by trainer.accumulate_grad_batches",
-    GradientAccumulationScheduler: "the parts of a step stay the same: trainer.accumulate_grad_batches",
-    StochasticWeightAveraging: "weights are averaged already: ema.decay",
-    WeightAveraging: "weights are averaged already: ema.decay",
+    LearningRateFinder: "the learning rate is an option to sweep over: -m optimizer.lr=1e-3,2e-3,4e-3",
+    BatchSizeFinder: "set data.batch_size, and split it by trainer.accumulate_grad_batches",
+    GradientAccumulationScheduler: "the number of accumulation steps is fixed: set trainer.accumulate_grad_batches",
+    StochasticWeightAveraging: "the weights are already averaged: set ema.decay",
+    WeightAveraging: "the weights are already averaged: set ema.decay",
     BackboneFinetuning: "the network is trained as a whole",
 }
 """Callbacks that would train, or change, what the run itself decides, and what to use instead."""
@@ -43,7 +43,7 @@ def require_usable(callbacks: Mapping[str, object]) -> None:
     for name, callback in callbacks.items():
         for kind, instead in INSTEAD.items():
             if isinstance(callback, kind):
-                raise ConfigError(f"callbacks.{name}: a run takes no {kind.__name__}; {instead}")
+                raise ConfigError(f"callbacks.{name}: a run cannot use {kind.__name__}; {instead}")
         if not isinstance(callback, EarlyStopping | ModelCheckpoint) or callback.monitor is None or own:
             continue
         if callback.monitor not in known:

@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 MAX_EPOCHS = 10**9
 COST = {
     "quality_seconds": Declaration("time to draw and measure samples", "s", shown=False),
-    "quality_share": Declaration("part of the run's time to draw and measure samples", shown=False),
-    "evaluations_per_image": Declaration("network evaluations an image"),
-    "seconds_per_image": Declaration("cost", "s an image"),
+    "quality_share": Declaration("fraction of the run's time to draw and measure samples", shown=False),
+    "evaluations_per_image": Declaration("network evaluations per image"),
+    "seconds_per_image": Declaration("cost", "s per image"),
     "seconds_of_metrics": Declaration("time to measure samples", "s", shown=False),
 }
 """Declarations of the cost of samples."""
@@ -65,7 +65,7 @@ class QualityCheck(Callback):
         for an n that cannot be measured.
         """
         if every_n_steps < 0 or every_n_epochs < 0 or (every_n_steps and every_n_epochs):
-            raise ValueError("one of every_n_steps and every_n_epochs can be positive, and neither negative")
+            raise ValueError("only one of every_n_steps and every_n_epochs can be positive, neither negative")
         if every_n_epochs > MAX_EPOCHS:
             raise ValueError(f"every_n_epochs must be at most {MAX_EPOCHS}, got {every_n_epochs}; 0 for no checks")
         if keep_best and not (every_n_steps or every_n_epochs):

@@ -88,17 +88,17 @@ class ResultsCallback(Callback):
         self._start = checkpoint["global_step"]
         if checkpoint.get("data_sha256", self.data.digest) != self.data.digest:
             raise ConfigError(
-                f"{self.data.place}: the images are not those that the run was started with: bring them back as they "
-                "were, or start anew without resume"
+                f"{self.data.place}: the images are not those that the run was started with: restore them, or start a "
+                "new run without resume"
             )
         if not trainer.is_global_zero:
             return
-        log.info("goes on from step %d", self._start)
+        log.info("the run goes on from step %d", self._start)
         before, now = {"noise": "a generator a batch", **checkpoint.get("made_with", {})}, _made_with(trainer)
         changed = [f"{name} {before[name]} before, {now[name]} now" for name in before if before[name] != now.get(name)]
         if changed:
             words = "; ".join(changed)
-            log.warning("goes on with %s: as good from here on, and not bitwise the run without a stop", words)
+            log.warning("the run goes on with %s: as good, but not bitwise equal to a run without a stop", words)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop the rows that a resumed run will log again.
@@ -107,7 +107,7 @@ class ResultsCallback(Callback):
         """
         if trainer.world_size > 1 and trainer.strategy.broadcast(self.data.digest) != self.data.digest:
             raise ConfigError(
-                f"{self.data.place}: this rank has read other images than the first: give all ranks the same"
+                f"{self.data.place}: this rank has read other images than the first: give all ranks the same images"
             )
         if trainer.is_global_zero:
             self.results.resume_from(self._start)
@@ -135,8 +135,8 @@ class ResultsCallback(Callback):
         numbers = {f"{split}/{name}": value for name, value in evaluation.estimate.numbers().items()}
         if not math.isfinite(numbers[f"{split}/bound"]):
             raise DivergenceError(
-                f"the bound of the {split} images is not finite: the weights of step {pl_module.trained_steps} give "
-                "none; train anew with a lower optimizer.lr"
+                f"the bound of the {split} images is not finite with the weights of step {pl_module.trained_steps}; "
+                "train again with a lower optimizer.lr"
             )
         if not trainer.is_global_zero:
             return

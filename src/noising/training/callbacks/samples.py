@@ -38,7 +38,7 @@ class SampleGrid(Callback):
         if count < 1:
             raise ValueError(f"count must be at least 1, got {count}")
         if count > MAX_IMAGES:
-            raise ValueError(f"count must be at most {MAX_IMAGES}, images of one picture, got {count}")
+            raise ValueError(f"count must be at most {MAX_IMAGES}, for one picture, got {count}")
         self.results, self.data, self.sampler, self.ema, self.seed = results, data, sampler, ema, seed
         self.every_n_steps, self.count, self.classes = every_n_steps, count, classes
         self._shape = data.channels, data.resolution, data.resolution
@@ -94,5 +94,5 @@ class SampleGrid(Callback):
         trainer.strategy.barrier()
 
     def _caption(self, step: int) -> str:
-        rows = ", one class a row" if self.classes else ""
+        rows = ", one class per row" if self.classes else ""
         return f"{type(self.sampler).__name__}, {self.sampler.steps} steps, EMA weights of step {step}{rows}"

@@ -59,7 +59,7 @@ def ending_with_other_ranks(run: Run) -> Iterator[None]:
         # errors of NCCL and of the store have a class; those of gloo only name its source file
         if isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error):
             raise RankError(
-                f"another process of the run has ended, and so do all: if nothing above says why, it was ended from "
-                f"outside (for its memory?); go on with {run.resuming}"
+                f"another process of the run has ended, so all end: if nothing above says why, it was killed (out of "
+                f"memory?); go on with {run.resuming}"
             ) from error
         raise
