@@ -1,4 +1,5 @@
 from .api import Result as Result, Run as Run, load as load, train as train
+from .data.augmentation import Augmentation as Augmentation, GeometricAugmentation as GeometricAugmentation
 from .data.digits import Digits as Digits
 from .data.image_data import ImageData as ImageData, Images as Images, Splits as Splits
 from .data.image_folder import ImageFolder as ImageFolder

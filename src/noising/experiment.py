@@ -26,6 +26,7 @@ from noising.config.instantiate import locate, make, make_function, parameters, 
 from noising.config.options import MAX_DEVICES
 from noising.config.secrets import without_secrets
 from noising.config.theory import build_recipe, build_sampler
+from noising.data.augmentation import Augmentation
 from noising.data.image_data import ImageData
 from noising.data.torch_dataset import Indexed, TorchDataset
 from noising.diffusion.denoiser import Denoiser
@@ -116,6 +117,12 @@ class Experiment:
         return self.data.classes
 
     @cached_property
+    def augmentation(self) -> Augmentation | None:
+        """The augmentation of the training images, None without."""
+        node = self.config.get("augmentation")
+        return None if node is None else make(node, "augmentation", Augmentation)
+
+    @cached_property
     def denoiser(self) -> Denoiser:
         """The network in its recipe; its first weights are keyed by the seed."""
         recipe = self.recipe
@@ -135,14 +142,25 @@ class Experiment:
             **dict.fromkeys(("resolution", "sample_size", "image_size", "img_size", "input_size"), data.resolution),
             "classes": classes,
             **dict.fromkeys(("num_classes", "num_class_embeds"), embeddings),
+            "augmentation_labels": self._augmentation_labels,
         }
+
+    @property
+    def _augmentation_labels(self) -> int:
+        return 0 if self.augmentation is None else self.augmentation.labels
 
     def _fitting(self, network: torch.nn.Module) -> torch.nn.Module:
         """The network as the denoiser calls it; a user's own is tried on an image first: ConfigError if it fails."""
+        facts, recipe, labels = self.facts_of_network, self.recipe, self._augmentation_labels
         if type(network).__module__.startswith("noising."):
+            takes = "augmentation_labels" in parameters(type(network))
+            if labels and not (takes and self.config.model.get("augmentation_labels", labels) == labels):
+                raise ConfigError(
+                    f"augmentation: {type(network).__name__} does not take its {labels} labels: use a model that does, "
+                    "such as model=ddpmpp, or augmentation=null"
+                )
             return network
-        facts, recipe = self.facts_of_network, self.recipe
-        shape = (facts["channels"], facts["out_channels"], facts["resolution"], facts["classes"])
+        shape = (facts["channels"], facts["out_channels"], facts["resolution"], facts["classes"], labels)
         noise_label = recipe.noise_label(recipe.schedule(torch.tensor([0.5, 1.0], dtype=torch.float64)))
         with _users("model", network):
             network = adapted(network, self.num_classes)
@@ -199,7 +217,8 @@ class Experiment:
         tried("lr_schedule", object, require_lasting, scheduler, self.max_steps)
         if not type(recipe.objective).__module__.startswith("noising."):
             with _users("objective", recipe.objective):
-                require_losses(recipe.objective, self.denoiser, self._shape, self.num_classes)
+                labels = self._augmentation_labels
+                require_losses(recipe.objective, self.denoiser, self._shape, self.num_classes, labels)
         return DiffusionModule(
             self.denoiser,
             recipe.objective,
@@ -212,6 +231,7 @@ class Experiment:
             classes=self.num_classes,
             label_dropout=cfg.get("label_dropout") or 0.0,
             skip_nonfinite_steps=cfg.get("skip_nonfinite_steps", False),
+            augmentation=self.augmentation,
         )
 
     @property

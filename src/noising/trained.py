@@ -102,8 +102,12 @@ class TrainedRun:
     def source(self) -> dict[str, Any]:
         """The model's identity, for the cards of its numbers."""
         origin = {name: self.checkpoint[name] for name in ("init_from", "converted") if self.checkpoint.get(name)}
-        known = {"checkpoint": str(self.path), "sha256": self._digest, "step": self.step, "weights": self.weights}
-        return {**known, **origin}
+        augmentation = self._experiment.augmentation
+        return {
+            **{"checkpoint": str(self.path), "sha256": self._digest, "step": self.step, "weights": self.weights},
+            **origin,
+            **({} if augmentation is None else {"augmentation": augmentation.card}),
+        }
 
     @cached_property
     def _digest(self) -> str:

@@ -102,6 +102,7 @@ CHOICES = {
     "noising.diffusion.likelihood.solvers": "Solver",
     "noising.diffusion.likelihood.divergences": "Divergence",
     "noising.metrics.quality": "QualityMetric",
+    "noising.data.augmentation": "Augmentation",
     "noising.data.digits": "ImageData",
     "noising.data.photo_patches": "ImageData",
     "noising.data.image_folder": "ImageData",
@@ -132,9 +133,15 @@ def test_every_function_of_a_group_has_a_yaml(module: str) -> None:
     assert {f"noising.diffusion.{module}.{name}" for name in names} <= set(_targets())
 
 
+NAMED_FREELY = {
+    *("augmentation", "benchmark", "callbacks", "ema", "logger", "metrics", "optimizer", "trainer"),
+}
+"""Groups whose files are named after a paper or a default."""
+
+
 def test_yaml_is_named_after_its_class() -> None:
     for target, path in _targets().items():
-        if path.parent.name not in ("callbacks", "ema", "trainer", "optimizer", "logger", "benchmark", "metrics"):
+        if path.parent.name not in NAMED_FREELY:
             name = target.rpartition(".")[2]
             snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
             assert path.stem in (snake, "linear", "dpmpp_2m", "difference"), f"{path.stem} names {name}"

@@ -199,9 +199,10 @@ def test_classes_need_labels() -> None:
 
 
 @pytest.mark.gpu
-def test_a_training_step_does_not_wait_for_the_device(digits: ImageData) -> None:
+@pytest.mark.parametrize("options", [(), ("augmentation=edm", "model._target_=noising.models.song_unet.SongUNet")])
+def test_a_training_step_does_not_wait_for_the_device(options: tuple[str, ...], digits: ImageData) -> None:
     """Neither the draws, nor both passes, the clipping and the optimizer: torch raises where the host would wait."""
-    experiment = Experiment(composed(), digits)
+    experiment = Experiment(composed(*options), digits)
     module = experiment.module.cuda()
     configured = module.configure_optimizers()
     optimizer = configured["optimizer"]

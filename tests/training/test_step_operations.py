@@ -41,6 +41,7 @@ class Operations(TorchDispatchMode):
     [
         ((), 450),  # the default network, of 0.2 million parameters
         (("model.width=32", "model.multipliers=[1,2,2,2]", "model.heads=4", "model.groups=8"), 630),  # 1.6 million
+        (("augmentation=edm", "model._target_=noising.models.song_unet.SongUNet"), 750),
     ],
 )
 def test_a_step_is_few_operations_and_waits_for_none(options: tuple[str, ...], most: int, digits: ImageData) -> None:

@@ -25,6 +25,7 @@ GROUPS = {
     "guidance": "stronger conditioning, from a second prediction",
     "model": "the network",
     "data": "the images",
+    "augmentation": "random transformations of the training images",
     "optimizer": "the optimizer",
     "lr_schedule": "the learning rate over the steps",
     "ema": "averaged weights",

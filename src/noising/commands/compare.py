@@ -106,7 +106,8 @@ _COST = ("evaluations", "evaluations_per_image")
 
 def measurement(card: Mapping[str, Any]) -> Row:
     """Entries of a card, flattened, that say how was measured: not of which model, nor at what cost."""
-    return {name: value for name, value in flat(card).items() if name not in (*_MODEL, *_COST)}
+    measured = {name: value for name, value in card.items() if name != "augmentation"}
+    return {name: value for name, value in flat(measured).items() if name not in (*_MODEL, *_COST)}
 
 
 def _differing(name: str, rows: Sequence[Row], vary: Sequence[str]) -> list[str]:

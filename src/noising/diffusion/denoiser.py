@@ -45,7 +45,10 @@ class Denoiser(nn.Module):
         variance: ReverseVariance,
         noise_label: NoiseLabel,
     ) -> None:
-        """model(x, noise_label, class_label=None) -> (B, variance.outputs · C, H, W), or what `adapted` makes so."""
+        """model(x, noise_label, class_label=None) -> (B, variance.outputs · C, H, W), or what `adapted` makes so.
+
+        A model that is trained on augmented images is called with augmentation (B, labels) too, in training alone.
+        """
         super().__init__()
         self.model = adapted(model)
         self.schedule = schedule
@@ -54,36 +57,51 @@ class Denoiser(nn.Module):
         self.noise_label = noise_label
 
     def forward(
-        self, x_t: Tensor, t: Tensor, clip: float | None = None, class_label: Tensor | None = None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        clip: float | None = None,
+        class_label: Tensor | None = None,
+        augmentation: Tensor | None = None,
     ) -> Prediction:
         """(x̂, ε̂) at times t in (0, 1]. x_t: (B, C, H, W); t: (B,) or of no dimension."""
-        return self.at(x_t, self.schedule(t.cpu()), clip, class_label)
+        return self.at(x_t, self.schedule(t.cpu()), clip, class_label, augmentation)
 
     def at(
-        self, x_t: Tensor, level: NoiseLevel, clip: float | None = None, class_label: Tensor | None = None
+        self,
+        x_t: Tensor,
+        level: NoiseLevel,
+        clip: float | None = None,
+        class_label: Tensor | None = None,
+        augmentation: Tensor | None = None,
     ) -> Prediction:
         """(x̂, ε̂) at a given level. With clip, x̂ is clamped to [−clip, clip] and ε̂ recomputed from it."""
-        prediction = self.predict(x_t, level, class_label)
+        prediction = self.predict(x_t, level, class_label, augmentation)
         if clip is None:
             return prediction
         x = prediction.x.clamp(-clip, clip)
         return prediction._replace(x=x, noise=(x_t - cast_to(level.alpha, x_t) * x) * cast_to(1 / level.sigma, x_t))
 
-    def output(self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def output(
+        self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None, augmentation: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Evaluate the network: a x + b ε, (B, C, H, W), and what it says of the variance, None for a fixed one."""
         label = self.noise_label(level).to(x_t.device, x_t.dtype, non_blocking=True)
         scaled = cast_to(self.parameterization.input_scale(level), x_t) * x_t
         # under autocast the network returns half precision; x̂ and ε̂ are solved from it in x_t's type
-        found = self.model(scaled, label.flatten().expand(len(x_t)), class_label=class_label)
+        more = {} if augmentation is None else {"augmentation": augmentation}  # most networks are told of none
+        found = self.model(scaled, label.flatten().expand(len(x_t)), class_label=class_label, **more)
         raw = output_of(found).to(x_t.dtype)
         if self.variance.outputs == 1:
             return raw, None
         output, raw_variance = raw.chunk(self.variance.outputs, dim=1)
         return output, raw_variance
 
-    def predict(self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None) -> Prediction:
+    def predict(
+        self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None, augmentation: Tensor | None = None
+    ) -> Prediction:
         """(x̂, ε̂) without clipping."""
-        output, raw_variance = self.output(x_t, level, class_label)
+        output, raw_variance = self.output(x_t, level, class_label, augmentation)
         x, noise = self.parameterization.solve(output, x_t, level)
         return Prediction(x, noise, output, raw_variance)
 

@@ -62,12 +62,14 @@ class Guided(Denoiser):
         self.scale = scale
         self.interval = interval
 
-    def predict(self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None) -> Prediction:
-        strong = super().predict(x_t, level, class_label)
+    def predict(
+        self, x_t: Tensor, level: NoiseLevel, class_label: Tensor | None = None, augmentation: Tensor | None = None
+    ) -> Prediction:
+        strong = super().predict(x_t, level, class_label, augmentation)
         scale = self._scales(level)
         if bool((scale == 1).all()):
             return strong
-        weak = self.guide.predict(x_t, level, class_label)
+        weak = self.guide.predict(x_t, level, class_label, augmentation)
         excess = cast_to(scale - 1, x_t)
         x, noise = strong.x + excess * (strong.x - weak.x), strong.noise + excess * (strong.noise - weak.noise)
         return Prediction(x, noise, self.parameterization.target(x, noise, level), strong.raw_variance)

@@ -11,10 +11,12 @@ from noising.errors import require
 
 CLASS_NAMES = ("class_label", "class_labels", "label", "labels", "y")
 """Names of the parameter for a class, in this project, diffusers and elsewhere; else it is the third parameter."""
+AUGMENTATION_NAMES = ("augmentation", "augment_labels")
+"""Names of the parameter for the labels of an image's augmentation, in this project and EDM's."""
 
 
 class Adapted(nn.Module):
-    """A network that names its class label otherwise, or takes none.
+    """A network that names its class label or its augmentation otherwise, or takes none.
 
     classes: number of classes; without a class label the network is given this number, the row after the last.
     """
@@ -23,22 +25,28 @@ class Adapted(nn.Module):
         """Raises ValueError for classes that the network does not take."""
         super().__init__()
         self.network, self.classes = network, classes
-        self.label_name = _class_parameter(network)
+        self.label_name, self.augmentation_name = _class_parameter(network), _augmentation_parameter(network)
         name = type(network).__name__
         message = f"{name}.forward takes no class label: give it a third parameter, class_label=None"
         require(not classes or self.label_name is not None, message)
 
-    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
-        if self.label_name is None:
-            return output_of(self.network(x, noise_label))
+    def forward(
+        self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None, augmentation: Tensor | None = None
+    ) -> Tensor:
+        condition = {}
         if class_label is None and self.classes:
             class_label = torch.full(noise_label.shape, self.classes, device=noise_label.device)  # (B,)
-        return output_of(self.network(x, noise_label, **{self.label_name: class_label}))
+        if self.label_name is not None:
+            condition[self.label_name] = class_label
+        if augmentation is not None:
+            condition[self.augmentation_name or AUGMENTATION_NAMES[0]] = augmentation
+        return output_of(self.network(x, noise_label, **condition))
 
 
 def adapted(network: nn.Module, classes: int = 0) -> nn.Module:
-    """The network itself, if it has a parameter `class_label`, or else `Adapted`."""
-    return network if _class_parameter(network) == "class_label" else Adapted(network, classes)
+    """The network itself, if its parameters are named as the denoiser's are, or else `Adapted`."""
+    ours = _class_parameter(network) == "class_label" and _augmentation_parameter(network) in (None, "augmentation")
+    return network if ours else Adapted(network, classes)
 
 
 def output_of(output: Tensor | object) -> Tensor:
@@ -70,19 +78,32 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 def require_fitting(
-    network: nn.Module, noise_label: Tensor, channels: int, out_channels: int, resolution: int, classes: int = 0
+    network: nn.Module,
+    noise_label: Tensor,
+    channels: int,
+    out_channels: int,
+    resolution: int,
+    classes: int = 0,
+    augmentation_labels: int = 0,
 ) -> None:
-    """Evaluate a network on grey images, one for each noise label (B,), and leave it as it was.
+    """Evaluate a network, as `adapted` gives it, on grey images, one for each noise label (B,); leave it as it was.
 
-    With classes it is given the first, and in the last image no class: the number `classes`. Raises ValueError if it
-    gives another shape, no tensor of floats, or one that depends on no parameter; and whatever the network raises.
+    With classes it is given the first, and in the last image no class: the number `classes`; with augmentation labels,
+    zeros. Raises ValueError if it takes none of them, gives another shape, no tensor of floats, or one that depends on
+    no parameter; and whatever the network raises.
     """
     x = torch.zeros(len(noise_label), channels, resolution, resolution)
     class_label = torch.zeros(len(noise_label), dtype=torch.long) if classes else None
     if class_label is not None:
         class_label[-1] = classes
+    more = {}
+    if augmentation_labels:
+        inner = network.network if isinstance(network, Adapted) else network
+        message = f"its forward takes no {AUGMENTATION_NAMES[0]}: give it this parameter, or use augmentation=null"
+        require(_augmentation_parameter(inner) is not None, message)
+        more["augmentation"] = torch.zeros(len(noise_label), augmentation_labels)
     with evaluation_mode(network):
-        output = output_of(network(x, noise_label, class_label=class_label))
+        output = output_of(network(x, noise_label, class_label=class_label, **more))
     expected, found = (len(x), out_channels, resolution, resolution), tuple(output.shape)
     require(found == expected, f"for x of shape {tuple(x.shape)} it returns {found}, but {expected} is expected")
     require(output.is_floating_point(), f"it returns {str(output.dtype).removeprefix('torch.')}, not floats")
@@ -104,4 +125,10 @@ def _class_parameter(network: nn.Module) -> str | None:
         if name in names:
             return name
     third = [p for p in placed[2:3] if p.kind == p.POSITIONAL_OR_KEYWORD and p.default in (p.empty, None)]
-    return third[0].name if third else None
+    return third[0].name if third and third[0].name not in AUGMENTATION_NAMES else None
+
+
+def _augmentation_parameter(network: nn.Module) -> str | None:
+    """The name of the parameter for the labels of the augmentation; None if there is none."""
+    names = inspect.signature(network.forward).parameters
+    return next((name for name in AUGMENTATION_NAMES if name in names), None)

@@ -56,14 +56,18 @@ def output_error(denoiser: Denoiser, x: Tensor, level: NoiseLevel, noise: Tensor
     return (output - denoiser.parameterization.target(x, noise, level)).square().flatten(1).mean(1)
 
 
-def require_losses(objective: Objective, denoiser: Denoiser, shape: tuple[int, ...], classes: int) -> None:
-    """Evaluate an objective for two grey images of a shape (C, H, W).
+def require_losses(
+    objective: Objective, denoiser: Denoiser, shape: tuple[int, ...], classes: int, augmentation_labels: int = 0
+) -> None:
+    """Evaluate an objective for two grey images of a shape (C, H, W), as training does.
 
     Raises ValueError unless it gives a mapping with a loss (B,) that has a gradient, and whatever the objective raises.
     """
     x, t = torch.zeros(2, *shape), torch.tensor([0.3, 0.7], dtype=torch.float64)
-    class_label = torch.zeros(2, dtype=torch.long) if classes else None
-    terms = objective(denoiser, x, t, torch.ones_like(x), class_label=class_label)
+    condition = {"class_label": torch.zeros(2, dtype=torch.long) if classes else None}
+    if augmentation_labels:
+        condition["augmentation"] = torch.zeros(2, augmentation_labels)
+    terms = objective(denoiser, x, t, torch.ones_like(x), **condition)
     require(isinstance(terms, Mapping), f"returns a {type(terms).__name__}, but a dict with 'loss' is expected")
     require("loss" in terms, f"returns {', '.join(map(repr, terms)) or 'nothing'}, but 'loss' is expected")
     found = tuple(getattr(terms["loss"], "shape", ("no tensor",)))

@@ -16,6 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from noising.data.augmentation import Augmentation
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.objectives import Objective
 from noising.diffusion.times import BatchSlot, TimeSampler
@@ -58,6 +59,7 @@ class DiffusionModule(LightningModule):
         classes: int = 0,
         label_dropout: float = 0.0,
         skip_nonfinite_steps: bool = False,
+        augmentation: Augmentation | None = None,
     ) -> None:
         """optimizer: parameters -> Optimizer; lr_schedule: Optimizer -> scheduler of its rate, step by step.
 
@@ -67,13 +69,15 @@ class DiffusionModule(LightningModule):
 
         skip_nonfinite_steps: leave out and count steps whose gradient is not finite, at the price of waiting for its
         norm at every step; otherwise such a step ends the training (DivergenceError).
+
+        augmentation: of the training images; the network gets its labels beside the class.
         """
         super().__init__()
         self.denoiser, self.objective, self.times = denoiser, objective, times
         self.optimizer, self.lr_schedule = optimizer, lr_schedule
         self.validation, self.test = validation, test
         self.seed, self.classes, self.label_dropout = seed, classes, label_dropout
-        self.skip_nonfinite_steps = skip_nonfinite_steps
+        self.skip_nonfinite_steps, self.augmentation = skip_nonfinite_steps, augmentation
         self.skipped_steps = self._skipped_in_a_row = 0
         self.nonfinite_guard = NonFiniteGuard()
         self.restored_step = 0
@@ -189,7 +193,11 @@ class DiffusionModule(LightningModule):
         noise = Streams(self.seed, "noise", slot.positions, x.device, step).normal(x.shape[1:])
         if self._seeds_global_generators:
             seed_global_generators(self.seed, "dropout", step, micro, rank)
-        terms = self.objective(self.denoiser, x, t, noise, class_label=self._with_label_dropout(batch, step, slot))
+        condition = {"class_label": self._with_label_dropout(batch, step, slot)}
+        if self.augmentation is not None:
+            streams = Streams(self.seed, "augmentation", slot.positions, x.device, step)
+            x, condition["augmentation"] = self.augmentation(x, streams)
+        terms = self.objective(self.denoiser, x, t, noise, **condition)
         loss: Tensor = terms["loss"]
         if self.times.learns:
             self._observe(t, loss.detach(), last=micro == accumulate - 1)
@@ -274,6 +282,13 @@ class DiffusionModule(LightningModule):
             self.write(numbers)
             self.follow(numbers)
         self._settled, self._settled_times = self.losses.sums.clone(), self.times.state_dict()
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What the weights come from besides the data, for cards: others' weights and augmented images, if any."""
+        augmentation = None if self.augmentation is None else self.augmentation.card
+        entries = {"init_from": self.init_from, "augmentation": augmentation}
+        return {name: entry for name, entry in entries.items() if entry}
 
     def write(self, numbers: dict[str, float]) -> None:
         """Write numbers under the number of steps taken; `self.log` would be one behind."""

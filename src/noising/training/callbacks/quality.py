@@ -129,7 +129,7 @@ class QualityCheck(Callback):
                 "precision": "float32",
                 "seed": self.seed,
                 "noise": NOISE,
-                **({"init_from": pl_module.init_from} if pl_module.init_from else {}),
+                **pl_module.origin,
                 **self.quality.card,
             }
             cards = {f"test/{name}": card for name in measurements(numbers)}

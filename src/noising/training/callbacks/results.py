@@ -152,7 +152,7 @@ class ResultsCallback(Callback):
             "classes": pl_module.classes,
             "weights": {"ema_decay": self.ema.decay, "ema_updates": self.ema.updates},
             "step": pl_module.trained_steps,
-            **({"init_from": pl_module.init_from} if pl_module.init_from else {}),
+            **pl_module.origin,
             **(self.source or {}),
         }
         self.results.write_all(numbers, pl_module.trained_steps, {f"{split}/bound": card})
