@@ -51,7 +51,7 @@ def converted(noising: Command, tmp_path: Path) -> Any:
         classes = classes or given.facts["constructor"].get("label_dim", 0)
         learned = given.weights.get("out.2.bias", torch.zeros(3)).numel() == 6
         data = images(tmp_path, given.side, classes)
-        variance = ["variance=learned_range"] if learned else []
+        variance = ["variance=learned_range", "objective=hybrid"] if learned else []
         return noising("convert", f"weights={file}", *data, *variance, *HEADS[name], "hydra.run.dir=run", *options)
 
     return convert
@@ -81,14 +81,14 @@ def test_a_file_becomes_a_run_where_its_outputs_agree(name: str, converted: Any,
 def test_another_order_of_rows_is_not_written(converted: Any, tmp_path: Path) -> None:
     check = f"check={FOLDER / 'adm_legacyorder'}.safetensors"
     outcome = converted("adm_legacyorder", check, "told.new_attention_order=true", "unchecked=true")
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "nothing is written, since a check does not hold" in outcome.err
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_random_weights_do_not_predict_noise(converted: Any, tmp_path: Path) -> None:
     outcome = converted("iddpm_shiftonly")
-    assert outcome.code == 1
+    assert outcome.code == 2
     assert "nothing is written, since a check does not hold; unchecked=true writes it all the same" in outcome.err
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert converted("iddpm_shiftonly", "unchecked=true").code == 0
@@ -102,8 +102,14 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.helpers import run_command
 
     folder = tmp_path_factory.mktemp("learned")
-    options = ["trainer.max_steps=150", "trainer.val_check_interval=150", "callbacks=null", "validation_bound.times=1"]
-    options += ["bound=stratified", "bound.times=1", "noise_label=discrete_step", "schedule=linear"]
+    options = [
+        "trainer.max_steps=150",
+        "trainer.val_check_interval=150",
+        "callbacks.samples=null",
+        "callbacks.quality=null",
+        "validation_bound.times=4",
+    ]
+    options += ["bound=stratified", "bound.times=4", "noise_label=discrete_step", "schedule=linear"]
     outcome = run_command("train", folder, *options, "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     return folder / "run"
@@ -121,14 +127,14 @@ def test_a_run_goes_out_to_diffusers_and_comes_back(learned: Path, noising: Comm
     scheduler: Any = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing", clip_sample=True)
     scheduler.set_timesteps(10)
     run = load(learned)
-    noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    theirs = noise
+    first = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    theirs = first
     with torch.no_grad():
         for step in scheduler.timesteps:
             theirs = scheduler.step(
                 pipeline.unet(theirs, step).sample, step, theirs, use_clipped_model_output=True
             ).prev_sample
-        *_, last = DDIM(10, clip=1.0).path(run.denoiser, lambda: noise)
+        *_, last = DDIM(10, clip=1.0).path(run.denoiser, lambda: first)
     assert (last.x_t - theirs).abs().max() < 1e-4
     outcome = noising("convert", "weights=out", *THEORY, "hydra.run.dir=back")
     assert outcome.code == 0, outcome.err
@@ -149,6 +155,15 @@ def test_a_run_goes_out_to_a_file(to: str, learned: Path, noising: Command, tmp_
     assert outcome.code == 0, outcome.err
     back = load(tmp_path / "back").denoiser.model.state_dict()
     assert all(torch.equal(back[name], weight) for name, weight in ours.items())
+    bounds = []
+    for number, run in enumerate((learned, "back")):
+        options = ["bound=stratified", "bound.times=4", "splits=[test]", f"hydra.run.dir=bound{number}"]
+        outcome = noising("evaluate", f"checkpoint={run}", *options)
+        assert outcome.code == 0, outcome.err
+        summary = json.loads((tmp_path / f"bound{number}" / "summary.json").read_text())
+        bounds.append(summary["test/bound"])
+    assert bounds[0] == bounds[1]
+    assert summary["cards"]["test/bound"]["converted"]["layout"] == "openai"
 
 
 def test_a_trainings_file_gives_its_averages_or_its_raw_weights(converted: Any, tmp_path: Path) -> None:
@@ -194,7 +209,7 @@ def test_files_that_are_no_weights_are_refused_in_a_line(noising: Command, tmp_p
         ([f"weights={FOLDER / 'torchcfm.safetensors'}"], "takes images of 3 channels, data=digits has 1"),
     ):
         outcome = noising("convert", *words, "hydra.run.dir=refused")
-        assert outcome.code == 1, words
+        assert outcome.code == 2, words
         assert message in outcome.err, outcome.err
         assert len(outcome.err.strip().splitlines()) == 1
     assert not (tmp_path / "opened").exists()
@@ -206,7 +221,7 @@ def test_what_a_file_is_told_is_asked_for(converted: Any, noising: Command, tmp_
     assert "is told 5 classes: use label_dropout=0.0" in outcome.err
     outcome = converted("edm_ddpmpp_class_augment", "augmentation=null")
     assert "is told 9 augmentation labels, not 0: use augmentation=edm" in outcome.err
-    outcome = converted("adm_neworder_class_sigma", "variance=fixed_small")
+    outcome = converted("adm_neworder_class_sigma", "variance=fixed_small", "objective=regression")
     assert "gives 6 channels, not 3: use variance=learned_range" in outcome.err
     outcome = converted("iddpm_shiftonly", "parameters=5")
     assert "nothing is written" in outcome.err

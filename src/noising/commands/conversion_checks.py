@@ -23,11 +23,11 @@ IMAGES, TRAINING_IMAGES = 32, 2000
 LEVELS = (5.0, 3.0, 1.0)
 """λ of the images whose noise is predicted: at much noise the linear guess is nearly the best there is."""
 NAMES = {
-    "x": ("x", "F_x"),
-    "noise_label": ("noise_label", "timesteps", "labels", "t", "F_c_noise"),
+    "x": ("F_x", "x"),
+    "noise_label": ("F_c_noise", "noise_label", "timesteps", "labels", "t"),
     "class_label": ("class_label", "y", "class_labels"),
     "augmentation": ("augmentation", "augment_labels"),
-    "output": ("output", "out", "F"),
+    "output": ("F", "output", "out"),
 }
 """Tensors of a fixture: what the network is given, and what it gives; with or without inputs/ and outputs/ before."""
 
