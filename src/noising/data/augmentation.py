@@ -1,7 +1,7 @@
 """Augmentation of training images: random transformations, and the labels by which the network sees which they were.
 
-In sampling and in evaluation it sees the labels of an image that was not transformed, zeros. So it learns from augmented
-images and draws none.
+In sampling and in evaluation it sees the labels of an image that was not transformed, zeros: it learns from augmented
+images, and draws none.
 """
 
 import math
