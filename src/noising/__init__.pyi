@@ -1,8 +1,10 @@
 from .api import Result as Result, Run as Run, load as load, train as train
 from .data.augmentation import Augmentation as Augmentation, GeometricAugmentation as GeometricAugmentation
 from .data.digits import Digits as Digits
+from .data.ffhq64 import FFHQ64 as FFHQ64
 from .data.image_data import ImageData as ImageData, Images as Images, Splits as Splits
 from .data.image_folder import ImageFolder as ImageFolder
+from .data.image_net64 import ImageNet64 as ImageNet64
 from .data.torch_dataset import TorchDataset as TorchDataset
 from .data.torchvision_data import CIFAR10 as CIFAR10, MNIST as MNIST, FashionMNIST as FashionMNIST
 from .diffusion import grids as grids, times as times, weightings as weightings
@@ -71,6 +73,7 @@ from .diffusion.samplers import (
     WeightedSum as WeightedSum,
 )
 from .diffusion.schedules import (
+    VPSDE as VPSDE,
     Cosine as Cosine,
     LearnedLogSNR as LearnedLogSNR,
     LinearBeta as LinearBeta,
@@ -111,8 +114,9 @@ from .diffusion.variances import (
 from .errors import ConfigError as ConfigError, UsageError as UsageError
 from .experiment import Experiment as Experiment
 from .metrics.quality import ImageMetric as ImageMetric, QualityMetric as QualityMetric
+from .models.song_unet import SongUNet as SongUNet
 from .models.unet import UNet as UNet
 from .randomness import Streams as Streams
 from .runs.declarations import Declaration as Declaration
-from .training.ema import EMA as EMA
+from .training.ema import EMA as EMA, HalfLifeEMA as HalfLifeEMA
 from .training.module import DiffusionModule as DiffusionModule

@@ -128,11 +128,11 @@ class Experiment:
         recipe = self.recipe
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.config.seed)
-            network = make(self.config.model, "model", torch.nn.Module, **self._facts_of_network)
+            network = make(self.config.model, "model", torch.nn.Module, **self.facts_of_network)
         return recipe.denoiser(self._fitting(network))
 
     @property
-    def _facts_of_network(self) -> dict[str, Any]:
+    def facts_of_network(self) -> dict[str, Any]:
         """The facts that a network is made for, under the names that its constructor may have for them."""
         data, classes = self.data, self.num_classes
         embeddings = classes + 1 if classes else None  # the last is that of no class
@@ -151,7 +151,7 @@ class Experiment:
 
     def _fitting(self, network: torch.nn.Module) -> torch.nn.Module:
         """The network as the denoiser calls it; a user's own is tried on an image first: ConfigError if it fails."""
-        facts, recipe, labels = self._facts_of_network, self.recipe, self._augmentation_labels
+        facts, recipe, labels = self.facts_of_network, self.recipe, self._augmentation_labels
         if type(network).__module__.startswith("noising."):
             takes = "augmentation_labels" in parameters(type(network))
             if labels and not (takes and self.config.model.get("augmentation_labels", labels) == labels):
@@ -294,7 +294,7 @@ class Experiment:
     def callbacks(self, results: Results) -> list[Callback]:
         """The average, the progress bar, the checkpoints, and what the `callbacks` group names."""
         cfg = self.config
-        ema = make(cfg.ema, "ema", EMA)
+        ema = make(cfg.ema, "ema", EMA, batch_size=self.data.batch_size)
         facts = {
             "run": results.run,
             "results": results,

@@ -101,10 +101,11 @@ class TrainedRun:
     @property
     def source(self) -> dict[str, Any]:
         """The model's identity, for the cards of its numbers."""
-        started, augmentation = self.checkpoint.get("init_from"), self._experiment.augmentation
+        origin = {name: self.checkpoint[name] for name in ("init_from", "converted") if self.checkpoint.get(name)}
+        augmentation = self._experiment.augmentation
         return {
             **{"checkpoint": str(self.path), "sha256": self._digest, "step": self.step, "weights": self.weights},
-            **({"init_from": started} if started else {}),
+            **origin,
             **({} if augmentation is None else {"augmentation": augmentation.card}),
         }
 

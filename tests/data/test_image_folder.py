@@ -18,7 +18,8 @@ from PIL import EpsImagePlugin, Image
 from torch import Tensor
 
 from noising.data.image_data import Splits
-from noising.data.image_folder import FORMATS, ImageFolder, _eight_bits
+from noising.data.image_folder import ImageFolder
+from noising.data.pictures import FORMATS, eight_bits
 from noising.errors import ConfigError
 from noising.experiment import Experiment
 from tests.helpers import composed
@@ -27,7 +28,7 @@ from tests.helpers import composed
 def only(path: Path, resolution: int, channels: int = 3, crop: bool = True) -> Tensor:
     """The one image as the set decodes it: (channels, resolution, resolution)."""
     data = ImageFolder(1, str(path.parent), resolution, channels, crop)
-    return torch.from_numpy(data._decode(path).copy()).permute(2, 0, 1)
+    return torch.from_numpy(data.pictures.decode(path).copy()).permute(2, 0, 1)
 
 
 def fill(root: Path, count: int, side: int = 4, folders: tuple[str, ...] = (".",)) -> None:
@@ -89,7 +90,7 @@ def test_a_portable_map_is_scaled_by_its_greatest_value(most: int, plain: bool, 
 def _pixels(path: Path, mode: str = "RGB") -> list[int]:
     """All values of an image in 8 bits, before it is cropped and resized."""
     with Image.open(path) as opened:
-        return np.asarray(_eight_bits(opened).convert(mode)).ravel().tolist()
+        return np.asarray(eight_bits(opened).convert(mode)).ravel().tolist()
 
 
 def _png(path: Path, bits: int, colour: int, row: bytes, transparent: bytes = b"", width: int = 2) -> Path:

@@ -57,7 +57,7 @@ def layout_of(facts: dict[str, Any], shapes: dict[str, Any], resolution: int = 0
     """The layout of a file, with what its facts say and its tensors do not."""
     said = facts["constructor"]
     if any("all_modules." in name for name in shapes):
-        return ScoreSDE.of(shapes, resolution=said.get("data", {}).get("image_size", resolution), label_scale=4.0)
+        return ScoreSDE.of(shapes, said.get("data", {}).get("image_size", resolution), label_scale=4.0)
     if "time_embedding.linear_1.weight" in shapes:
         return DiffusersUNet.of(shapes, config=said)
     if "time_embed.0.weight" in shapes:

@@ -56,6 +56,7 @@ COMMANDS = {
     "reference": Command(
         "noising.commands.reference:reference", "compute or convert the feature statistics of real images", "references"
     ),
+    "convert": Command("noising.commands.convert:convert", "weights of other projects, in and out", "conversions"),
     "verify": Command(
         "noising.commands.verify:verify",
         "check the identities of the theory for a config",

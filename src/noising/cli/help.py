@@ -33,6 +33,7 @@ GROUPS = {
     "logger": "where numbers and images are logged",
     "trainer": "how long to train, and on which devices",
     "experiment": "the complete recipe of a paper: experiment=NAME",
+    "known": "a public checkpoint: its recipe, and what its file does not say",
 }
 _INDENT = " " * 22
 

@@ -122,7 +122,7 @@ def _card(cfg: DictConfig, trained: TrainedRun, steps: int) -> dict[str, Any]:
     """Everything that the numbers depend on."""
     return {
         **trained.source,
-        "data": trained.data.name,
+        **trained.data.identity,
         "split": "test",
         "images": cfg.images,
         "classes": trained.classes,

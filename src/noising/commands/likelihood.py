@@ -72,7 +72,7 @@ def likelihood(cfg: DictConfig, run_dir: Path) -> None:
             "model": "the probability flow stopped at start_time: an upper bound of its -log2 P by dequantization",
             "interval_95": result.interval,
             **trained.source,
-            "data": data.name,
+            **data.identity,
             "split": "test",
             "grey_levels": data.levels,
             "classes": trained.classes,

@@ -127,6 +127,19 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "init_from": (_PATH, "{}={}: expected a run's folder or a checkpoint file, or null"),
     "from": (_PATH, "{}={}: expected a file's path, or null"),
     "to": (_PATH, "{}={}: expected a file's path, or null"),
+    "weights": (_PATH, "{}={}: expected a file of weights or a folder, or null"),
+    "check": (_PATH, "{}={}: expected a .safetensors file, or null"),
+    "layout": (
+        Literal["openai", "edm", "diffusers", "score_sde"] | None,
+        "{} must be openai, edm, diffusers or score_sde, or null (as the names tell), got {}",
+    ),
+    "convert to": (
+        Literal["diffusers", "openai", "edm", "score_sde", "safetensors"] | None,
+        "{} must be diffusers, openai, edm, score_sde or safetensors, got {}",
+    ),
+    "averaged": (bool, "{} must be true or false, got {}"),
+    "unchecked": (bool, "{} must be true or false, got {}"),
+    "parameters": _whole(1, null=True),
 }
 """The type of each, and the line for what is not of it. Where one name has two meanings, the command is named too."""
 

@@ -75,6 +75,7 @@ class ImageData(LightningDataModule, ABC):
     resolution: int
     levels: int
     classes: int
+    source: str | None = None  # which of several data sets of this name it is; known after setup
     resize: str | None = None  # the filter that resized the images; None if none did
     downloads: bool = True  # whether files that are missing may be fetched; not where a run's file says to where
     skipped: int = 0  # the number of unreadable images that were left out, where an option allows it
@@ -119,6 +120,11 @@ class ImageData(LightningDataModule, ABC):
             if int(pixels.max()) >= self.levels:
                 top = int(pixels.max())
                 raise ValueError(f"{self.place}: a {name} image has grey level {top}, of {self.levels} levels")
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """The set's name, and which of several of that name it is, for the cards of numbers."""
+        return {"data": self.name, **({"data_source": self.source} if self.source else {})}
 
     @cached_property
     def digest(self) -> str:

@@ -16,10 +16,19 @@ class NoiseLabel(ABC):
 
 
 class ScaledTime(NoiseLabel):
-    """1000 t: the range that sinusoidal embeddings are made for, for any number of steps."""
+    """A label that is linear in t: by default 1000 t, the range that sinusoidal embeddings are made for.
+
+    Score SDE's is 999 t. Rectified flow's, whose time runs from the noise to the image, is 999 (1 − t).
+    """
+
+    def __init__(self, at_image: float = 0.0, at_noise: float = 1000.0) -> None:
+        """at_image: the label at t = 0; at_noise: at t = 1."""
+        if at_image == at_noise:
+            raise ValueError(f"at_image and at_noise must differ, both are {at_image}")
+        self.at_image, self.at_noise = at_image, at_noise
 
     def __call__(self, level: NoiseLevel) -> Tensor:
-        return 1000 * level.t
+        return self.at_image + (self.at_noise - self.at_image) * level.t
 
 
 class DiscreteStep(NoiseLabel):

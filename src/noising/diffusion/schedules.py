@@ -101,6 +101,31 @@ class LogLinearSigma(LinearLogSNR):
         super().__init__(-2 * math.log(sigma_min), -2 * math.log(sigma_max), VarianceExploding())
 
 
+class VPSDE(Schedule):
+    """β(t) rises linearly in a continuous t: log ᾱ(t) = −∫β = −(β_max − β_min) t²/2 − β_min t.
+
+    Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (2021), equation 33.
+    `LinearBeta` is its chain of T steps, for T to infinity. https://arxiv.org/abs/2011.13456
+    """
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, geometry: Geometry | None = None) -> None:
+        super().__init__(geometry)
+        message = f"beta_min must be in (0, beta_max), got {beta_min} and beta_max {beta_max}"
+        require(0 < beta_min < beta_max, message)
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        integral = ((self.beta_max - self.beta_min) * t / 2 + self.beta_min) * t
+        return -torch.log(torch.expm1(integral))  # ᾱ/(1 − ᾱ) = 1/(e^∫β − 1)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        integral = torch.nn.functional.softplus(-log_snr, threshold=50)  # log(1 + e^−λ)
+        slope = self.beta_max - self.beta_min
+        # the positive root of slope t²/2 + β_min t = integral, without cancellation near t = 0
+        root = torch.sqrt(self.beta_min**2 + 2 * slope * integral)
+        return (2 * integral / (self.beta_min + root)).clamp(0, 1)
+
+
 class RectifiedFlow(Schedule):
     """σ = t, α = 1 − t: the straight line at constant speed from the image to pure noise.
 

@@ -4,10 +4,11 @@ Names: https://github.com/huggingface/diffusers.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from noising.errors import require
-from noising.interchange.layout import AttentionNames, BlockNames, Layout, Shapes
+from noising.interchange.layout import AttentionNames, BlockNames, Described, Layout, Shapes
 from noising.interchange.places import down, levels, up
 from noising.interchange.tensor_maps import SAME, Entry, Pointwise, Separate, Storage, SwappedHalves, layer
 from noising.models.blocks import Attention, Stage
@@ -46,6 +47,18 @@ DEFAULTS: dict[str, Any] = {
 }
 """UNet2DModel's options and their defaults, for those that a config.json leaves out."""
 
+OF_DDPM: dict[str, Any] = {
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "block_out_channels": [128, 256, 256, 256],
+    "attention_head_dim": None,
+    "norm_eps": 1e-6,
+    "downsample_padding": 0,
+    "flip_sin_to_cos": False,
+    "freq_shift": 1,
+}
+"""The config.json of ``google/ddpm-cifar10-32``, where it differs from the defaults."""
+
 KNOWN: dict[str, list[Any]] = {
     "center_input_sample": [False],
     "time_embedding_type": ["positional"],
@@ -78,11 +91,12 @@ class DiffusersUNet(Layout):
         return "time_embedding.linear_1.weight" in shapes
 
     @classmethod
-    def of(cls, shapes: Shapes, config: Mapping[str, Any]) -> "DiffusersUNet":
-        """The layout, with a new network, of a file's names and shapes and its ``config.json``.
+    def describe(cls, shapes: Shapes, resolution: int, **told: Any) -> Described:
+        """told: config, the content of the file's ``config.json``, by default that of ``google/ddpm-cifar10-32``.
 
         Raises ValueError for an option that none of the networks here has.
         """
+        config: Mapping[str, Any] = told.get("config") or OF_DDPM
         said = DEFAULTS | {name: value for name, value in config.items() if name in DEFAULTS}
         for name, known in KNOWN.items():
             require(said[name] in known, _foreign(name, said[name], known[0]))
@@ -94,27 +108,29 @@ class DiffusersUNet(Layout):
         groups, of_attention = said["norm_num_groups"], said["attn_norm_num_groups"]
         require(of_attention in (None, groups), _foreign("attn_norm_num_groups", of_attention, groups))
         width, resolution, head_width = widths[0], said["sample_size"], said["attention_head_dim"]
-        network = UNet(
-            channels=said["in_channels"],
-            out_channels=said["out_channels"],
-            resolution=resolution,
-            classes=said["num_class_embeds"] or 0,
-            null_class=False,
-            width=width,
-            multipliers=[of_level // width for of_level in widths],
-            blocks=said["layers_per_block"],
-            attention=[resolution >> level for level, kind in enumerate(downs) if kind == "AttnDownBlock2D"],
-            heads=1,
-            head_width=head_width,
-            groups=groups,
-            norm_eps=said["norm_eps"],
-            dropout=said["dropout"],
-            scale_shift=said["resnet_time_scale_shift"] == "scale_shift",
-            residual_resampling=said["downsample_type"] == "resnet",
-            corner_padding=said["downsample_padding"] == 0,
-            endpoint=said["freq_shift"] == 1,
-        )
-        return cls(network, any(".proj_attn." in name for name in shapes), said["flip_sin_to_cos"])
+        options = {
+            "channels": said["in_channels"],
+            "out_channels": said["out_channels"],
+            "resolution": resolution,
+            "classes": said["num_class_embeds"] or 0,
+            "null_class": False,
+            "width": width,
+            "multipliers": [of_level // width for of_level in widths],
+            "blocks": said["layers_per_block"],
+            "attention": [resolution >> level for level, kind in enumerate(downs) if kind == "AttnDownBlock2D"],
+            "heads": 1,
+            "head_width": head_width,
+            "groups": groups,
+            "norm_eps": said["norm_eps"],
+            "dropout": said["dropout"],
+            "scale_shift": said["resnet_time_scale_shift"] == "scale_shift",
+            "residual_resampling": said["downsample_type"] == "resnet",
+            "corner_padding": said["downsample_padding"] == 0,
+            "endpoint": said["freq_shift"] == 1,
+        }
+        old_names = any(".proj_attn." in name for name in shapes)
+        made = partial(cls, old_names=old_names, cosines_first=said["flip_sin_to_cos"])
+        return Described(UNet, options, made)
 
     def rows(self, attention: Attention) -> Storage:
         return Separate()

@@ -5,11 +5,12 @@ state dict is exported first.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from noising.interchange.layout import AttentionNames, BlockNames, Layout, Shapes
+from noising.interchange.layout import AttentionNames, BlockNames, Described, Layout, Shapes
 from noising.interchange.places import down, levels, up
 from noising.interchange.tensor_maps import Entry, HeadRows, Storage, SwappedHalves, Transposed, layer
 from noising.models.blocks import Attention
@@ -33,8 +34,8 @@ class EDM(Layout):
         return any(name.endswith("map_layer0.weight") for name in shapes)
 
     @classmethod
-    def of(cls, shapes: Shapes, head_width: int = 64, heads: int = 1, groups: int = 32) -> "EDM":
-        """The layout, with a new network, of a file's names and shapes; head_width: of ADM, heads: of DDPM++."""
+    def describe(cls, shapes: Shapes, resolution: int, **told: Any) -> Described:
+        """told: head_width of ADM, heads of DDPM++, groups. The names tell the resolution."""
         prefix = next(name for name in shapes if name.endswith("map_layer0.weight")).removesuffix("map_layer0.weight")
         names = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
         first = next(name for name in names if name.startswith("enc.") and name.endswith("_conv.weight"))
@@ -55,21 +56,22 @@ class EDM(Layout):
             "multipliers": [names[f"{place}0.conv0.weight"][0] // width for place in levels.values()],
             "blocks": sum(f"{levels[resolution]}{n}.norm0.weight" in names for n in range(MAX_BLOCKS)),
             "attention": [side for side, place in levels.items() if f"{place}0.qkv.weight" in names],
-            "groups": groups,
+            "groups": told.get("groups", 32),
         }
         if not song:
-            of_adm: dict[str, Any] = {"head_width": head_width, "residual_resampling": True, "channels_per_group": 4}
-            return cls(UNet(**sizes, null_class=False, **of_adm), resolution, prefix)
+            adm = {"head_width": told.get("head_width") or 64, "residual_resampling": True, "channels_per_group": 4}
+            options = sizes | adm | {"null_class": False}
+            return Described(UNet, options, partial(cls, resolution=resolution, prefix=prefix))
         filters = [shape[-1] for name, shape in names.items() if name.endswith("resample_filter")]
-        network = SongUNet(
+        options = {
             **sizes,
-            heads=heads,
-            augmentation_labels=names["map_augment.weight"][1] if "map_augment.weight" in names else 0,
-            fourier="map_noise.freqs" in names,
-            pyramid=any("_aux_residual" in name for name in names),
-            taps=[1, 3, 3, 1] if 4 in filters else [1, 1],
-        )
-        return cls(network, resolution, prefix)
+            "heads": told.get("heads", 1),
+            "augmentation_labels": names["map_augment.weight"][1] if "map_augment.weight" in names else 0,
+            "fourier": "map_noise.freqs" in names,
+            "pyramid": any("_aux_residual" in name for name in names),
+            "taps": [1, 3, 3, 1] if 4 in filters else [1, 1],
+        }
+        return Described(SongUNet, options, partial(cls, resolution=resolution, prefix=prefix))
 
     def rows(self, attention: Attention) -> Storage:
         return HeadRows(attention.heads, (2, 0, 1))

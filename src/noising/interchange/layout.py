@@ -1,8 +1,8 @@
 """What a layout of weights is: the names of another project's file for one of the U-Nets here, and what it tells."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,21 @@ class AttentionNames(NamedTuple):
     out: str
 
 
+class Described(NamedTuple):
+    """The network that the names and shapes of a file describe.
+
+    family, options: its class here and the arguments of its constructor; layout: makes the layout for the network.
+    """
+
+    family: type[UShape]
+    options: dict[str, Any]
+    layout: Callable[[Any], "Layout"]
+
+
 class Layout(ABC):
     """The names and the storage of one project's weights, for one of the U-Nets here.
 
-    A subclass gives its `entries`, and a function ``of(shapes, ...)`` that makes the network which the names and shapes
-    of a file describe, with what they do not tell as further arguments.
+    A subclass gives its `entries`, and reads from a file's names and shapes which network they are of (`describe`).
     """
 
     block: BlockNames
@@ -52,6 +62,20 @@ class Layout(ABC):
     @abstractmethod
     def recognizes(cls, shapes: Shapes) -> bool:
         """Whether tensors of these names are in this layout."""
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, shapes: Shapes, resolution: int, **told: Any) -> Described:
+        """The network of a file's names and shapes; told: what they do not tell, each with a default.
+
+        resolution: of the images, where the names do not tell it.
+        """
+
+    @classmethod
+    def of(cls, shapes: Shapes, resolution: int = 0, **told: Any) -> "Layout":
+        """The layout with a new network, as `describe` has it."""
+        family, options, layout = cls.describe(shapes, resolution, **told)
+        return layout(family(**options))
 
     @abstractmethod
     def entries(self) -> Iterator[Entry]:

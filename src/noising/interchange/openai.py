@@ -4,8 +4,10 @@ Names: https://github.com/openai/improved-diffusion, https://github.com/openai/g
 """
 
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
-from noising.interchange.layout import AttentionNames, BlockNames, Layout, Shapes, numbered
+from noising.interchange.layout import AttentionNames, BlockNames, Described, Layout, Shapes, numbered
 from noising.interchange.places import down, up
 from noising.interchange.tensor_maps import Entry, HeadRows, Pointwise, Storage, SwappedHalves, layer
 from noising.models.blocks import Attention, Stage
@@ -33,39 +35,31 @@ class OpenAI(Layout):
         return "time_embed.0.weight" in shapes
 
     @classmethod
-    def of(
-        cls,
-        shapes: Shapes,
-        resolution: int,
-        heads: int = 4,
-        head_width: int | None = None,
-        groups: int = 32,
-        new_attention_order: bool = False,
-    ) -> "OpenAI":
-        """The layout, with a new network, of a file's names and shapes."""
+    def describe(cls, shapes: Shapes, resolution: int, **told: Any) -> Described:
+        """told: heads or head_width, groups, new_attention_order."""
         width, outputs = shapes["input_blocks.0.0.weight"][0], numbered(shapes, "output_blocks.")
         doubling = (".1.conv.weight", ".2.conv.weight", ".1.in_layers.0.weight", ".2.in_layers.0.weight")
         levels = 1 + sum(any(f"output_blocks.{n}{end}" in shapes for end in doubling) for n in range(outputs))
         blocks = outputs // levels - 1
         firsts = [f"input_blocks.{1 + level * (blocks + 1)}" for level in range(levels)]
         first = firsts[0] + ".0"
-        network = UNet(
-            channels=shapes["input_blocks.0.0.weight"][1],
-            out_channels=shapes["out.2.weight"][0],
-            resolution=resolution,
-            classes=shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else 0,
-            null_class=False,
-            width=width,
-            multipliers=[shapes[f"{place}.0.in_layers.2.weight"][0] // width for place in firsts],
-            blocks=blocks,
-            attention=[resolution >> level for level, place in enumerate(firsts) if f"{place}.1.qkv.weight" in shapes],
-            heads=heads,
-            head_width=head_width,
-            groups=groups,
-            scale_shift=shapes[f"{first}.emb_layers.1.weight"][0] == 2 * shapes[f"{first}.in_layers.2.weight"][0],
-            residual_resampling=not any(".op." in name for name in shapes),
-        )
-        return cls(network, new_attention_order)
+        options = {
+            "channels": shapes["input_blocks.0.0.weight"][1],
+            "out_channels": shapes["out.2.weight"][0],
+            "resolution": resolution,
+            "classes": shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else 0,
+            "null_class": False,
+            "width": width,
+            "multipliers": [shapes[f"{place}.0.in_layers.2.weight"][0] // width for place in firsts],
+            "blocks": blocks,
+            "attention": [resolution >> n for n, place in enumerate(firsts) if f"{place}.1.qkv.weight" in shapes],
+            "heads": told.get("heads", 4),
+            "head_width": told.get("head_width"),
+            "groups": told.get("groups", 32),
+            "scale_shift": shapes[f"{first}.emb_layers.1.weight"][0] == 2 * shapes[f"{first}.in_layers.2.weight"][0],
+            "residual_resampling": levels > 1 and not any(".op." in name for name in shapes),
+        }
+        return Described(UNet, options, partial(cls, new_attention_order=told.get("new_attention_order", False)))
 
     def rows(self, attention: Attention) -> Storage:
         return HeadRows(attention.heads, (0, 1, 2) if self.new_attention_order else (1, 0, 2), axes=3)

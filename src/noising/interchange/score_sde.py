@@ -4,9 +4,10 @@ Names: https://github.com/yang-song/score_sde_pytorch, https://github.com/gnobit
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from noising.interchange.layout import AttentionNames, BlockNames, Layout, Shapes
+from noising.interchange.layout import AttentionNames, BlockNames, Described, Layout, Shapes
 from noising.interchange.places import down, up
 from noising.interchange.tensor_maps import SAME, Entry, Scaled, Separate, Transposed, layer
 from noising.models.blocks import Attention
@@ -16,25 +17,26 @@ from noising.models.song_unet import SongUNet
 class ScoreSDE(Layout):
     """One numbered list ``all_modules``, in the order in which the image passes them.
 
-    prefix: before all names; label_scale: a Fourier embedding there is of that many times the noise label here.
+    prefix: before all names; label_scale: a Fourier embedding there is of that many times the noise label here;
+    negated: the network there gives the opposite of what it gives here, as rectified flow's x − ε.
     """
 
     block = BlockNames(".GroupNorm_0", ".Conv_0", ".Dense_0", ".GroupNorm_1", ".Conv_1", ".Conv_2")
     attention = AttentionNames(".GroupNorm_0", (".NIN_0", ".NIN_1", ".NIN_2"), ".NIN_3")
 
-    def __init__(self, network: SongUNet, prefix: str = "module.", label_scale: float = 1.0) -> None:
+    def __init__(
+        self, network: SongUNet, prefix: str = "module.", label_scale: float = 1.0, negated: bool = False
+    ) -> None:
         super().__init__(network)
-        self.unet, self.prefix, self.label_scale = network, prefix, label_scale
+        self.unet, self.prefix, self.label_scale, self.negated = network, prefix, label_scale, negated
 
     @classmethod
     def recognizes(cls, shapes: Shapes) -> bool:
         return any("all_modules." in name for name in shapes)
 
     @classmethod
-    def of(
-        cls, shapes: Shapes, resolution: int, label_scale: float = 1.0, taps: Sequence[float] | None = None
-    ) -> "ScoreSDE":
-        """The layout, with a new network, of a file's names and shapes; taps: None: [1, 3, 3, 1] in NCSN++."""
+    def describe(cls, shapes: Shapes, resolution: int, **told: Any) -> Described:
+        """told: label_scale, negated, taps (by default [1, 3, 3, 1] in NCSN++)."""
         prefix = next(name for name in shapes if "all_modules." in name).split("all_modules.")[0]
         names = {name.removeprefix(f"{prefix}all_modules."): shape for name, shape in shapes.items()}
         count = 1 + max(int(name.split(".")[0]) for name in names if name[0].isdecimal())
@@ -43,21 +45,21 @@ class ScoreSDE(Layout):
         levels = 1 + len(resampling) // 2
         blocks = (len(residual) // levels - 3) // 2
         firsts = [residual[level * (blocks + 1)] for level in range(levels)]
-        first = names[f"{residual[0] - 1}.weight"]
-        fourier = "0.W" in names
-        network = SongUNet(
-            channels=first[1],
-            out_channels=names[f"{count - 1}.weight"][0],
-            resolution=resolution,
-            width=first[0],
-            multipliers=[names[f"{n}.Conv_0.weight"][0] // first[0] for n in firsts],
-            blocks=blocks,
-            attention=[resolution >> level for level, n in enumerate(firsts) if f"{n + 1}.NIN_0.W" in names],
-            fourier=fourier,
-            pyramid=any("Conv2d_0" in name for name in names),
-            taps=taps or ([1, 3, 3, 1] if fourier else [1, 1]),
-        )
-        return cls(network, prefix, label_scale)
+        first, fourier = names[f"{residual[0] - 1}.weight"], "0.W" in names
+        options = {
+            "channels": first[1],
+            "out_channels": names[f"{count - 1}.weight"][0],
+            "resolution": resolution,
+            "width": first[0],
+            "multipliers": [names[f"{n}.Conv_0.weight"][0] // first[0] for n in firsts],
+            "blocks": blocks,
+            "attention": [resolution >> level for level, n in enumerate(firsts) if f"{n + 1}.NIN_0.W" in names],
+            "fourier": fourier,
+            "pyramid": any("Conv2d_0" in name for name in names),
+            "taps": told.get("taps") or ([1, 3, 3, 1] if fourier else [1, 1]),
+        }
+        said = {name: told[name] for name in ("label_scale", "negated") if name in told}
+        return Described(SongUNet, options, partial(cls, prefix=prefix, **said))
 
     def entries(self) -> Iterator[Entry]:
         network, number = self.unet, 0
@@ -82,7 +84,8 @@ class ScoreSDE(Layout):
         for path, module, _, _ in up(network):
             yield from self._stage(path, module, following)
         yield from layer("last_norm", network.last_norm, following())
-        yield from layer("last", network.last, following())
+        there, storage = following(), Scaled(-1.0) if self.negated else SAME
+        yield from layer("last", network.last, there, storage, storage)
 
     def _stage(self, path: str, stage: Any, following: Callable[[], str]) -> Iterator[Entry]:
         yield from self.residual(f"{path}.residual", stage.residual, following())

@@ -378,7 +378,7 @@ class ImageQuality(SampleQuality):
     @property
     def card(self) -> dict[str, Any]:
         metric = self.metric.metric
-        real = {"data": self.data.name, "split": self.metric.split, "images": self.count}
+        real = {**self.data.identity, "split": self.metric.split, "images": self.count}
         return {
             "samples": self.count,
             "repeats": self.repeats,

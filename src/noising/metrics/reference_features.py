@@ -73,7 +73,7 @@ class ReferenceFeatures:
         chosen = torch.arange(count or there) * there // (count or there)
         pixels = pixels[chosen]
         card = {
-            "data": self.data.name,
+            **self.data.identity,
             "split": split,
             "images": len(chosen),
             "flips": flips,

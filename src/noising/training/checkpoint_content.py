@@ -110,6 +110,7 @@ class _Content(_Strict):
     times: dict[str, Tensor] = {}
     loss_sums: Annotated[Tensor, AfterValidator(_sums)] = Field(default=None)  # type: ignore[assignment]
     init_from: dict[str, Any] | None = None
+    converted: dict[str, Any] | None = None
     made_with: Annotated[dict[str, Any], AfterValidator(_circumstances)] = {}
     data_sha256: str = ""
 

@@ -74,9 +74,12 @@ class EMA(Callback):
         if self._denoiser is not denoiser:
             self.attach(denoiser)
         parameters = [p.float() for p in self._parameters]  # float32: no copy
-        momentum = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.weights.values()), parameters, 1 - momentum)
+        torch._foreach_lerp_(list(self.weights.values()), parameters, 1 - self.decay_now())
         self.updates += 1
+
+    def decay_now(self) -> float:
+        """The decay d of the next update."""
+        return min(self.decay, (1 + self.updates) / (10 + self.updates))
 
     @contextmanager
     def swapped(self, denoiser: nn.Module) -> Iterator[None]:
@@ -132,6 +135,29 @@ class EMA(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         self.load(checkpoint)
+
+
+class HalfLifeEMA(EMA):
+    """An average whose decay is given by a half-life in images, so that it means the same for every batch size.
+
+    d = ½^(batch/h) with h = min(half_life, ramp_up · images seen): a weight of h images ago counts half.
+    Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models" (2022), table 7, and their code.
+    https://arxiv.org/abs/2206.00364
+    """
+
+    def __init__(self, half_life: float = 500_000, ramp_up: float | None = 0.05, batch_size: int = 1) -> None:
+        """batch_size: images of an optimizer step, over all devices and accumulation; ramp_up: None: h = half_life."""
+        if half_life <= 0:
+            raise ValueError(f"half_life must be above 0 images, got {half_life}")
+        if ramp_up is not None and ramp_up <= 0:
+            raise ValueError(f"ramp_up must be above 0, or null, got {ramp_up}")
+        super().__init__(0.5 ** (batch_size / half_life))
+        self.half_life, self.ramp_up, self.batch_size = half_life, ramp_up, batch_size
+
+    def decay_now(self) -> float:
+        seen = self.updates * self.batch_size
+        images = self.half_life if self.ramp_up is None else min(self.half_life, self.ramp_up * seen)
+        return 0.5 ** (self.batch_size / images) if images else 0.0
 
 
 def _of(pl_module: LightningModule) -> nn.Module:

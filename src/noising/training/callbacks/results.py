@@ -145,7 +145,7 @@ class ResultsCallback(Callback):
         numbers[f"{split}/histogram_baseline"] = histogram_bits(data.train.pixels, images, data.levels)
         card = {
             **evaluation.card(),
-            "data": data.name,
+            **data.identity,
             "data_scaling": f"2 p/{data.levels - 1} - 1, p = 0..{data.levels - 1}",
             "grey_levels": data.levels,
             **({"images_left_out": data.skipped} if data.skipped else {}),

@@ -1,0 +1,134 @@
+"""What a conversion of weights is held to before anything is written: other people's outputs, and real images."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from noising.data.image_data import ImageData
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.drawing import in_evaluation
+from noising.diffusion.likelihood.decoders import Decoder
+from noising.diffusion.likelihood.terms import step_terms
+from noising.diffusion.transitions import Chain
+from noising.errors import ConfigError
+from noising.randomness import Streams
+
+LIMIT = 1e-4
+"""Of the largest output: another convolution library differs by some 1e-6, another order of rows by 0.6 to 1.4."""
+IMAGES, TRAINING_IMAGES = 32, 2000
+LEVELS = (5.0, 3.0, 1.0)
+"""λ of the images whose noise is predicted: at much noise the linear guess is nearly the best there is."""
+NAMES = {
+    "x": ("x", "F_x"),
+    "noise_label": ("noise_label", "timesteps", "labels", "t", "F_c_noise"),
+    "class_label": ("class_label", "y", "class_labels"),
+    "augmentation": ("augmentation", "augment_labels"),
+    "output": ("output", "out", "F"),
+}
+"""Tensors of a fixture: what the network is given, and what it gives; with or without inputs/ and outputs/ before."""
+
+
+class Check(NamedTuple):
+    """A comparison that a conversion must pass; holds: None where it is only told."""
+
+    name: str
+    measured: str
+    limit: str
+    holds: bool | None
+
+
+def same_output(network: nn.Module, file: str) -> Check:
+    """The outputs of a network against those stored in a fixture. Raises ConfigError if the file is no fixture."""
+    try:
+        with safe_open(file, "pt") as opened:
+            stored = {name.split("/")[-1]: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(f"check={file} is no safetensors file ({error})") from error
+    found = {ours: next((stored[n] for n in names if n in stored), None) for ours, names in NAMES.items()}
+    x, noise_label, output = found["x"], found["noise_label"], found["output"]
+    if x is None or noise_label is None or output is None:
+        raise ConfigError(f"check={file} must hold x, noise_label and output; it holds {', '.join(stored)}")
+    class_label = found["class_label"]
+    if class_label is not None and class_label.ndim == 2:  # one-hot, zeros for no class
+        class_label = torch.where(class_label.any(1), class_label.argmax(1), class_label.shape[1])
+    told: dict[str, Tensor | None] = {"class_label": class_label}
+    if found["augmentation"] is not None:
+        told["augmentation"] = found["augmentation"]
+    network.eval()
+    with torch.no_grad():
+        ours = network(x, noise_label, **told)
+    return compared(f"outputs of {file}", ours, output)
+
+
+def compared(name: str, ours: Tensor, theirs: Tensor) -> Check:
+    """The largest difference between two outputs, as a part of the largest output."""
+    if ours.shape != theirs.shape:
+        return Check(name, f"{tuple(ours.shape)}", f"{tuple(theirs.shape)}", False)
+    difference = float((ours - theirs).abs().max() / theirs.abs().max())
+    return Check(name, f"{difference:.1e}", f"{LIMIT:.0e}", difference < LIMIT)
+
+
+class LinearGuess:
+    """The best linear guess of the noise, from the mean and the covariance of training images.
+
+    With the covariance V diag(v) Vᵀ, x̂ = m + V diag(α v/(α² v + σ²)) Vᵀ (x_t − α m).
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        """images: (N, C, H, W) in [−1, 1]."""
+        flat = images.flatten(1).double()
+        self.mean = flat.mean(0)
+        _, values, self.axes = torch.linalg.svd(flat - self.mean, full_matrices=False)  # (N,), (N, D)
+        self.variances = values**2 / len(flat)
+
+    def noise(self, x_t: Tensor, alpha: float, sigma: float) -> Tensor:
+        """ε̂ (B, C, H, W)."""
+        centred = x_t.flatten(1).double() - alpha * self.mean
+        gain = alpha * self.variances / (alpha**2 * self.variances + sigma**2)
+        x = self.mean + (centred @ self.axes.T * gain) @ self.axes
+        noise: Tensor = (x_t.flatten(1) - alpha * x) / sigma
+        return noise.to(x_t.dtype).reshape(x_t.shape)
+
+
+def of_images(denoiser: Denoiser, data: ImageData, classes: int, decoder: Decoder, timesteps: int) -> list[Check]:
+    """What real images show: the noise predicted at three levels, a step of the chain, and a term of the bound."""
+    count = min(IMAGES, len(data.test.pixels))
+    x, labels = data.batch("test", slice(count))
+    class_label = labels if classes else None
+    noise = Streams(0, "conversion", range(count)).normal(x.shape[1:])
+    guess = LinearGuess(data.scale(data.train.pixels[:TRAINING_IMAGES]))
+    found = []
+    with in_evaluation(denoiser):
+        for log_snr in LEVELS:
+            t = denoiser.schedule.time(torch.tensor([log_snr], dtype=torch.float64)).expand(count)
+            level = denoiser.schedule(t)
+            x_t = level.perturb(x, noise)
+            error = (denoiser.at(x_t, level, class_label=class_label).noise - noise).square().mean()
+            alpha, sigma = (float(field.flatten()[0]) for field in (level.alpha, level.sigma))
+            linear = (guess.noise(x_t, alpha, sigma) - noise).square().mean()
+            name = f"mean squared error of the noise at λ = {log_snr:g}, and of the best linear guess"
+            found.append(Check(name, f"{error:.4f}", f"{linear:.4f}", bool(error < linear)))
+        chain = Chain.uniform(denoiser.schedule, timesteps)
+        step = torch.full((count,), max(2, timesteps // 2))
+        transition = chain[step]
+        x_t = transition.later.perturb(x, noise)
+        prediction = denoiser.at(x_t, transition.later, class_label=class_label)
+        apart = denoiser.reverse(transition, x_t, prediction).mean - transition.mean(x_t, x)
+        found.append(Check("a step of the chain at t = ½, from the posterior mean", _size(apart), "", None))
+        terms = step_terms(denoiser, chain, x, x_t, step, prediction, decoder) / (x[0].numel() * math.log(2))
+        found.append(Check("its term L_t of the bound, bits/dim", f"{terms.mean():.2e}", "", None))
+    return found
+
+
+def _size(difference: Tensor) -> str:
+    return f"{difference.square().mean().sqrt():.2e}"
+
+
+def table(checks: list[Check]) -> list[Mapping[str, str | None]]:
+    """The checks as they are stored."""
+    words = {True: "yes", False: "no", None: None}
+    return [{"check": c.name, "measured": c.measured, "limit": c.limit, "holds": words[c.holds]} for c in checks]

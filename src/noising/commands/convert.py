@@ -1,0 +1,150 @@
+"""`convert`: the weights of another project's file become a run, and a run's weights such a file.
+
+Nothing is written before what it would hold has been compared: with outputs of the other side's code, where there are
+some, and with real images.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from noising.commands.conversion_checks import Check, of_images, same_output, table
+from noising.commands.export import export
+from noising.commands.foreign_weights import ForeignWeights, read_weights
+from noising.commands.loggers import open_results
+from noising.commands.tables import print_files, print_table, relative
+from noising.config.secrets import without_secrets
+from noising.errors import ConfigError, config_errors
+from noising.experiment import Experiment
+from noising.interchange.layout import Described
+from noising.interchange.layouts import LAYOUTS, recognized
+from noising.models.u_shape import UShape
+from noising.runs.folder import Run, replacing
+from noising.runs.status import run_status
+from noising.training.checkpoints import FORMAT
+from noising.training.ema import averaged
+
+OWN = ("weights", "known", "layout", "averaged", "told", "check", "unchecked", "checkpoint", "to", "parameters")
+"""Options of this command, which are none of the run that it writes."""
+FACTS = ("channels", "out_channels", "resolution", "classes", "augmentation_labels")
+"""Arguments of a network that come from the data and the theory, never from the config of the model."""
+
+
+def convert(cfg: DictConfig, run_dir: Path) -> None:
+    """Read cfg.weights into a run's folder, or write the weights of cfg.checkpoint in the layout cfg.to."""
+    if (cfg.weights is None) == (cfg.checkpoint is None):
+        raise ConfigError("convert reads weights=FILE, or writes checkpoint=RUN to=LAYOUT: give one of the two")
+    if cfg.checkpoint is not None:
+        export(cfg, run_dir)
+        return
+    file = read_weights(cfg.weights, cfg.averaged)
+    with config_errors(f"weights={cfg.weights}"):
+        layout = cfg.layout or recognized(file.shapes)
+        described = LAYOUTS[layout].describe(file.shapes, _resolution(cfg), **_told(cfg, file))
+    config = _config(cfg, described)
+    experiment = Experiment(config)
+    _require_facts(cfg, described, experiment)
+    module = experiment.module
+    network = cast(UShape, module.denoiser.model)
+    with config_errors(f"weights={cfg.weights}"):
+        stored = {name: tensor for name, tensor in file.tensors.items() if not name.endswith("sigmas")}
+        network.load_state_dict(described.layout(network).read(stored))
+    checks = _checks(cfg, file, layout, experiment)
+    failed = [check for check in checks if check.holds is False]
+    print_table(f"{cfg.weights}: {layout}", Check._fields, map(_cells, checks), words=(0, 3))
+    compared = cfg.check is not None or any("diffusers" in check.name for check in checks)
+    if failed and not (cfg.unchecked and not compared):
+        advice = "" if compared else "; unchecked=true writes it all the same"
+        raise ConfigError(f"weights={cfg.weights}: nothing is written, since a check does not hold{advice}")
+    results = open_results(Run(run_dir), config, "convert")
+    with run_status(results, without_secrets(config)) as run:
+        card = {"layout": layout, **file.source, "averaged": cfg.averaged, "told": OmegaConf.to_container(cfg.told)}
+        content = {
+            "noising_format": FORMAT,
+            "config": without_secrets(config),
+            "state_dict": module.state_dict(),
+            "ema": {"decay": 0.0, "updates": 0, "weights": averaged(module.denoiser)},
+            "global_step": 0,
+            "converted": card,
+        }
+        with replacing(run.last_checkpoint) as target:
+            torch.save(content, target)
+        run.update({"converted": {**card, "checks": table(checks)}})
+    print(f"in {relative(run_dir)}, a run as any other: noising evaluate checkpoint={relative(run_dir)}")
+    print_files(run.last_checkpoint)
+
+
+def _resolution(cfg: DictConfig) -> int:
+    """The resolution of the data, which the names of most files do not tell."""
+    return Experiment(_without_own(cfg)).data.resolution
+
+
+def _told(cfg: DictConfig, file: ForeignWeights) -> dict[str, Any]:
+    """What a file's names do not tell: from its config.json, the options of the model, and `told`."""
+    of_model = {name: cfg.model[name] for name in ("heads", "head_width", "groups", "taps") if name in cfg.model}
+    told = {name: value for name, value in cfg.told.items() if value is not None}
+    return {**of_model, **told, **({"config": file.config} if file.config else {})}
+
+
+def _without_own(cfg: DictConfig) -> DictConfig:
+    return DictConfig({name: cfg._get_node(name) for name in cfg if name not in OWN})
+
+
+def _config(cfg: DictConfig, described: Described) -> DictConfig:
+    """The config of the run: the given one with the network of the file."""
+    config = _without_own(cfg)
+    family = described.family
+    kept = {name: cfg.model[name] for name in ("dropout", "checkpointing") if name in cfg.model}
+    options = {name: value for name, value in described.options.items() if name not in FACTS}
+    config.model = {"_target_": f"{family.__module__}.{family.__qualname__}", **kept, **options}
+    return config
+
+
+def _require_facts(cfg: DictConfig, described: Described, experiment: Experiment) -> None:
+    """Raise ConfigError where the file's network is made for other images, classes or outputs."""
+    file, data, place = described.options, experiment.data, f"weights={cfg.weights}"
+    if file["channels"] != data.channels:
+        raise ConfigError(f"{place} takes images of {file['channels']} channels, {data.place} has {data.channels}")
+    if file["resolution"] != data.resolution:
+        raise ConfigError(f"{place} takes images of side {file['resolution']}, {data.place} has {data.resolution}")
+    outputs = file["channels"] * experiment.recipe.variance.outputs
+    if file["out_channels"] != outputs:
+        advice = "learned_range" if file["out_channels"] == 2 * file["channels"] else "fixed_large"
+        raise ConfigError(f"{place} gives {file['out_channels']} channels, not {outputs}: use variance={advice}")
+    classes = file.get("classes", 0)
+    if classes and not experiment.num_classes:
+        raise ConfigError(f"{place} is told {classes} classes: use label_dropout=0.0")
+    if classes != experiment.num_classes:
+        advice = "use label_dropout=null" if not classes else "use the data that it was trained on"
+        raise ConfigError(f"{place} is told {classes} classes, {data.place} has {experiment.num_classes}: {advice}")
+    labels, given = file.get("augmentation_labels", 0), experiment.facts_of_network.get("augmentation_labels", 0)
+    if labels != given:
+        advice = "augmentation=edm" if labels else "augmentation=null"
+        raise ConfigError(f"{place} is told {labels} augmentation labels, not {given}: use {advice}")
+
+
+def _checks(cfg: DictConfig, file: ForeignWeights, layout: str, experiment: Experiment) -> list[Check]:
+    """All that the conversion is held to."""
+    network = experiment.module.denoiser.model
+    numbers = sum(parameter.numel() for parameter in network.parameters())
+    found = [Check("tensors of the file, each with its place and shape", f"{len(file.tensors)}", "all", True)]
+    expected = cfg.get("parameters")
+    same = None if expected is None else numbers == expected
+    found.append(Check("parameters", f"{numbers:,}", "" if expected is None else f"{expected:,}", same))
+    if cfg.check is not None:
+        return [*found, same_output(network, cfg.check)]
+    if layout == "diffusers":
+        from noising.commands.diffusers_check import same_as_diffusers  # here: diffusers takes seconds to import
+
+        found += same_as_diffusers(network, file)
+    config, denoiser = experiment.config, experiment.module.denoiser
+    decoder = experiment.recipe.decoder
+    return [*found, *of_images(denoiser, experiment.data, experiment.num_classes, decoder, config.timesteps)]
+
+
+def _cells(check: Check) -> list[str]:
+    holds: Mapping[bool | None, str] = {True: "yes", False: "NO", None: "told only"}
+    return [check.name, check.measured, check.limit, holds[check.holds]]

@@ -1,0 +1,171 @@
+"""Writing a run's weights in the layout of another project, compared with the run before they are in place."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save
+from torch import Tensor
+
+from noising.commands.tables import print_files
+from noising.errors import ConfigError, config_errors
+from noising.interchange.diffusers_unet import DiffusersUNet
+from noising.interchange.edm import EDM
+from noising.interchange.layout import Layout
+from noising.interchange.openai import OpenAI
+from noising.interchange.score_sde import ScoreSDE
+from noising.models.song_unet import SongUNet
+from noising.models.u_shape import UShape
+from noising.models.unet import UNet
+from noising.runs.folder import replacing
+from noising.trained import TrainedRun, load
+
+PLAIN: dict[str, Any] = {"scale_shift": True, "corner_padding": False, "endpoint": False, "norm_eps": 1e-5}
+"""Options that a layout has no place for, but for these values."""
+
+
+def export(cfg: DictConfig, folder: Path) -> None:
+    """Write the averaged weights of cfg.checkpoint to the folder, in the layout cfg.to."""
+    if cfg.to is None:
+        raise ConfigError("to is missing: add to=diffusers, openai, edm, score_sde or safetensors")
+    trained = load(cfg.checkpoint)
+    network = trained.denoiser.model
+    if not isinstance(network, UNet | SongUNet):
+        raise ConfigError(f"checkpoint={cfg.checkpoint} is of a {type(network).__name__}, which no layout here is of")
+    config = OmegaConf.to_container(trained.config, resolve=True)
+    assert isinstance(config, dict)
+    if cfg.to == "safetensors":
+        written = {"model.safetensors": network.state_dict(), "config.json": config}
+    else:
+        with config_errors(f"to={cfg.to}"):
+            written = _diffusers(trained, network) if cfg.to == "diffusers" else _original(cfg, trained, network)
+    for name, content in written.items():
+        if name.endswith(".safetensors"):
+            plain = {key: tensor.contiguous().clone() for key, tensor in cast(Mapping[str, Tensor], content).items()}
+            with replacing(folder / name) as target:
+                target.write(save(plain, metadata={"format": "pt"}))
+        else:
+            with replacing(folder / name) as target:
+                target.write(json.dumps(content, indent=2).encode())
+    print_files(*(folder / name for name in written))
+
+
+def _original(cfg: DictConfig, trained: TrainedRun, network: UNet | SongUNet) -> dict[str, Any]:
+    """A state dict under the names of the network's authors, and the config that it was trained with."""
+    layout: Layout
+    if cfg.to == "score_sde":
+        layout = ScoreSDE(_of(network, SongUNet), **_told(cfg, ("label_scale", "negated")))
+    elif cfg.to == "openai":
+        _require_plain(trained, ("norm_eps", "endpoint", "corner_padding"))
+        layout = OpenAI(_of(network, UNet), **_told(cfg, ("new_attention_order",)))
+    else:
+        if isinstance(network, UNet):
+            _require_plain(trained, ("norm_eps", "endpoint", "scale_shift"))
+            if not trained.config.model.get("residual_resampling"):
+                raise ValueError("EDM's ADM halves and doubles in residual blocks: model.residual_resampling=true")
+        layout = EDM(network, trained.data.resolution)
+    there = layout.write(network.state_dict())
+    back = layout.read(there)
+    assert all(torch.equal(back[name], tensor) for name, tensor in network.state_dict().items())
+    return {"model.safetensors": there, "config.json": OmegaConf.to_container(trained.config, resolve=True)}
+
+
+def _of(network: UShape, family: type[Any]) -> Any:
+    if not isinstance(network, family):
+        raise ValueError(f"this layout is of {family.__name__}, the run's network is a {type(network).__name__}")
+    return network
+
+
+def _told(cfg: DictConfig, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: cfg.told[name] for name in names if cfg.told.get(name) is not None}
+
+
+def _require_plain(trained: TrainedRun, names: tuple[str, ...]) -> None:
+    for name in names:
+        value = trained.config.model.get(name, PLAIN[name])
+        if value != PLAIN[name]:
+            raise ValueError(f"the layout has no place for model.{name}={value}")
+
+
+def _diffusers(trained: TrainedRun, network: UNet | SongUNet) -> dict[str, Any]:
+    """A folder that ``DDPMPipeline.from_pretrained`` opens."""
+    unet, config = _of(network, UNet), trained.config
+    data, model, steps = trained.data, config.model, config.timesteps
+    times = torch.arange(steps + 1, dtype=torch.float64) / steps
+    levels = trained.denoiser.schedule(times)
+    labels = trained.denoiser.noise_label(levels).flatten()[1:]
+    if not torch.allclose(labels, torch.arange(steps, dtype=torch.float64)):
+        raise ValueError("diffusers counts steps from 0: it needs noise_label=discrete_step and timesteps=1000")
+    if not torch.allclose(levels.alpha**2 + levels.sigma**2, torch.ones_like(levels.alpha)):
+        raise ValueError("diffusers' DDPMPipeline takes variance-preserving schedules only")
+    alpha_bar = levels.log_snr.flatten().sigmoid()
+    prediction = {"Epsilon": "epsilon", "CleanImage": "sample", "Velocity": "v_prediction"}
+    kind = type(trained.denoiser.parameterization).__name__
+    variance = {"FixedSmall": "fixed_small", "FixedLarge": "fixed_large", "LearnedRange": "learned_range"}
+    said = type(trained.denoiser.variance).__name__
+    if kind not in prediction or said not in variance:
+        raise ValueError(f"diffusers' DDPMScheduler has no {kind} with {said}")
+    widths = [multiplier * model.width for multiplier in model.multipliers]
+    attends = [data.resolution >> n in model.attention for n in range(len(widths))]
+    head_width = _head_width(model, [w for w, here in zip(widths, attends, strict=True) if here] + widths[-1:])
+    classes = unet.class_embedding.num_embeddings if unet.class_embedding is not None else None
+    resampling = "resnet" if model.get("residual_resampling") else "conv"
+    shape = {
+        "_class_name": "UNet2DModel",
+        "sample_size": data.resolution,
+        "in_channels": data.channels,
+        "out_channels": unet.last.out_channels,
+        "block_out_channels": widths,
+        "layers_per_block": model.blocks,
+        "down_block_types": ["AttnDownBlock2D" if here else "DownBlock2D" for here in attends],
+        "up_block_types": ["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)],
+        "norm_num_groups": model.groups,
+        "attn_norm_num_groups": model.groups,
+        "norm_eps": model.get("norm_eps", 1e-5),
+        "downsample_padding": 0 if model.get("corner_padding") else 1,
+        "downsample_type": resampling,
+        "upsample_type": resampling,
+        "flip_sin_to_cos": False,
+        "freq_shift": 1 if model.get("endpoint") else 0,
+        "resnet_time_scale_shift": "scale_shift" if model.get("scale_shift", True) else "default",
+        "act_fn": "silu",
+        "attention_head_dim": head_width,
+        "dropout": model.dropout,
+        "num_class_embeds": classes,
+        "center_input_sample": False,
+        "time_embedding_type": "positional",
+        "mid_block_scale_factor": 1,
+    }
+    scheduler = {
+        "_class_name": "DDPMScheduler",
+        "num_train_timesteps": steps,
+        "trained_betas": (1 - alpha_bar[1:] / alpha_bar[:-1]).tolist(),
+        "prediction_type": prediction[kind],
+        "variance_type": variance[said],
+        "clip_sample": config.sampler.get("clip") is not None,
+        "clip_sample_range": config.sampler.get("clip") or 1.0,
+    }
+    return {
+        "model_index.json": {
+            "_class_name": "DDPMPipeline",
+            "scheduler": ["diffusers", "DDPMScheduler"],
+            "unet": ["diffusers", "UNet2DModel"],
+        },
+        "unet/config.json": shape,
+        "unet/diffusion_pytorch_model.safetensors": DiffusersUNet(unet).write(unet.state_dict()),
+        "scheduler/scheduler_config.json": scheduler,
+    }
+
+
+def _head_width(model: DictConfig, widths: list[int]) -> int | None:
+    """diffusers' attention_head_dim: one width of heads for all levels; None for one head."""
+    if model.get("head_width"):
+        return int(model.head_width)
+    if model.get("heads", 4) == 1:
+        return None
+    if len(set(widths)) > 1:
+        raise ValueError(f"diffusers has heads of one width, here {model.heads} heads share {widths} channels")
+    return widths[0] // int(model.heads)

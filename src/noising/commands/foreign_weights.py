@@ -1,0 +1,128 @@
+"""Files of weights of other projects, read without running code that they may hold."""
+
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from noising.errors import ConfigError
+from noising.runs.sizes import UnfoldingError, require_archive_size
+from noising.trained import digest
+
+AVERAGED, RAW = ("ema_model", "ema", "model_ema", "ema_state_dict"), ("net_model", "model", "net", "state_dict")
+"""Entries of a training's file that hold a network's weights."""
+IN_A_FOLDER = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors")
+PICKLED = (
+    "is a pickle, which runs the code in it when it is opened: export it where its own code is, by `import pickle, "
+    "safetensors.torch`, `net = pickle.load(open('{name}', 'rb'))['ema']`, "
+    "`safetensors.torch.save_file(net.state_dict(), '{stem}.safetensors')`"
+)
+
+
+class ForeignWeights(NamedTuple):
+    """The tensors of a file by their names there; config: the content of its config.json; entry: where they stood."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    config: dict[str, Any] | None
+    entry: str | None
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes by name."""
+        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+
+    @property
+    def source(self) -> dict[str, Any]:
+        """What the weights are of, for a card."""
+        return {"file": str(self.path), "sha256": digest(self.path), "entry": self.entry}
+
+
+def read_weights(place: str, averaged: bool = True) -> ForeignWeights:
+    """Read a file of weights, or the one in a folder as diffusers writes it.
+
+    averaged: of a training's file that holds both, the averaged weights, else the raw ones. Raises ConfigError.
+    """
+    path = Path(place)
+    if not path.exists():
+        raise ConfigError(f"weights={place}: there is no such file or folder")
+    config = None
+    if path.is_dir():
+        folder = path / "unet" if (path / "unet").is_dir() else path
+        found = [folder / name for name in IN_A_FOLDER if (folder / name).is_file()]
+        if not found:
+            raise ConfigError(f"weights={place}: expected {' or '.join(IN_A_FOLDER)} in {folder}")
+        path = found[0]
+    if (beside := path.parent / "config.json").is_file():
+        config = _config(beside)
+    if path.suffix == ".pkl":
+        raise ConfigError(f"weights={place} {PICKLED.format(name=path.name, stem=path.stem)}")
+    try:
+        content = _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
+        tensors, entry = _chosen(content, averaged)
+    except ValueError as error:
+        raise ConfigError(f"weights={place}: {error}") from error
+    return ForeignWeights(path, tensors, config, entry)
+
+
+def _config(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"weights: {path} is no JSON file ({error})") from error
+    return content if isinstance(content, dict) else None
+
+
+def _safetensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"it is no safetensors file, or a damaged one ({error})") from error
+
+
+def _torch_file(path: Path) -> Any:
+    try:
+        require_archive_size(path)
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UnfoldingError as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:  # the unpickler raises nearly anything
+        raise ValueError(
+            "it is no file of weights and plain values: if there is code in it, it was not run; safetensors files and "
+            "those that torch.save writes of a state_dict are read"
+        ) from error
+
+
+def _chosen(content: Any, averaged: bool) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a file's content, and the entry that they stood in."""
+    if not isinstance(content, Mapping):
+        raise ValueError("it holds no state dict")
+    if all(isinstance(value, Tensor) for value in content.values()):
+        inside = {name.removeprefix("state_dict/"): value for name, value in content.items() if "state_dict/" in name}
+        return (inside or dict(content)), None
+    for name in AVERAGED if averaged else RAW:
+        held = content.get(name)
+        if isinstance(held, Mapping) and "shadow_params" in held:
+            return _by_order(held["shadow_params"], content.get("model")), name
+        if isinstance(held, Mapping) and held and all(isinstance(value, Tensor) for value in held.values()):
+            return dict(held), name
+    kind, other = ("averaged", "false") if averaged else ("raw", "true")
+    raise ValueError(f"it has no entry with {kind} weights, but {', '.join(map(str, content))}: try averaged={other}")
+
+
+def _by_order(averages: Any, model: Any) -> dict[str, Tensor]:
+    """Averages that are a list in the order of the trained parameters, under those names, with the rest as it is."""
+    if not isinstance(model, Mapping):
+        raise ValueError("its averages have no names, and there is no entry `model` that has them")
+    fixed = [name for name in model if name.endswith(("sigmas", "all_modules.0.W"))]  # stored, and not trained
+    trained = [name for name in model if name not in fixed]
+    if len(trained) != len(averages):
+        raise ValueError(f"it holds {len(averages)} averages of {len(trained)} tensors")
+    return {name: model[name] for name in fixed} | dict(zip(trained, averages, strict=True))

@@ -1,0 +1,23 @@
+"""The layouts by name, and which one a file's names are of."""
+
+from noising.errors import require
+from noising.interchange.diffusers_unet import DiffusersUNet
+from noising.interchange.edm import EDM
+from noising.interchange.layout import Layout, Shapes
+from noising.interchange.openai import OpenAI
+from noising.interchange.score_sde import ScoreSDE
+
+LAYOUTS: dict[str, type[Layout]] = {
+    "openai": OpenAI,
+    "edm": EDM,
+    "diffusers": DiffusersUNet,
+    "score_sde": ScoreSDE,
+}
+
+
+def recognized(shapes: Shapes) -> str:
+    """The name of the layout of these tensors. Raises ValueError if it is none of those here."""
+    found = [name for name, layout in LAYOUTS.items() if layout.recognizes(shapes)]
+    some = ", ".join(list(shapes)[:3]) or "none"
+    require(len(found) == 1, f"its {len(shapes)} tensors ({some}, ...) are in none of the layouts {', '.join(LAYOUTS)}")
+    return found[0]
