@@ -1,7 +1,7 @@
-"""Augmentation of training images: each is transformed at random, and the network is told how, in a few numbers.
+"""Augmentation of training images: random transformations, and the labels by which the network sees which they were.
 
-It sees zeros, those of an image as it is, where samples are drawn and bounds are measured. So augmented images teach it
-without being drawn by it.
+In sampling and in evaluation it sees the labels of an image that was not transformed, zeros: it learns from augmented
+images, and draws none.
 """
 
 import math
@@ -20,7 +20,7 @@ WARP = "antialiased bicubic to twice the resolution, bilinear there, bicubic bac
 
 
 class Augmentation(ABC):
-    """A random transformation of images and the numbers that describe it; labels: how many these are."""
+    """Random transformations of images, each described by a number of labels: the attribute `labels`."""
 
     labels: int
 
@@ -34,7 +34,7 @@ class Augmentation(ABC):
 
     @property
     def card(self) -> dict[str, Any]:
-        """What the images of a training depended on, for the cards of the model's numbers."""
+        """Everything that the transformations depend on, for the cards of the trained model's numbers."""
         return {"name": type(self).__qualname__}
 
 
@@ -45,12 +45,13 @@ class GeometricAugmentation(Augmentation):
     https://arxiv.org/abs/2206.00364. With N for standard normal numbers, the transformations, in this order, and the
     nine labels are:
 
-    * x-flip, left to right, of every second image: 1, or 0 without it;
+    * x-flip, left to right, with probability 1/2: 1, or 0 without it;
     * y-flip, upside down: 1 or 0;
     * scaling by 2^(0.2 N): N;
     * rotation by an angle a, anticlockwise, uniform over the circle: cos a - 1 and sin a;
     * stretching by 2^(0.2 N) along a direction at an angle r, anticlockwise from the right, and by 2^(-0.2 N) across
-      it: N cos r and N sin r; r is uniform over the circle in every second case, else 0;
+      it: N cos r and N sin r; r is uniform over the circle with probability 1/2, else 0. As in the authors' code,
+      the labels do not tell stretching from shrinking along the opposite direction;
     * translation by N / 8 of the width to the right and by another N / 8 of the height down: both N.
 
     The flips move pixels. The others are one affine transformation about the centre, in the interpolation that `WARP`

@@ -89,7 +89,7 @@ class Denoiser(nn.Module):
         label = self.noise_label(level).to(x_t.device, x_t.dtype, non_blocking=True)
         scaled = cast_to(self.parameterization.input_scale(level), x_t) * x_t
         # under autocast the network returns half precision; x̂ and ε̂ are solved from it in x_t's type
-        more = {} if augmentation is None else {"augmentation": augmentation}  # most networks are told of none
+        more = {} if augmentation is None else {"augmentation": augmentation}  # most networks take none
         found = self.model(scaled, label.flatten().expand(len(x_t)), class_label=class_label, **more)
         raw = output_of(found).to(x_t.dtype)
         if self.variance.outputs == 1:

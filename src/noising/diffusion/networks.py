@@ -99,7 +99,7 @@ def require_fitting(
     more = {}
     if augmentation_labels:
         inner = network.network if isinstance(network, Adapted) else network
-        message = f"its forward takes no {AUGMENTATION_NAMES[0]}: give it this parameter, or use augmentation=null"
+        message = f"its forward takes no parameter {AUGMENTATION_NAMES[0]}: give it one, or use augmentation=null"
         require(_augmentation_parameter(inner) is not None, message)
         more["augmentation"] = torch.zeros(len(noise_label), augmentation_labels)
     with evaluation_mode(network):
