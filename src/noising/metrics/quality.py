@@ -55,7 +55,7 @@ class QualityMetric(ABC):
     distance: ClassVar[str]  # name of the Fréchet distance in summary.json, after the split
     kernel_distance: ClassVar[str]  # and of the kernel distance
     title: ClassVar[str] = ""  # of the Fréchet distance, where its name in capitals will not do
-    network: ClassVar[str] = ""  # of several programs' networks of one name that whose features these are, for cards
+    network: ClassVar[str] = ""  # whose copy of a network gives the features, for cards; "" if there is one
     batch: ClassVar[int] = 500  # images whose features are extracted at once
 
     n: int | None = None  # samples of a repeat; None for as many as there are test images, at most MAX_DEFAULT_SAMPLES
