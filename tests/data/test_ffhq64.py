@@ -62,7 +62,7 @@ def test_what_cannot_be_used_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     refused(folder, rf"^data\.root=.*faces holds 13 images{put}")
     (folder / "00099.png").unlink()
     write_pngs(folder / "00000", draw(1, side=128), first=3)
-    refused(folder, r"^data\.root: .*00003\.png is 128x128, not 64x64$")
+    refused(folder, r"^data\.root: cannot read .*00003\.png: it is 128x128, not 64x64$")
     (tmp_path / "cut.zip").write_bytes(zipped(folder).read_bytes()[:100])
     refused(tmp_path / "cut.zip", rf"^data\.root=.*cut\.zip is damaged, or no \.zip \(.*\){put}")
     monkeypatch.setattr(pictures, "ENTRY", 2**10)

@@ -148,7 +148,7 @@ def damaged(root: Path) -> None:
         (nothing, r"there is no ImageNet-64: put there train_data_batch_1\.npz to .*; or the folders train_64x64 and"),
         (lacking, r"train_data_batch_7\.npz is missing: put there train_data_batch_1\.npz to"),
         (two, r"it holds the ImageNet-64 of Chrabaszcz et al\. .* and of van den Oord et al\. \(2016\): give each a"),
-        (other_size, r"train_64x64/00000\.png is 32x32, not 64x64$"),
+        (other_size, r"train_64x64/00000\.png: it is 32x32, not 64x64$"),
         (fewer, r"4 test images are there, of 5: fetch the set again$"),
         (other_classes, r"train and val have not the same sub-folders$"),
         (floats, r"train_data_batch_10\.npz: data is float32 of shape \(3, 12288\), not uint8 of shape \(N, 12288\)$"),

@@ -12,7 +12,7 @@ from noising.config.words import QUOTED, quoted, unquoted
 NO = ("false", "null", "no", "off", "0")
 YES = ("true", "yes", "on", "1")
 """Values of `resume` that are no path."""
-_AT_THE_TOP = ("checkpoint", "from", "init_from", "resume", "runs", "to")
+_AT_THE_TOP = ("checkpoint", "from", "init_from", "resume", "runs", "samples", "to")
 _BY_NAME = re.compile(
     r".+\.(?:(?:\w+_)?(?:dir|file|folder|path|repo|root)|dirpath|filename|subdir"
     r"|checkpoint|reference|dinov2_weights|inception_weights)"

@@ -100,7 +100,7 @@ def _grouped(cards: Sequence[str], rows: Sequence[Row]) -> list[list[str]]:
     return [[f"{entry}, of {', '.join(names)}", *values] for (entry, *values), names in numbers.items()]
 
 
-_MODEL = ("checkpoint", "sha256", "step", "weights.updates", "weights.ema_updates")
+_MODEL = ("checkpoint", "images_from", "sha256", "step", "weights.updates", "weights.ema_updates")
 _COST = ("evaluations", "evaluations_per_image")
 
 

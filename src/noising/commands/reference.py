@@ -27,6 +27,8 @@ def reference(cfg: DictConfig, run_dir: Path) -> None:
     if cfg["from"] is not None:
         with config_errors("from"):
             moments, card = read_statistics(cfg["from"], cfg.count)
+        if moments.count is None and target is not None:
+            raise ConfigError(f"from={cfg['from']}: it does not say of how many images it is: add count=50000, say")
     results = open_results(run, cfg, "reference")
     with run_status(results, without_secrets(cfg)):
         if cfg["from"] is None:
@@ -42,12 +44,12 @@ def reference(cfg: DictConfig, run_dir: Path) -> None:
             except OSError as error:
                 raise ConfigError(f"to={target}: cannot be written ({error.strerror})") from error
         values = {
-            "images": moments.count,
             "features": moments.dims,
             "mean_norm": float(moments.mean.norm()),
             "covariance_trace": float(moments.covariance.trace()),
-            "covariance_rank": min(moments.dims, moments.count - 1),
         }
+        if moments.count is not None:
+            values = {"images": moments.count, **values, "covariance_rank": min(moments.dims, moments.count - 1)}
         named = {f"reference/{name}": value for name, value in values.items()}
         results.write_all(named, 0, {"reference": card} if card else None)
     entries = card | values

@@ -186,9 +186,13 @@ def _row(words: str, numbers: Mapping[str, float | None], name: str, beside: Seq
 
 def print_quality(numbers: Mapping[str, float], card: Mapping[str, Any], declared: Declarations) -> None:
     """Print the numbers of a SampleQuality and what their card says."""
-    sampler = card["sampler"]["_target_"].rpartition(".")[2]
+    if "sampler" in card:
+        sampler = card["sampler"]["_target_"].rpartition(".")[2]
+        origin = f"by {sampler}, {card['sampler']['steps']} steps"
+    else:
+        origin = f"of {card['images_from']}"
     print_table(
-        f"{card['repeats']} x {card['samples']} samples by {sampler}, {card['sampler']['steps']} steps",
+        f"{card['repeats']} x {card['samples']} samples {origin}",
         ("", "value", "± Monte Carlo", "test images"),
         [
             _row(declaration(name, declared).label, numbers, name, ("_mc_se", "_baseline"))
@@ -199,5 +203,10 @@ def print_quality(numbers: Mapping[str, float], card: Mapping[str, Any], declare
         split = f" {reference['split']}" if "split" in reference else ""
         mirrored = ", each also mirrored" if reference.get("flips") else ""
         features = f" in the features of {card['features']}" if "features" in card else ""
-        print(printable(f"against {reference['images']}{split} images{mirrored}{features}; "), end="")
-    print(printable(f"EMA weights of step {card['step']}; ± is one standard error"))
+        if "made_by" in reference:
+            real = f"the statistics in {reference['file']}, as of {reference['made_by']},"
+        else:
+            real = f"{reference['images']}{split} images{mirrored}"
+        print(printable(f"against {real}{features}; "), end="")
+    weights = f"EMA weights of step {card['step']}; " if "step" in card else ""
+    print(printable(f"{weights}± is one standard error"))

@@ -125,6 +125,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "likelihood clip": (float | None, "{}={}: expected a number or null"),
     "count": _whole(2, null=True),
     "init_from": (_PATH, "{}={}: expected a run's folder or a checkpoint file, or null"),
+    "samples": (_PATH, "{}={}: expected a folder of images or an .npz file, or null"),
     "from": (_PATH, "{}={}: expected a file's path, or null"),
     "to": (_PATH, "{}={}: expected a file's path, or null"),
     "weights": (_PATH, "{}={}: expected a file of weights or a folder, or null"),

@@ -164,6 +164,10 @@ class ImageData(LightningDataModule, ABC):
         """Spread levels 0..levels-1 over 0..255 for viewing: uint8."""
         return (pixels.to(torch.float32) * 255 / (self.levels - 1)).round().to(torch.uint8)
 
+    def from_8bit(self, pixels: Tensor) -> Tensor:
+        """The nearest grey level of each value 0..255, which undoes `to_8bit`: uint8."""
+        return (pixels.to(torch.float32) * (self.levels - 1) / 255).round().to(torch.uint8)
+
     # Loaders
 
     def _order(self) -> StepOrder:

@@ -18,6 +18,7 @@ FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP
 """Formats that are read, by content and not by name: Pillow would start Ghostscript for PostScript, say."""
 
 MAX_MEGAPIXELS = 64.0  # of one image; decoding takes about 12 bytes a pixel
+_SUBMITTED = 2**14  # images that wait for a thread at once
 ENTRY = 2**26  # bytes that an image in a .zip may unfold to
 
 
@@ -112,9 +113,8 @@ class Pictures:
         try:
             pixels = np.empty((len(paths), len(self.mode), self.side, self.side), dtype=np.uint8)
         except (ValueError, MemoryError) as error:
-            raise ValueError(
-                f"data.resolution={self.side}: {len(paths)} images of that size do not fit in memory: lower it"
-            ) from error
+            place = f"data.resolution={self.side}" if self.resize else self.place
+            raise ValueError(f"{place}: {len(paths)} images of that size do not fit in memory: lower it") from error
 
         def fill(place: int) -> str | None:
             try:
@@ -127,7 +127,9 @@ class Pictures:
 
         # Threads are enough, because Pillow decodes outside the interpreter lock.
         with _any_size(), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-            refused = list(threads.map(fill, range(len(paths))))  # the list raises a thread's error here
+            refused: list[str | None] = []
+            for first in range(0, len(paths), _SUBMITTED):
+                refused += threads.map(fill, range(len(paths))[first : first + _SUBMITTED])  # raises a thread's error
         usable = [place for place, why in enumerate(refused) if why is None]
         if len(usable) < len(paths):
             pixels = pixels[usable]
@@ -145,7 +147,10 @@ class Pictures:
                 file.open("rb") as stream,
                 Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN]) as opened,
             ):
-                millions = math.prod(opened.size) / 1e6  # known before anything is decoded
+                size = "{}x{}".format(*opened.size)  # known before anything is decoded
+                if not self.resize and opened.size != (self.side, self.side):
+                    raise ValueError(f"it is {size}, not {self.side}x{self.side}")
+                millions = math.prod(opened.size) / 1e6
                 if millions > self.max_megapixels:
                     raise ValueError(f"{millions:.0f} million pixels are more than data.max_megapixels")
                 image = eight_bits(opened).convert(self.mode)
@@ -157,8 +162,6 @@ class Pictures:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise ValueError(f"{self.option}: cannot read {shown}: {reason}") from error
         width, height = image.size
-        if not self.resize and (width, height) != (self.side, self.side):
-            raise ValueError(f"{self.option}: {shown} is {width}x{height}, not {self.side}x{self.side}")
         if width != height and not self.crop:
             raise ValueError(f"data.crop=false needs square images, but {shown} is {width}x{height}")
         side = min(width, height)

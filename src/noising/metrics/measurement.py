@@ -202,6 +202,7 @@ class FeatureQuality(SampleQuality):
         self._require_enough(option, self._dims)
         self.real = self.references.reference(metric.split, metric.real_images(self.count), metric.flips)
         self._statistics, self._reference_card = self.real.statistics, self.real.card
+        self._statistics_origin = "computed here"
         if metric.reference is not None:
             with config_errors(f"metrics.reference={metric.reference}"):
                 self._use_statistics(metric.reference)
@@ -233,15 +234,17 @@ class FeatureQuality(SampleQuality):
         extractor, dims = self.references.extractor, self._statistics.dims
         if dims != extractor.dims:
             raise ValueError(f"statistics of {dims} features, but {extractor.name} has {extractor.dims}")
-        if self._statistics.count <= dims:
+        if self._statistics.count is not None and self._statistics.count <= dims:
             raise ValueError(f"statistics of {self._statistics.count} images, but {dims} features need {dims + 1}")
         for name, own in (("resolution", self.data.resolution), ("channels", self.data.channels)):
             if card.get(name, own) != own:
                 raise ValueError(f"{name} {card[name]}, but {self.data.name} has {own}")
         if card.get("extractor_sha256", self.references.digest) != self.references.digest:
             raise ValueError(f"statistics of another extractor: {card.get('extractor')} with other weights")
-        facts = {"extractor": self.real.card["extractor"], "images": self._statistics.count, "file": path}
-        self._reference_card = facts | card
+        images = {} if self._statistics.count is None else {"images": self._statistics.count}
+        self._reference_card = {"extractor": self.real.card["extractor"], **images, "file": path, **card}
+        maker = f"as of {card['made_by']}" if "made_by" in card else "by noising" if card else "of another tool"
+        self._statistics_origin = f"{path} (mu, sigma {maker})"
 
     def for_validation(self, n: int | None) -> "FeatureQuality":
         metric = replace(self.metric, n=n or self.count, repeats=1)
@@ -250,11 +253,14 @@ class FeatureQuality(SampleQuality):
     @property
     def card(self) -> dict[str, Any]:
         reference = self._reference_card
+        network = self.metric.network
+        protocol = f"reference statistics: {self._statistics_origin}; features: {network}" if network else None
         return {
             "samples": self.count,
             "repeats": self.repeats,
             "features": reference["extractor"],
             "extractor_sha256": self.references.digest,
+            **({"protocol": protocol} if protocol else {}),
             "reference": {name: value for name, value in reference.items() if not name.startswith("extractor")},
             **_measured_as(self.data, LIBRARIES),
         }

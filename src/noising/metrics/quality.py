@@ -55,6 +55,7 @@ class QualityMetric(ABC):
     distance: ClassVar[str]  # name of the Fréchet distance in summary.json, after the split
     kernel_distance: ClassVar[str]  # and of the kernel distance
     title: ClassVar[str] = ""  # of the Fréchet distance, where its name in capitals will not do
+    network: ClassVar[str] = ""  # whose copy of a network gives the features, for cards; "" if there is one
     batch: ClassVar[int] = 500  # images whose features are extracted at once
 
     n: int | None = None  # samples of a repeat; None for as many as there are test images, at most MAX_DEFAULT_SAMPLES
@@ -142,6 +143,7 @@ class InceptionDistance(QualityMetric):
 
     distance, kernel_distance = "fid", "kid"
     title = "Fréchet Inception distance (FID)"
+    network = "torch-fidelity's port of the 2015 Inception network"
     batch = 50
 
     repeats: int = 1
