@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 
 from noising.data.image_data import Images
-from noising.data.image_net64 import Chrabaszcz2017, ImageNet64, Oord2016
+from noising.data.image_net64 import Chrabaszcz2017, FromFullImages, ImageNet64, Oord2016
 from noising.data.stored_arrays import stored_array
+from noising.metrics.classifier import Classifier
+from noising.metrics.reference_features import ReferenceFeatures
+from noising.runs.folder import Run
 from tests.data.helpers import Array, draw, in_planes, write_pngs
+from tests.helpers import SMALL, Command
 
 TRAIN, TEST = draw(30), draw(5, seed=1)
 LABELS = np.arange(30) % 7 * 166 + 1  # 1 to 997
@@ -93,6 +97,19 @@ def test_class_folders_are_numbered_by_name(tmp_path: Path) -> None:
     assert data.val.labels.tolist() == [0, 1, 2]
     assert data.test.labels.tolist() == [number * 3 // 5 for number in range(5)]
     assert (data.classes, data.source) == (3, "made from the full images, in class folders")
+    card = ReferenceFeatures(data, Classifier(3, 64, 3).eval(), 5).reference("test").card
+    assert (card["data"], card["data_source"]) == ("imagenet64", data.source)
+
+
+@pytest.mark.slow
+def test_the_card_of_a_bound_says_which_set_it_is(noising: Command, tmp_path: Path) -> None:
+    lay_classes(tmp_path / "images")
+    data = ("data=imagenet64", "data.root=images", "+data.val_images=3", "data.batch_size=4")
+    few = [option for option in SMALL if not option.startswith(("trainer.max", "trainer.val", "bound.times"))]
+    run = ("trainer.max_steps=2", "trainer.val_check_interval=2", "bound.times=4", "hydra.run.dir=run")
+    outcome = noising("train", *few, *data, *run)
+    assert outcome.code == 0, outcome.err
+    assert Run(tmp_path / "run").summary["cards"]["test/bound"]["data_source"] == FromFullImages.title
 
 
 def nothing(root: Path) -> None:
