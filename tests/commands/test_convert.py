@@ -19,7 +19,7 @@ from tests.interchange.helpers import FOLDER, fixture
 
 HEADS = {  # what the files do not tell
     "adm_legacyorder": ["+model.head_width=8", "model.groups=8"],
-    "adm_neworder_class_sigma": ["+model.head_width=16", "model.groups=32", "told.new_attention_order=true"],
+    "adm_neworder_class_sigma": ["+model.head_width=16", "model.groups=32", "file.new_attention_order=true"],
     "ddpm_diffusers": [],
     "edm_adm_class": ["+model.head_width=8", "model.groups=32"],
     "edm_ddpmpp_class_augment": ["model.heads=1", "model.groups=32", "augmentation=edm"],
@@ -80,7 +80,7 @@ def test_a_file_becomes_a_run_where_its_outputs_agree(name: str, converted: Any,
 
 def test_another_order_of_rows_is_not_written(converted: Any, tmp_path: Path) -> None:
     check = f"check={FOLDER / 'adm_legacyorder'}.safetensors"
-    outcome = converted("adm_legacyorder", check, "told.new_attention_order=true", "unchecked=true")
+    outcome = converted("adm_legacyorder", check, "file.new_attention_order=true", "unchecked=true")
     assert outcome.code == 2
     assert "nothing is written, since a check does not hold" in outcome.err
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -218,9 +218,9 @@ def test_files_that_are_no_weights_are_refused_in_a_line(noising: Command, tmp_p
 
 def test_what_a_file_is_told_is_asked_for(converted: Any, noising: Command, tmp_path: Path) -> None:
     outcome = converted("edm_ddpmpp_class_augment", "label_dropout=null")
-    assert "is told 5 classes: use label_dropout=0.0" in outcome.err
+    assert "is trained with 5 classes: use label_dropout=0.0" in outcome.err
     outcome = converted("edm_ddpmpp_class_augment", "augmentation=null")
-    assert "is told 9 augmentation labels, not 0: use augmentation=edm" in outcome.err
+    assert "is trained with 9 augmentation labels, not 0: use augmentation=edm" in outcome.err
     outcome = converted("adm_neworder_class_sigma", "variance=fixed_small", "objective=regression")
     assert "gives 6 channels, not 3: use variance=learned_range" in outcome.err
     outcome = converted("iddpm_shiftonly", "parameters=5")

@@ -15,7 +15,7 @@ from noising.errors import ConfigError
 
 NAN = float("nan")
 TRAINER = yaml.safe_load((conf_dir() / "trainer" / "default.yaml").read_text())
-COMMANDS = ("train", "evaluate", "sample", "latents", "likelihood", "compare", "benchmark", "reference")
+COMMANDS = ("train", "evaluate", "sample", "latents", "likelihood", "compare", "benchmark", "reference", "convert")
 
 
 def own(command: str) -> dict[str, Any]:

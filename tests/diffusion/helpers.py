@@ -20,6 +20,7 @@ from noising.diffusion.noise_labels import LogSNR
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Flow, Karras, Parameterization, Score, Velocity
 from noising.diffusion.samplers import WeightedSum
 from noising.diffusion.schedules import (
+    VPSDE,
     Cosine,
     LearnedLogSNR,
     LinearBeta,
@@ -53,6 +54,7 @@ SCHEDULES: dict[str, Schedule] = {
     "sigmoid_alpha_bar": SigmoidAlphaBar(),
     "linear_log_snr": LinearLogSNR(),
     "log_linear_sigma": LogLinearSigma(),
+    "vpsde": VPSDE(),
     "rectified_flow": RectifiedFlow(),
     "learned": LearnedLogSNR(),
     "zero_terminal": ZeroTerminalSNR(LinearBeta(1000)),

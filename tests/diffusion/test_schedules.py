@@ -17,6 +17,7 @@ from noising.diffusion.noise_labels import ScaledTime
 from noising.diffusion.objectives import ContinuousBound
 from noising.diffusion.parameterizations import Velocity
 from noising.diffusion.schedules import (
+    VPSDE,
     Cosine,
     LearnedLogSNR,
     LinearBeta,
@@ -165,6 +166,7 @@ def test_perturb_keeps_the_images_type(schedule: Schedule) -> None:
         (lambda: LearnedLogSNR(-5, 5), "log_snr_max must be above log_snr_min"),
         (lambda: LearnedLogSNR(width=0), "width must be at least 1"),
         (lambda: LogLinearSigma(1.0, 0.5), "sigma_min must be in"),
+        (lambda: VPSDE(20.0, 0.1), "beta_min must be in"),
         (lambda: ZeroTerminalSNR(LogLinearSigma()), "variance-exploding"),
         (lambda: ResolutionShift(Cosine(), 64, base_resolution=0), "base_resolution must be at least 1"),
         (lambda: Cosine(offset=-1.0), "offset must not be negative"),
@@ -226,6 +228,18 @@ def test_log_linear_sigma_and_rectified_flow_are_what_their_names_say() -> None:
     torch.testing.assert_close(straight.sigma.flatten(), INSIDE, rtol=1e-12, atol=0)
     torch.testing.assert_close(straight.alpha.flatten(), 1 - INSIDE, rtol=1e-12, atol=0)
     assert LogLinearSigma(0.002, 80).prior_std == pytest.approx(80)
+
+
+def test_vpsde_is_songs_formula_and_the_limit_of_ddpms_chain() -> None:
+    """α = exp(−t² (β_max − β_min)/4 − t β_min/2); a chain of T steps with β_i = β(i/T)/T comes as near as 1/T."""
+    alpha = torch.exp(-(INSIDE**2) * (20 - 0.1) / 4 - INSIDE * 0.1 / 2)
+    torch.testing.assert_close(VPSDE()(INSIDE).alpha.flatten(), alpha, rtol=1e-12, atol=0)
+    apart = []
+    for steps in (1000, 2000):
+        beta = (0.1 + 19.9 * (torch.arange(1, steps + 1, dtype=torch.float64) / steps)) / steps
+        last = torch.log1p(-beta).sum()
+        apart.append(float(last - 2 * VPSDE()(torch.ones(1)).alpha.log()))
+    assert apart[0] / apart[1] == pytest.approx(2, rel=0.05)
 
 
 def test_zero_terminal_snr_is_lins_algorithm() -> None:

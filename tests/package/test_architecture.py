@@ -136,7 +136,7 @@ def test_every_function_of_a_group_has_a_yaml(module: str) -> None:
 
 
 NAMED_FREELY = {
-    *("augmentation", "benchmark", "callbacks", "ema", "logger", "metrics", "optimizer", "trainer"),
+    *("augmentation", "benchmark", "callbacks", "ema", "logger", "metrics", "model", "optimizer", "trainer"),
 }
 """Groups whose files are named after a paper or a default."""
 

@@ -24,6 +24,8 @@ BUILT = (
 )
 BUILT += ("bound", "sampler", "grid", "model", "optimizer", "lr_schedule")
 CHOICES = [(group, path.stem) for group in BUILT for path in sorted((CONF / group).glob("*.yaml"))]
+# networks of published size are built, without memory, by test_published_recipes.py
+CHOICES = [(group, choice) for group, choice in CHOICES if group != "model" or choice == "unet"]
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

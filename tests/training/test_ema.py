@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from noising.training.ema import EMA
+from noising.training.ema import EMA, HalfLifeEMA
 
 
 class Numbers(Dataset[Tensor]):
@@ -168,3 +168,35 @@ def test_weights_of_another_network_are_refused() -> None:
 def test_decay_outside_the_unit_interval_is_refused(decay: float) -> None:
     with pytest.raises(ValueError, match=r"^decay must lie in \[0, 1\), got"):
         EMA(decay)
+
+
+@pytest.mark.parametrize("batch", [64, 256])
+def test_half_life_is_counted_in_images(batch: int) -> None:
+    """Of two weights one then zero, half of the one is left after half_life images, whatever the batch."""
+    denoiser = Denoiser()
+    with torch.no_grad():
+        denoiser.weight.fill_(1.0)
+    ema = HalfLifeEMA(half_life=4096, ramp_up=None, batch_size=batch)
+    ema.attach(denoiser)
+    with torch.no_grad():
+        denoiser.weight.zero_()
+    for _ in range(4096 // batch):
+        ema.update(denoiser)
+    torch.testing.assert_close(ema.weights["weight"], torch.full((3,), 0.5), rtol=1e-5, atol=0)
+
+
+def test_half_life_rises_with_the_images_seen() -> None:
+    """EDM's: the first update is the weights themselves; after n images the half-life is at most ramp_up · n."""
+    ema = HalfLifeEMA(half_life=1000, ramp_up=0.1, batch_size=100)
+    assert ema.decay_now() == 0
+    ema.updates = 50  # 5,000 images: a half-life of 500
+    assert ema.decay_now() == pytest.approx(0.5 ** (100 / 500))
+    ema.updates = 10_000
+    assert ema.decay_now() == pytest.approx(0.5 ** (100 / 1000))
+    assert ema.decay == pytest.approx(0.5 ** (100 / 1000))
+
+
+@pytest.mark.parametrize(("option", "value"), [("half_life", 0), ("ramp_up", 0)])
+def test_half_lives_that_are_none_are_named(option: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{option} must be above 0"):
+        HalfLifeEMA(**{option: value})

@@ -33,7 +33,7 @@ NAMES = {
 
 
 class Check(NamedTuple):
-    """A comparison that a conversion must pass; holds: None where it is only told."""
+    """A comparison that a conversion must pass; holds: None without a limit."""
 
     name: str
     measured: str
@@ -55,12 +55,12 @@ def same_output(network: nn.Module, file: str) -> Check:
     class_label = found["class_label"]
     if class_label is not None and class_label.ndim == 2:  # one-hot, zeros for no class
         class_label = torch.where(class_label.any(1), class_label.argmax(1), class_label.shape[1])
-    told: dict[str, Tensor | None] = {"class_label": class_label}
+    condition: dict[str, Tensor | None] = {"class_label": class_label}
     if found["augmentation"] is not None:
-        told["augmentation"] = found["augmentation"]
+        condition["augmentation"] = found["augmentation"]
     network.eval()
     with torch.no_grad():
-        ours = network(x, noise_label, **told)
+        ours = network(x, noise_label, **condition)
     return compared(f"outputs of {file}", ours, output)
 
 

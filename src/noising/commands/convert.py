@@ -27,7 +27,7 @@ from noising.runs.status import run_status
 from noising.training.checkpoints import FORMAT
 from noising.training.ema import averaged
 
-OWN = ("weights", "known", "layout", "averaged", "told", "check", "unchecked", "checkpoint", "to", "parameters")
+OWN = ("weights", "known", "layout", "averaged", "file", "check", "unchecked", "checkpoint", "to", "parameters")
 """Options of this command, which are none of the run that it writes."""
 FACTS = ("channels", "out_channels", "resolution", "classes", "augmentation_labels")
 """Arguments of a network that come from the data and the theory, never from the config of the model."""
@@ -43,7 +43,7 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
     file = read_weights(cfg.weights, cfg.averaged)
     with config_errors(f"weights={cfg.weights}"):
         layout = cfg.layout or recognized(file.shapes)
-        described = LAYOUTS[layout].describe(file.shapes, _resolution(cfg), **_told(cfg, file))
+        described = LAYOUTS[layout].describe(file.shapes, _resolution(cfg), **_facts(cfg, file))
     config = _config(cfg, described)
     experiment = Experiment(config)
     _require_facts(cfg, described, experiment)
@@ -61,7 +61,7 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
         raise ConfigError(f"weights={cfg.weights}: nothing is written, since a check does not hold{advice}")
     results = open_results(Run(run_dir), config, "convert")
     with run_status(results, without_secrets(config)) as run:
-        card = {"layout": layout, **file.source, "averaged": cfg.averaged, "told": OmegaConf.to_container(cfg.told)}
+        card = {"layout": layout, **file.source, "averaged": cfg.averaged, "facts": OmegaConf.to_container(cfg.file)}
         content = {
             "noising_format": FORMAT,
             "config": without_secrets(config),
@@ -82,11 +82,11 @@ def _resolution(cfg: DictConfig) -> int:
     return Experiment(_without_own(cfg)).data.resolution
 
 
-def _told(cfg: DictConfig, file: ForeignWeights) -> dict[str, Any]:
-    """What a file's names do not tell: from its config.json, the options of the model, and `told`."""
+def _facts(cfg: DictConfig, file: ForeignWeights) -> dict[str, Any]:
+    """What a file's names do not tell: from its config.json, the options of the model, and `file`."""
     of_model = {name: cfg.model[name] for name in ("heads", "head_width", "groups", "taps") if name in cfg.model}
-    told = {name: value for name, value in cfg.told.items() if value is not None}
-    return {**of_model, **told, **({"config": file.config} if file.config else {})}
+    given = {name: value for name, value in cfg.file.items() if value is not None}
+    return {**of_model, **given, **({"config": file.config} if file.config else {})}
 
 
 def _without_own(cfg: DictConfig) -> DictConfig:
@@ -97,9 +97,9 @@ def _config(cfg: DictConfig, described: Described) -> DictConfig:
     """The config of the run: the given one with the network of the file."""
     config = _without_own(cfg)
     family = described.family
-    kept = {name: cfg.model[name] for name in ("dropout", "checkpointing") if name in cfg.model}
+    of_training = {name: cfg.model[name] for name in ("dropout", "checkpointing") if name in cfg.model}
     options = {name: value for name, value in described.options.items() if name not in FACTS}
-    config.model = {"_target_": f"{family.__module__}.{family.__qualname__}", **kept, **options}
+    config.model = {"_target_": f"{family.__module__}.{family.__qualname__}", **of_training, **options}
     return config
 
 
@@ -116,14 +116,16 @@ def _require_facts(cfg: DictConfig, described: Described, experiment: Experiment
         raise ConfigError(f"{place} gives {file['out_channels']} channels, not {outputs}: use variance={advice}")
     classes = file.get("classes", 0)
     if classes and not experiment.num_classes:
-        raise ConfigError(f"{place} is told {classes} classes: use label_dropout=0.0")
+        raise ConfigError(f"{place} is trained with {classes} classes: use label_dropout=0.0")
     if classes != experiment.num_classes:
         advice = "use label_dropout=null" if not classes else "use the data that it was trained on"
-        raise ConfigError(f"{place} is told {classes} classes, {data.place} has {experiment.num_classes}: {advice}")
+        raise ConfigError(
+            f"{place} is trained with {classes} classes, {data.place} has {experiment.num_classes}: {advice}"
+        )
     labels, given = file.get("augmentation_labels", 0), experiment.facts_of_network.get("augmentation_labels", 0)
     if labels != given:
         advice = "augmentation=edm" if labels else "augmentation=null"
-        raise ConfigError(f"{place} is told {labels} augmentation labels, not {given}: use {advice}")
+        raise ConfigError(f"{place} is trained with {labels} augmentation labels, not {given}: use {advice}")
 
 
 def _checks(cfg: DictConfig, file: ForeignWeights, layout: str, experiment: Experiment) -> list[Check]:
@@ -146,5 +148,5 @@ def _checks(cfg: DictConfig, file: ForeignWeights, layout: str, experiment: Expe
 
 
 def _cells(check: Check) -> list[str]:
-    holds: Mapping[bool | None, str] = {True: "yes", False: "NO", None: "told only"}
+    holds: Mapping[bool | None, str] = {True: "yes", False: "NO", None: "no limit"}
     return [check.name, check.measured, check.limit, holds[check.holds]]

@@ -73,7 +73,9 @@ def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
     ema = EMA(trained.weights["decay"])
     ema.load(trained.checkpoint)
     results = open_results(run, cfg, "evaluate")
-    writer = ResultsCallback(results, trained.data, ema, source={"checkpoint": str(trained.path)})
+    converted = trained.checkpoint.get("converted")
+    source = {"checkpoint": str(trained.path), **({"converted": converted} if converted else {})}
+    writer = ResultsCallback(results, trained.data, ema, source=source)
     trainer = evaluation_trainer(cfg, results, [ema, StepProgress(), writer])
     with run_status(results, without_secrets(cfg), trainer.is_global_zero):
         for split in cfg.splits:

@@ -57,10 +57,10 @@ def _original(cfg: DictConfig, trained: TrainedRun, network: UNet | SongUNet) ->
     """A state dict under the names of the network's authors, and the config that it was trained with."""
     layout: Layout
     if cfg.to == "score_sde":
-        layout = ScoreSDE(_of(network, SongUNet), **_told(cfg, ("label_scale", "negated")))
+        layout = ScoreSDE(_of(network, SongUNet), **_facts(cfg, ("label_scale", "negated")))
     elif cfg.to == "openai":
         _require_plain(trained, ("norm_eps", "endpoint", "corner_padding"))
-        layout = OpenAI(_of(network, UNet), **_told(cfg, ("new_attention_order",)))
+        layout = OpenAI(_of(network, UNet), **_facts(cfg, ("new_attention_order",)))
     else:
         if isinstance(network, UNet):
             _require_plain(trained, ("norm_eps", "endpoint", "scale_shift"))
@@ -79,8 +79,8 @@ def _of(network: UShape, family: type[Any]) -> Any:
     return network
 
 
-def _told(cfg: DictConfig, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: cfg.told[name] for name in names if cfg.told.get(name) is not None}
+def _facts(cfg: DictConfig, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: cfg.file[name] for name in names if cfg.file.get(name) is not None}
 
 
 def _require_plain(trained: TrainedRun, names: tuple[str, ...]) -> None:

@@ -91,12 +91,12 @@ class DiffusersUNet(Layout):
         return "time_embedding.linear_1.weight" in shapes
 
     @classmethod
-    def describe(cls, shapes: Shapes, resolution: int, **told: Any) -> Described:
-        """told: config, the content of the file's ``config.json``, by default that of ``google/ddpm-cifar10-32``.
+    def describe(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
+        """facts: config, the content of the file's ``config.json``, by default that of ``google/ddpm-cifar10-32``.
 
         Raises ValueError for an option that none of the networks here has.
         """
-        config: Mapping[str, Any] = told.get("config") or OF_DDPM
+        config: Mapping[str, Any] = facts.get("config") or OF_DDPM
         said = DEFAULTS | {name: value for name, value in config.items() if name in DEFAULTS}
         for name, known in KNOWN.items():
             require(said[name] in known, _foreign(name, said[name], known[0]))

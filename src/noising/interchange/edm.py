@@ -34,8 +34,8 @@ class EDM(Layout):
         return any(name.endswith("map_layer0.weight") for name in shapes)
 
     @classmethod
-    def describe(cls, shapes: Shapes, resolution: int, **told: Any) -> Described:
-        """told: head_width of ADM, heads of DDPM++, groups. The names tell the resolution."""
+    def describe(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
+        """facts: head_width of ADM, heads of DDPM++, groups. The names tell the resolution."""
         prefix = next(name for name in shapes if name.endswith("map_layer0.weight")).removesuffix("map_layer0.weight")
         names = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
         first = next(name for name in names if name.startswith("enc.") and name.endswith("_conv.weight"))
@@ -56,16 +56,16 @@ class EDM(Layout):
             "multipliers": [names[f"{place}0.conv0.weight"][0] // width for place in levels.values()],
             "blocks": sum(f"{levels[resolution]}{n}.norm0.weight" in names for n in range(MAX_BLOCKS)),
             "attention": [side for side, place in levels.items() if f"{place}0.qkv.weight" in names],
-            "groups": told.get("groups", 32),
+            "groups": facts.get("groups", 32),
         }
         if not song:
-            adm = {"head_width": told.get("head_width") or 64, "residual_resampling": True, "channels_per_group": 4}
+            adm = {"head_width": facts.get("head_width") or 64, "residual_resampling": True, "channels_per_group": 4}
             options = sizes | adm | {"null_class": False}
             return Described(UNet, options, partial(cls, resolution=resolution, prefix=prefix))
         filters = [shape[-1] for name, shape in names.items() if name.endswith("resample_filter")]
         options = {
             **sizes,
-            "heads": told.get("heads", 1),
+            "heads": facts.get("heads", 1),
             "augmentation_labels": names["map_augment.weight"][1] if "map_augment.weight" in names else 0,
             "fourier": "map_noise.freqs" in names,
             "pyramid": any("_aux_residual" in name for name in names),

@@ -65,16 +65,16 @@ class Layout(ABC):
 
     @classmethod
     @abstractmethod
-    def describe(cls, shapes: Shapes, resolution: int, **told: Any) -> Described:
-        """The network of a file's names and shapes; told: what they do not tell, each with a default.
+    def describe(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
+        """The network of a file's names and shapes; facts: what they do not tell, each with a default.
 
         resolution: of the images, where the names do not tell it.
         """
 
     @classmethod
-    def of(cls, shapes: Shapes, resolution: int = 0, **told: Any) -> "Layout":
+    def of(cls, shapes: Shapes, resolution: int = 0, **facts: Any) -> "Layout":
         """The layout with a new network, as `describe` has it."""
-        family, options, layout = cls.describe(shapes, resolution, **told)
+        family, options, layout = cls.describe(shapes, resolution, **facts)
         return layout(family(**options))
 
     @abstractmethod

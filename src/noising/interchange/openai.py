@@ -35,8 +35,8 @@ class OpenAI(Layout):
         return "time_embed.0.weight" in shapes
 
     @classmethod
-    def describe(cls, shapes: Shapes, resolution: int, **told: Any) -> Described:
-        """told: heads or head_width, groups, new_attention_order."""
+    def describe(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
+        """facts: heads or head_width, groups, new_attention_order."""
         width, outputs = shapes["input_blocks.0.0.weight"][0], numbered(shapes, "output_blocks.")
         doubling = (".1.conv.weight", ".2.conv.weight", ".1.in_layers.0.weight", ".2.in_layers.0.weight")
         levels = 1 + sum(any(f"output_blocks.{n}{end}" in shapes for end in doubling) for n in range(outputs))
@@ -53,13 +53,13 @@ class OpenAI(Layout):
             "multipliers": [shapes[f"{place}.0.in_layers.2.weight"][0] // width for place in firsts],
             "blocks": blocks,
             "attention": [resolution >> n for n, place in enumerate(firsts) if f"{place}.1.qkv.weight" in shapes],
-            "heads": told.get("heads", 4),
-            "head_width": told.get("head_width"),
-            "groups": told.get("groups", 32),
+            "heads": facts.get("heads", 4),
+            "head_width": facts.get("head_width"),
+            "groups": facts.get("groups", 32),
             "scale_shift": shapes[f"{first}.emb_layers.1.weight"][0] == 2 * shapes[f"{first}.in_layers.2.weight"][0],
             "residual_resampling": levels > 1 and not any(".op." in name for name in shapes),
         }
-        return Described(UNet, options, partial(cls, new_attention_order=told.get("new_attention_order", False)))
+        return Described(UNet, options, partial(cls, new_attention_order=facts.get("new_attention_order", False)))
 
     def rows(self, attention: Attention) -> Storage:
         return HeadRows(attention.heads, (0, 1, 2) if self.new_attention_order else (1, 0, 2), axes=3)

@@ -35,8 +35,8 @@ class ScoreSDE(Layout):
         return any("all_modules." in name for name in shapes)
 
     @classmethod
-    def describe(cls, shapes: Shapes, resolution: int, **told: Any) -> Described:
-        """told: label_scale, negated, taps (by default [1, 3, 3, 1] in NCSN++)."""
+    def describe(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
+        """facts: label_scale, negated, taps (by default [1, 3, 3, 1] in NCSN++)."""
         prefix = next(name for name in shapes if "all_modules." in name).split("all_modules.")[0]
         names = {name.removeprefix(f"{prefix}all_modules."): shape for name, shape in shapes.items()}
         count = 1 + max(int(name.split(".")[0]) for name in names if name[0].isdecimal())
@@ -56,9 +56,9 @@ class ScoreSDE(Layout):
             "attention": [resolution >> level for level, n in enumerate(firsts) if f"{n + 1}.NIN_0.W" in names],
             "fourier": fourier,
             "pyramid": any("Conv2d_0" in name for name in names),
-            "taps": told.get("taps") or ([1, 3, 3, 1] if fourier else [1, 1]),
+            "taps": facts.get("taps") or ([1, 3, 3, 1] if fourier else [1, 1]),
         }
-        said = {name: told[name] for name in ("label_scale", "negated") if name in told}
+        said = {name: facts[name] for name in ("label_scale", "negated") if name in facts}
         return Described(SongUNet, options, partial(cls, prefix=prefix, **said))
 
     def entries(self) -> Iterator[Entry]:
