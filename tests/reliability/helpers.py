@@ -13,7 +13,7 @@ from typing import Any
 from noising.cli.main import main
 from noising.runs.folder import Run
 from noising.training.checkpoints import load_checkpoint
-from tests.helpers import SMALL, TRAIN, read_table, same
+from tests.helpers import SMALL, TRAIN, leave_figures_blank, read_table, same
 
 SAID = "said"  # the file that a process's errors go to
 TIMING = ("seconds", "share", "images_per_second")
@@ -27,6 +27,7 @@ def train(folder: Path, options: Sequence[str]) -> None:
     """The command, in a process and a group of processes of its own."""
     os.setsid()
     os.chdir(folder)
+    leave_figures_blank()
     for stream, target in ((1, os.devnull), (2, SAID)):
         os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.argv = [str(TRAIN), *options]
