@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -30,12 +31,15 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 TRAIN = ROOT / "train.py"
 
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["noising.commands.train", "noising.metrics.quality"])  # once, not in every process
+
 # A network and a schedule of work that take a second: for tests of everything around them.
 SMALL = [
     "model.width=8",
-    "model.multipliers=[1]",
     "model.heads=1",
     "model.groups=4",
+    "model.multipliers=[1]",
     "trainer.max_steps=20",
     "trainer.val_check_interval=10",
     "trainer.log_every_n_steps=5",
