@@ -105,7 +105,7 @@ _savefig = Figure.savefig
 
 def _save_blank(figure: Figure, file: IO[bytes], *, dpi: float, format: str) -> None:
     width, height = (round(side * dpi) for side in figure.get_size_inches())
-    Image.new("L", (width, height), "white").save(file, format)
+    Image.new("RGBA", (width, height), "white").save(file, format)
 
 
 def leave_figures_blank() -> None:

@@ -59,6 +59,7 @@ def test_images_are_the_same_at_any_batch_size_and_on_any_number_of_devices(
     assert len(card["sha256"]) == 64
 
 
+@pytest.mark.usefixtures("figures")
 def test_what_it_leaves(trained: Path, noising: Command, tmp_path: Path) -> None:
     outcome = noising("sample", f"checkpoint={trained}", *FEW, "hydra.run.dir=out")
     assert outcome.code == 0, outcome.err
