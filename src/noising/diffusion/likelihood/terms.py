@@ -27,7 +27,7 @@ from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import ReverseVariance
 
-_AT_ONCE = 64
+_AT_ONCE = 64  # images in a batch of several steps
 
 
 class Bound(NamedTuple):
@@ -191,7 +191,7 @@ def variational_bound(
     draw = noise or (lambda: torch.randn_like(x))
     terms = ModelTerms(denoiser, chain, decoder, clip)
     parts = []
-    for steps in torch.arange(1, len(chain) + 1).split(max(1, _AT_ONCE // len(x))):
+    for steps in torch.split(torch.arange(1, len(chain) + 1), max(1, _AT_ONCE // len(x))):
         several, noises = x.repeat(len(steps), 1, 1, 1), torch.cat([draw() for _ in steps])
         classes = None if class_label is None else class_label.repeat(len(steps))
         term = terms.at(several, steps.repeat_interleave(len(x)), noises, classes)
