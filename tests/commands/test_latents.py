@@ -63,7 +63,7 @@ def test_pictures_and_numbers(noising: Command, tmp_path: Path, trained: Path) -
         rmse = 127.5 * (back - x).square().mean().sqrt().item()
         measured = summary[f"latents/reconstruction_rmse_{steps}_steps"]
         assert measured == pytest.approx(rmse, rel=1e-4)
-        assert f"{measured:.2f}" in outcome.out
+        assert f"{measured:.4f}" in outcome.out
     assert summary["latents/reconstruction_rmse"] == summary["latents/reconstruction_rmse_5_steps"]
     assert summary["latents/inverted_std"] == pytest.approx(noise.square().mean().sqrt().item(), rel=1e-4)
     card = summary["cards"]["latents/reconstruction_rmse"]
