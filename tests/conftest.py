@@ -1,10 +1,14 @@
-"""Two cores are enough for one thread each of two processes; nothing here may reach for the network or an account."""
+"""Two cores are enough for one thread each of two processes; nothing here may reach for the network or an account.
+
+Where a test has several threads, those that wait do not spin: on two busy cores that is most of what they would cost.
+"""
 
 from __future__ import annotations
 
 import os
 
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", WANDB_MODE="offline", HYDRA_FULL_ERROR="0")
+os.environ.update(OMP_WAIT_POLICY="passive")
 
 import atexit
 import logging
@@ -17,12 +21,13 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from tests.helpers import SMALL, Command, composed, run_command
+from tests.helpers import SMALL, Command, composed, drawing, leave_figures_blank, run_command
 
 if TYPE_CHECKING:
     from noising.data.image_data import ImageData
 
 torch.set_num_threads(1)
+leave_figures_blank()
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit it
     os.environ["NOISING_CACHE"] = tempfile.mkdtemp(prefix="noising-cache-")
@@ -47,6 +52,13 @@ def logging_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
+def figures() -> Iterator[None]:
+    """Figures are drawn in the test; elsewhere they are left blank."""
+    with drawing():
+        yield
+
+
+@pytest.fixture
 def noising(tmp_path: Path) -> Command:
     """noising("train", *overrides) in a folder of the test's own."""
     return lambda name, *overrides: run_command(name, tmp_path, *overrides)
@@ -54,9 +66,10 @@ def noising(tmp_path: Path) -> Command:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of the small configuration."""
+    """The folder of a finished run of the small configuration, with its figures."""
     folder = tmp_path_factory.mktemp("trained")
-    outcome = run_command("train", folder, *SMALL, "hydra.run.dir=run")
+    with drawing():
+        outcome = run_command("train", folder, *SMALL, "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     return folder / "run"
 

@@ -6,18 +6,20 @@ import contextlib
 import csv
 import io
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 from PIL import Image
@@ -29,11 +31,15 @@ ROOT = Path(__file__).resolve().parents[1]
 CONF = ROOT / "conf"
 TRAIN = ROOT / "train.py"
 
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload(["noising.commands.train", "noising.metrics.quality"])  # once, not in every process
+
 # A network and a schedule of work that take a second: for tests of everything around them.
 SMALL = [
     "model.width=8",
     "model.heads=1",
     "model.groups=4",
+    "model.multipliers=[1]",
     "trainer.max_steps=20",
     "trainer.val_check_interval=10",
     "trainer.log_every_n_steps=5",
@@ -94,6 +100,29 @@ def run_script(script: str, folder: Path, *overrides: str) -> Outcome:
     return Outcome(done.returncode, done.stdout, done.stderr)
 
 
+_savefig = Figure.savefig
+
+
+def _save_blank(figure: Figure, file: IO[bytes], *, dpi: float, format: str) -> None:
+    width, height = (round(side * dpi) for side in figure.get_size_inches())
+    Image.new("RGBA", (width, height), "white").save(file, format)
+
+
+def leave_figures_blank() -> None:
+    """Save white pictures of the figures' sizes from here on: laying out and drawing them is half of a small run."""
+    Figure.savefig = _save_blank  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    """Draw the figures within, for a test that looks at them."""
+    Figure.savefig = _savefig  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        leave_figures_blank()
+
+
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file by its header."""
     with path.open(newline="") as file:
@@ -140,8 +169,8 @@ def _rank(rank: int, work: Callable[[int], Any], folder: Path) -> None:
 
 
 def on_two_ranks(work: Callable[[int], Any], folder: Path) -> list[Any]:
-    """The results of a module's function of the rank, called in two processes of one group."""
-    torch.multiprocessing.spawn(_rank, (work, folder), nprocs=2)
+    """The results of a function of the rank, called in two processes of one group: forks, which import nothing anew."""
+    torch.multiprocessing.start_processes(_rank, (work, folder), nprocs=2, start_method="fork")
     return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
 
 

@@ -187,6 +187,7 @@ def test_evaluate_measures_again_what_the_run_measured(trained: Path, noising: C
     assert after["cards"]["test/bound"]["step"] == 20
 
 
+@pytest.mark.usefixtures("figures")
 def test_evaluate_shows_the_gap_between_splits(trained: Path, noising: Command, tmp_path: Path) -> None:
     """The default evaluation: adaptive, as sure as it was asked to be, of test and training images."""
     outcome = noising("evaluate", f"checkpoint={trained}", "bound.stderr=0.02", "hydra.run.dir=both")

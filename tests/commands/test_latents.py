@@ -61,8 +61,9 @@ def test_pictures_and_numbers(noising: Command, tmp_path: Path, trained: Path) -
         noise = invert(run.denoiser, sampler.chain(run.denoiser.schedule), x)
         back = sampler(run.denoiser, lambda: noise).clamp(-1, 1)  # noqa: B023
         rmse = 127.5 * (back - x).square().mean().sqrt().item()
-        assert summary[f"latents/reconstruction_rmse_{steps}_steps"] == pytest.approx(rmse, rel=1e-4)
-        assert f"{rmse:.2f}" in outcome.out
+        measured = summary[f"latents/reconstruction_rmse_{steps}_steps"]
+        assert measured == pytest.approx(rmse, rel=1e-4)
+        assert f"{measured:.4f}" in outcome.out
     assert summary["latents/reconstruction_rmse"] == summary["latents/reconstruction_rmse_5_steps"]
     assert summary["latents/inverted_std"] == pytest.approx(noise.square().mean().sqrt().item(), rel=1e-4)
     card = summary["cards"]["latents/reconstruction_rmse"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
+from noising.commands import sample_jobs
 from noising.commands.sample_jobs import SampleJob
 from noising.runs.folder import Run
 from noising.trained import load
-from tests.helpers import SMALL, Command, run_command
+from tests.helpers import FORKSERVER, SMALL, Command, run_command
 
 FEW = ["sampler=ancestral", "sampler.steps=5", "n=5", "device=cpu"]
 
@@ -36,8 +38,10 @@ def images_of(folder: Path) -> np.ndarray:
 
 
 def test_images_are_the_same_at_any_batch_size_and_on_any_number_of_devices(
-    trained: Path, noising: Command, tmp_path: Path
+    trained: Path, noising: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Several devices get processes that are given what spawned ones are, from a server that has imported it all."""
+    monkeypatch.setattr(sample_jobs, "multiprocessing", SimpleNamespace(get_context=lambda method: FORKSERVER))
     common = ("sample", f"checkpoint={trained}", *FEW)
     for name, *shared in (("a", "batch_size=5"), ("b", "batch_size=2"), ("c", "batch_size=2", "devices=2")):
         outcome = noising(*common, *shared, f"hydra.run.dir={name}")
@@ -55,6 +59,7 @@ def test_images_are_the_same_at_any_batch_size_and_on_any_number_of_devices(
     assert len(card["sha256"]) == 64
 
 
+@pytest.mark.usefixtures("figures")
 def test_what_it_leaves(trained: Path, noising: Command, tmp_path: Path) -> None:
     outcome = noising("sample", f"checkpoint={trained}", *FEW, "hydra.run.dir=out")
     assert outcome.code == 0, outcome.err

@@ -23,6 +23,7 @@ def summary(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.usefixtures("figures")
 def test_loops_of_equal_networks_are_compared(noising: Command, tmp_path: Path) -> None:
     options = ("benchmark.resolutions=[8]", "benchmark.precisions=[32-true]", "benchmark.repeats=2", "batch_size=16")
     done = noising("benchmark", "benchmark=train", *options, "benchmark.steps=1", "hydra.run.dir=out")

@@ -79,7 +79,7 @@ class Classed(Crooked):
         self.built_in = built_in
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
-        label = class_label if self.built_in is None else self.built_in
+        label = class_label if self.built_in is None else self.built_in.repeat(len(x) // len(self.built_in))
         assert label is not None, "the class did not reach the network"
         return super().forward(x, noise_label) + 0.3 * label.reshape(-1, 1, 1, 1).to(x)
 

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 import torch_fidelity
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.metric_fid import KEY_METRIC_FID, fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
 from noising.metrics.extractors import DINOv2, Inception, extract, three_channels
 from noising.metrics.scores import inception_score, kernel_distance
@@ -39,30 +42,23 @@ def images(seed: int, count: int = 70, channels: int = 3) -> Tensor:
 
 
 def test_distances_are_torch_fidelitys(inception_weights: Path) -> None:
-    fake, real = images(0), images(1)
-    theirs = torch_fidelity.calculate_metrics(
-        input1=Bytes(fake),
-        input2=Bytes(real),
-        feature_extractor="inception-v3-compat",
-        fid=True,
-        kid=True,
-        prc=True,
-        kid_subset_size=70,
-        feature_layer_fid="64",
-        feature_layer_kid="64",
-        feature_layer_prc="64",
-        feature_extractor_weights_path=str(inception_weights),
-        cuda=False,
-        cache=False,
-        verbose=False,
-        batch_size=10,
+    """The features of images are, and so are the distances of as many features as a covariance needs."""
+    few = images(0, 6)
+    theirs = FeatureExtractorInceptionV3(
+        "inception-v3-compat", ["64"], feature_extractor_weights_path=inception_weights
     )
     extractor = Inception(str(inception_weights), layer=64)
-    seen = [extract(extractor, torch.split(pixels, 14)) for pixels in (fake, real)]
-    statistics = [statistics_of(features) for features in seen]
-    assert frechet_distance(*statistics) == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
-    assert kernel_distance(*seen) == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-3)
-    assert seen[0].shape == (70, 64)
+    seen = extract(extractor, torch.split(few, 4))
+    assert seen.shape == (6, 64)
+    torch.testing.assert_close(seen, theirs(few)[0], rtol=1e-5, atol=1e-6)
+    mean, std = seen.double().mean(0), seen.double().std(0)
+    drawn = torch.randn(2, 70, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pair = [mean + std * (drawn[0] + 0.5), mean + std * drawn[1]]
+    statistics = [fid_features_to_statistics(features) for features in pair]
+    fid = fid_statistics_to_metric(*statistics, verbose=False)[KEY_METRIC_FID]
+    kid = kid_features_to_metric(*pair, kid_subset_size=70, verbose=False)[KEY_METRIC_KID_MEAN]
+    assert frechet_distance(*map(statistics_of, pair)) == pytest.approx(fid, rel=1e-3)
+    assert kernel_distance(*pair) == pytest.approx(kid, rel=1e-3)
     grey = images(0, 2, channels=1)
     assert torch.equal(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
 

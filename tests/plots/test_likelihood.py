@@ -21,6 +21,8 @@ from noising.plots.likelihood import (
     write_bins,
 )
 
+pytestmark = pytest.mark.usefixtures("figures")
+
 
 def curve() -> BoundCurve:
     """Ten steps in three bins: the decoder's, 2..4 and 5..10."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from noising.plots.sweep import draw, series
 from noising.runs.rows import Row
+
+pytestmark = pytest.mark.usefixtures("figures")
 
 
 def row(status: str = "finished", fd: float = 1.0, evaluations: int = 5, **swept: str) -> Row:

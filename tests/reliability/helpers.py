@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,20 +12,18 @@ from typing import Any
 from noising.cli.main import main
 from noising.runs.folder import Run
 from noising.training.checkpoints import load_checkpoint
-from tests.helpers import SMALL, TRAIN, read_table, same
+from tests.helpers import FORKSERVER, SMALL, TRAIN, leave_figures_blank, read_table, same
 
 SAID = "said"  # the file that a process's errors go to
 TIMING = ("seconds", "share", "images_per_second")
 LEARNING = [*SMALL, "times=loss_aware", "timesteps=10", "times.history=2", "hydra.run.dir=run"]
-
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["noising.commands.train", "noising.metrics.quality"])  # once, not in every process
 
 
 def train(folder: Path, options: Sequence[str]) -> None:
     """The command, in a process and a group of processes of its own."""
     os.setsid()
     os.chdir(folder)
+    leave_figures_blank()
     for stream, target in ((1, os.devnull), (2, SAID)):
         os.dup2(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.argv = [str(TRAIN), *options]
@@ -35,7 +32,7 @@ def train(folder: Path, options: Sequence[str]) -> None:
 
 def forked(work: Callable[..., None], *arguments: Any) -> ForkServerProcess:
     """A process in which torch and Lightning are imported already."""
-    process = _SERVER.Process(target=work, args=arguments)
+    process = FORKSERVER.Process(target=work, args=arguments)
     process.start()
     return process
 

@@ -16,7 +16,7 @@ from noising.diffusion.objectives import Objective
 from noising.errors import ConfigError
 from noising.experiment import Experiment
 from noising.training.module import DiffusionModule
-from tests.helpers import SMALL, composed, read_table, run_script
+from tests.helpers import SMALL, Command, composed, read_table
 
 
 class Listening(Objective):
@@ -80,16 +80,16 @@ SHARED = [
 ]
 
 
-def test_any_number_of_devices_and_micro_batches_is_the_same_training(tmp_path: Path) -> None:
+def test_any_number_of_devices_and_micro_batches_is_the_same_training(noising: Command, tmp_path: Path) -> None:
     """The losses of 40 steps, with withheld classes and times that learn from the losses of all ranks."""
     losses = []
+    strategies = {1: "auto", 2: "ddp_fork"}  # forks import nothing anew
     for devices, accumulate in ((1, 1), (1, 2), (2, 1), (2, 2)):
         shares = (f"trainer.devices={devices}", f"trainer.accumulate_grad_batches={accumulate}")
-        folder = tmp_path / f"{devices}-{accumulate}"
-        folder.mkdir()
-        done = run_script("train.py", folder, *SHARED, *shares, "hydra.run.dir=run")
+        run = f"{devices}-{accumulate}"
+        done = noising("train", *SHARED, *shares, f"trainer.strategy={strategies[devices]}", f"hydra.run.dir={run}")
         assert done.code == 0, done.err
-        rows = [row["train/loss"] for row in read_table(folder / "run" / "metrics.csv") if row["train/loss"]]
+        rows = [row["train/loss"] for row in read_table(tmp_path / run / "metrics.csv") if row["train/loss"]]
         losses.append([float(loss) for loss in rows])
     assert len(losses[0]) == 40
     for other in losses[1:]:

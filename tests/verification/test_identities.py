@@ -272,6 +272,7 @@ def test_a_fault_in_the_posterior_is_caught(monkeypatch: pytest.MonkeyPatch, sou
     assert "schedule" in broken(recipe._replace(schedule=Cosine(100)), sampler)
 
 
+@pytest.mark.usefixtures("figures")
 def test_command_prints_draws_and_tells_by_its_code(noising: Command, tmp_path: Path) -> None:
     sound = noising("verify", "timesteps=100", "sampler.steps=10", "hydra.run.dir=sound")
     assert sound.code == 0, sound.err
@@ -287,6 +288,7 @@ def test_command_prints_draws_and_tells_by_its_code(noising: Command, tmp_path: 
     assert "2000" in (tmp_path / "mine" / "identities.csv").read_text()
 
 
+@pytest.mark.usefixtures("figures")
 def test_weightings_are_drawn(noising: Command, tmp_path: Path) -> None:
     outcome = noising("weightings", "hydra.run.dir=drawn")
     assert outcome.code == 0, outcome.err

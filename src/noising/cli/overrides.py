@@ -198,11 +198,16 @@ class Composer:
 
     def groups(self) -> list[str]:
         """The config groups at the top, without Hydra's."""
-        return [name for name in self._loader.get_group_options("", ObjectType.GROUP) if name != "hydra"]
+        return [name for name in self._listed("", ObjectType.GROUP) if name != "hydra"]
 
     def options(self, group: str) -> list[str]:
         """The choices of a group; empty if there is no such group."""
-        return self._loader.get_group_options(group, ObjectType.CONFIG) if group else []
+        return self._listed(group, ObjectType.CONFIG) if group else []
+
+    def _listed(self, group: str, kind: ObjectType) -> list[str]:
+        """The names within a group, as the loader's get_group_options, which copies all sources for each call."""
+        sources = [source for source in self._loader.get_sources() if source.is_group(group)]
+        return sorted({name for source in sources for name in source.list(group, kind)})
 
     def _require_choices(self, parsed: Sequence[Override]) -> None:
         """Raise ConfigError for a choice that its group does not have, every one of a sweep too."""

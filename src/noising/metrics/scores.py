@@ -31,18 +31,22 @@ SCORES = {
 }
 """Declarations of the scores from nearest neighbours."""
 
-SUBSET = 1000  # images of each of the 100 subsets of a kernel distance, at most
+SUBSET, SUBSETS = 1000, 100  # images of each subset of a kernel distance, at most, and the number of subsets
 
 
 def kernel_distance(generated: Tensor, real: Tensor) -> float:
     """The squared maximum mean discrepancy with a cubic kernel, unbiased: the mean over 100 subsets of features (N, D).
+
+    Where a subset would be all features on both sides, each would give the same, and one is taken.
 
     Bińkowski et al., "Demystifying MMD GANs" (2018). https://arxiv.org/abs/1801.01401
     """
     from torch_fidelity.metric_kid import KEY_METRIC_KID_MEAN, kid_features_to_metric
 
     size = min(SUBSET, len(generated), len(real))
-    result = kid_features_to_metric(generated.double(), real.double(), kid_subset_size=size, verbose=False)
+    subsets = 1 if len(generated) == len(real) == size else SUBSETS
+    given = {"kid_subset_size": size, "kid_subsets": subsets, "verbose": False}
+    result = kid_features_to_metric(generated.double(), real.double(), **given)
     return float(result[KEY_METRIC_KID_MEAN])
 
 

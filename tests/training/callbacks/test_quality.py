@@ -123,7 +123,7 @@ def test_two_processes_find_the_number_of_one(runs: dict[str, Run], tmp_path: Pa
         trainer = Trainer(
             accelerator="cpu",
             devices=devices,
-            strategy="ddp_spawn" if devices > 1 else "auto",
+            strategy="ddp_fork" if devices > 1 else "auto",
             callbacks=callbacks,
             logger=False,
             enable_checkpointing=False,

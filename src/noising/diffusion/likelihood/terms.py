@@ -27,6 +27,8 @@ from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import ReverseVariance
 
+_AT_ONCE = 64  # images in a batch of several steps
+
 
 class Bound(NamedTuple):
     """The bound of a batch of images of dims = C·H·W numbers each, in nats.
@@ -183,10 +185,16 @@ def variational_bound(
     """Every term of the bound, by T network evaluations per image.
 
     x: (B, C, H, W) on the decoder's grid in [−1, 1]; noise: gives standard normal noise of x's shape for each step in
-    turn, t = 1..T (default: from torch's generator); clip: x̂ is clamped to [−clip, clip].
+    turn, t = 1..T (default: from torch's generator); clip: x̂ is clamped to [−clip, clip]. Of few images, as many steps
+    are evaluated in one batch as make up at most _AT_ONCE images.
     """
     draw = noise or (lambda: torch.randn_like(x))
     terms = ModelTerms(denoiser, chain, decoder, clip)
-    steps = (torch.full((len(x),), step) for step in range(1, len(chain) + 1))
-    nats = torch.stack([terms.at(x, step, draw(), class_label).nats for step in steps], dim=1)
+    parts = []
+    for steps in torch.split(torch.arange(1, len(chain) + 1), max(1, _AT_ONCE // len(x))):
+        several, noises = x.repeat(len(steps), 1, 1, 1), torch.cat([draw() for _ in steps])
+        classes = None if class_label is None else class_label.repeat(len(steps))
+        term = terms.at(several, steps.repeat_interleave(len(x)), noises, classes)
+        parts.append(term.nats.reshape(len(steps), len(x)))
+    nats = torch.cat(parts).T
     return Bound(terms.prior(x), nats[:, 1:], nats[:, 0], x[0].numel())
