@@ -227,7 +227,7 @@ def fill_guidance(rows: Path, tables: Tables) -> None:
 def fill_quality(rows: Path, tables: Tables) -> None:
     default = summary(rows, "default")
     pairs = {"precision, recall": ("precision", "recall"), "density, coverage": ("density", "coverage")}
-    for row, names in ({"Fréchet distance (FD)": ("fd",)} | pairs | {"share nearer": ("memorized",)}).items():
+    for row, names in ({"Fréchet distance (FD)": ("fd",)} | pairs | {"fraction nearer": ("memorized",)}).items():
         for column, end in enumerate(("", "_mc_se", "_baseline"), 1):
             value = ", ".join(f"{default[f'test/{name}{end}']:.3f}" for name in names)
             tables.set("| | value | ± Monte Carlo", row, column, value)

@@ -266,5 +266,5 @@ def test_what_a_set_declares_must_be_true() -> None:
     class Wrong(Digits):
         declared = 8, 256
 
-    with pytest.raises(ValueError, match=r"declares \(resolution, levels\) = \(8, 256\), and has resolution 8 and 17"):
+    with pytest.raises(ValueError, match=r"declares \(resolution, levels\) = \(8, 256\), but has resolution 8 and 17"):
         Wrong(batch_size=4).setup()

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from noising.config.instantiate import make
@@ -336,6 +336,30 @@ def test_a_recipes_head_says_its_source_and_its_number(recipe: str) -> None:
     assert "https://arxiv.org/abs/" in text
     assert "Published: " in text
     assert "Measured here: " in text
+
+
+COUNTS = {  # of each YAML with the data of its name; a learned variance, classes and augmentation where the paper has
+    "ddpm": (35_746_307, {"resolution": 32}),
+    "iddpm": (52_546_438, {"resolution": 32, "out_channels": 6}),
+    "iddpm_64": (121_063_942, {"resolution": 64, "out_channels": 6}),
+    "adm_64": (295_904_454, {"resolution": 64, "out_channels": 6, "classes": 1000}),
+    "ddpmpp": (55_732_739, {"resolution": 32}),
+    "ddpmpp_64": (61_805_571, {"resolution": 64, "augmentation_labels": 9}),
+    "ncsnpp": (56_397_827, {"resolution": 32, "augmentation_labels": 9}),
+    "ncsnpp_64": (62_761_091, {"resolution": 64, "augmentation_labels": 9}),
+    "sde_ddpmpp": (61_804_419, {"resolution": 32}),
+}
+
+
+@pytest.mark.parametrize("model", sorted(path.stem for path in (CONF / "model").glob("*.yaml") if path.stem != "unet"))
+def test_a_models_yaml_is_the_papers_network(model: str) -> None:
+    count, facts = COUNTS[model]
+    node = OmegaConf.load(CONF / "model" / f"{model}.yaml")
+    with torch.device("meta"):
+        network = make(node, "model", nn.Module, **{"channels": 3, "out_channels": 3, "classes": 0} | facts)
+    assert sum(parameter.numel() for parameter in network.parameters()) == count
+    digits = f"{count:,}"
+    assert digits in (CONF / "model" / f"{model}.yaml").read_text()
 
 
 BROKEN = {

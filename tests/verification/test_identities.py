@@ -276,7 +276,7 @@ def test_a_fault_in_the_posterior_is_caught(monkeypatch: pytest.MonkeyPatch, sou
 def test_command_prints_draws_and_tells_by_its_code(noising: Command, tmp_path: Path) -> None:
     sound = noising("verify", "timesteps=100", "sampler.steps=10", "hydra.run.dir=sound")
     assert sound.code == 0, sound.err
-    assert "24 of 24 hold" in sound.out
+    assert "24 of 24 identities hold" in sound.out
     assert (tmp_path / "sound" / "verification.png").stat().st_size > 10_000
     (tmp_path / "mine.py").write_text(
         "from noising.diffusion.schedules import Schedule\n\n\nclass Mine(Schedule):\n"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from noising.commands.tables import print_files
 from noising.errors import ConfigError, config_errors
-from noising.interchange.diffusers_unet import DiffusersUNet
+from noising.interchange.diffusers_unet import MIRRORED, DiffusersUNet
 from noising.interchange.edm import EDM
 from noising.interchange.layout import Layout
 from noising.interchange.openai import OpenAI
@@ -112,7 +112,9 @@ def _diffusers(trained: TrainedRun, network: UNet | SongUNet) -> dict[str, Any]:
     attends = [data.resolution >> n in model.attention for n in range(len(widths))]
     head_width = _head_width(model, [w for w, here in zip(widths, attends, strict=True) if here] + widths[-1:])
     classes = unet.class_embedding.num_embeddings if unet.class_embedding is not None else None
-    resampling = "resnet" if model.get("residual_resampling") else "conv"
+    residual = model.get("residual_resampling", False)
+    plain, resampling = ("ResnetDownsampleBlock2D", "resnet") if residual else ("DownBlock2D", "conv")
+    downs = ["AttnDownBlock2D" if here else plain for here in attends]
     shape = {
         "_class_name": "UNet2DModel",
         "sample_size": data.resolution,
@@ -120,8 +122,8 @@ def _diffusers(trained: TrainedRun, network: UNet | SongUNet) -> dict[str, Any]:
         "out_channels": unet.last.out_channels,
         "block_out_channels": widths,
         "layers_per_block": model.blocks,
-        "down_block_types": ["AttnDownBlock2D" if here else "DownBlock2D" for here in attends],
-        "up_block_types": ["AttnUpBlock2D" if here else "UpBlock2D" for here in reversed(attends)],
+        "down_block_types": downs,
+        "up_block_types": [MIRRORED[kind] for kind in reversed(downs)],
         "norm_num_groups": model.groups,
         "attn_norm_num_groups": model.groups,
         "norm_eps": model.get("norm_eps", 1e-5),

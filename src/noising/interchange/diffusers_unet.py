@@ -47,6 +47,13 @@ DEFAULTS: dict[str, Any] = {
 }
 """UNet2DModel's options and their defaults, for those that a config.json leaves out."""
 
+MIRRORED = {
+    "DownBlock2D": "UpBlock2D",
+    "AttnDownBlock2D": "AttnUpBlock2D",
+    "ResnetDownsampleBlock2D": "ResnetUpsampleBlock2D",
+}
+"""The kind of block on the way up for each on the way down."""
+
 OF_DDPM: dict[str, Any] = {
     "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
     "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
@@ -101,12 +108,20 @@ class DiffusersUNet(Layout):
         for name, known in KNOWN.items():
             require(said[name] in known, _foreign(name, said[name], known[0]))
         downs, ups, widths = list(said["down_block_types"]), list(said["up_block_types"]), said["block_out_channels"]
-        plain = ["AttnDownBlock2D" if kind == "AttnDownBlock2D" else "DownBlock2D" for kind in downs]
-        require(downs == plain, _foreign("down_block_types", downs, plain))
-        mirrored = [kind.replace("Down", "Up") for kind in reversed(downs)]
+        attending = set(downs) == {"AttnDownBlock2D"}
+        residual = "ResnetDownsampleBlock2D" in downs or (attending and said["downsample_type"] == "resnet")
+        plain, resampling = ("ResnetDownsampleBlock2D", "resnet") if residual else ("DownBlock2D", "conv")
+        expected = [kind if kind == "AttnDownBlock2D" else plain for kind in downs]
+        require(downs == expected, _foreign("down_block_types", downs, expected))
+        mirrored = [MIRRORED[kind] for kind in reversed(downs)]
         require(ups == mirrored, _foreign("up_block_types", ups, mirrored))
+        if "AttnDownBlock2D" in downs:  # the other kinds do not read these
+            for name in ("downsample_type", "upsample_type"):
+                require(said[name] == resampling, _foreign(name, said[name], resampling))
         groups, of_attention = said["norm_num_groups"], said["attn_norm_num_groups"]
-        require(of_attention in (None, groups), _foreign("attn_norm_num_groups", of_attention, groups))
+        scales = said["resnet_time_scale_shift"] == "scale_shift"  # whose middle attention has no norm without groups
+        allowed = (groups,) if scales else (None, groups)
+        require(of_attention in allowed, _foreign("attn_norm_num_groups", of_attention, groups))
         width, resolution, head_width = widths[0], said["sample_size"], said["attention_head_dim"]
         options = {
             "channels": said["in_channels"],
@@ -123,8 +138,8 @@ class DiffusersUNet(Layout):
             "groups": groups,
             "norm_eps": said["norm_eps"],
             "dropout": said["dropout"],
-            "scale_shift": said["resnet_time_scale_shift"] == "scale_shift",
-            "residual_resampling": said["downsample_type"] == "resnet",
+            "scale_shift": scales,
+            "residual_resampling": residual,
             "corner_padding": said["downsample_padding"] == 0,
             "endpoint": said["freq_shift"] == 1,
         }

@@ -63,7 +63,7 @@ class UShape(nn.Module, ABC):
         features = first.out_channels
         skips = [features]
         self.first = first
-        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()  # in the image's order
         for level, width in enumerate(widths):
             if level > 0:
                 self.down.append(halve(features))
@@ -72,7 +72,7 @@ class UShape(nn.Module, ABC):
                 self.down.append(stage(features, width, attends[level]))
                 features = width
                 skips.append(features)
-        self.middle = nn.ModuleList([stage(features, features, True), stage(features, features)])
+        self.middle.extend([stage(features, features, True), stage(features, features)])
         for level, width in reversed(list(enumerate(widths))):
             for block in range(blocks + 1):
                 here = attends[level] and (block == blocks or not attends_once)
