@@ -18,12 +18,12 @@ from tests.helpers import Command, write_images
 from tests.interchange.helpers import FOLDER, fixture
 
 HEADS = {  # what the files do not tell
-    "adm_legacyorder": ["+model.head_width=8", "model.groups=8"],
-    "adm_neworder_class_sigma": ["+model.head_width=16", "model.groups=32", "file.new_attention_order=true"],
+    "adm_legacyorder": ["file.head_width=8", "file.groups=8"],
+    "adm_neworder_class_sigma": ["file.head_width=16", "file.new_attention_order=true"],
     "ddpm_diffusers": [],
-    "edm_adm_class": ["+model.head_width=8", "model.groups=32"],
-    "edm_ddpmpp_class_augment": ["model.heads=1", "model.groups=32", "augmentation=edm"],
-    "iddpm_shiftonly": ["model.heads=1", "model.groups=8"],
+    "edm_adm_class": ["file.head_width=8"],
+    "edm_ddpmpp_class_augment": ["augmentation=edm"],
+    "iddpm_shiftonly": ["file.heads=1", "file.groups=8"],
     "sde_ddpmpp_rectifiedflow": [],
 }
 
@@ -151,7 +151,7 @@ def test_a_run_goes_out_to_a_file(to: str, learned: Path, noising: Command, tmp_
         assert all(torch.equal(stored[name], weight) for name, weight in ours.items())
         assert json.loads((tmp_path / "out" / "config.json").read_text())["schedule"]["beta_end"] == 0.02
         return
-    outcome = noising("convert", "weights=out/model.safetensors", *THEORY, "hydra.run.dir=back")
+    outcome = noising("convert", "weights=out/model.safetensors", *THEORY, "file.groups=8", "hydra.run.dir=back")
     assert outcome.code == 0, outcome.err
     back = load(tmp_path / "back").denoiser.model.state_dict()
     assert all(torch.equal(back[name], weight) for name, weight in ours.items())
@@ -164,6 +164,23 @@ def test_a_run_goes_out_to_a_file(to: str, learned: Path, noising: Command, tmp_
         bounds.append(summary["test/bound"])
     assert bounds[0] == bounds[1]
     assert summary["cards"]["test/bound"]["converted"]["layout"] == "openai"
+
+
+@pytest.mark.parametrize("to", ["edm", "score_sde"])
+def test_score_sdes_network_goes_out_under_either_name(
+    to: str, converted: Any, noising: Command, tmp_path: Path
+) -> None:
+    check = f"check={FOLDER / 'sde_ddpmpp_rectifiedflow'}.safetensors"
+    assert converted("sde_ddpmpp_rectifiedflow", check).code == 0
+    outcome = noising("convert", "checkpoint=run", f"to={to}", "hydra.run.dir=file")
+    assert outcome.code == 0, outcome.err
+    stored = load_file(tmp_path / "file" / "model.safetensors")
+    if to == "score_sde":
+        weights = fixture("sde_ddpmpp_rectifiedflow").weights
+        assert all(torch.equal(stored[name], weight) for name, weight in weights.items() if "sigmas" not in name)
+    file = str(tmp_path / "file" / "model.safetensors")
+    outcome = converted("sde_ddpmpp_rectifiedflow", check, "hydra.run.dir=again", file=file)
+    assert outcome.code == 0, outcome.err
 
 
 def test_a_trainings_file_gives_its_averages_or_its_raw_weights(converted: Any, tmp_path: Path) -> None:

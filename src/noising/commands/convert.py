@@ -73,6 +73,7 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
         with replacing(run.last_checkpoint) as target:
             torch.save(content, target)
         run.update({"converted": {**card, "checks": table(checks)}})
+    _print_cost(experiment)
     print(f"in {relative(run_dir)}, a run as any other: noising evaluate checkpoint={relative(run_dir)}")
     print_files(run.last_checkpoint)
 
@@ -83,10 +84,9 @@ def _resolution(cfg: DictConfig) -> int:
 
 
 def _facts(cfg: DictConfig, file: ForeignWeights) -> dict[str, Any]:
-    """What a file's names do not tell: from its config.json, the options of the model, and `file`."""
-    of_model = {name: cfg.model[name] for name in ("heads", "head_width", "groups", "taps") if name in cfg.model}
+    """What a file's names do not tell: from its config.json, and from the options `file`."""
     given = {name: value for name, value in cfg.file.items() if value is not None}
-    return {**of_model, **given, **({"config": file.config} if file.config else {})}
+    return {**given, **({"config": file.config} if file.config else {})}
 
 
 def _without_own(cfg: DictConfig) -> DictConfig:
@@ -145,6 +145,17 @@ def _checks(cfg: DictConfig, file: ForeignWeights, layout: str, experiment: Expe
     config, denoiser = experiment.config, experiment.module.denoiser
     decoder = experiment.recipe.decoder
     return [*found, *of_images(denoiser, experiment.data, experiment.num_classes, decoder, config.timesteps)]
+
+
+def _print_cost(experiment: Experiment) -> None:
+    """Print the network evaluations of a bound and of an FID, before anyone begins with them."""
+    images, steps = len(experiment.data.test.pixels), experiment.config.timesteps
+    sampler = experiment.sampler
+    samples = 50_000 * sampler.evaluations(experiment.module.denoiser)
+    print(
+        f"network evaluations: {images * steps:,} for the exact bound of {images:,} test images (bound=adaptive takes "
+        f"far fewer), {samples:,} for 50,000 samples of {type(sampler).__name__} in {sampler.steps} steps"
+    )
 
 
 def _cells(check: Check) -> list[str]:

@@ -57,7 +57,7 @@ def _original(cfg: DictConfig, trained: TrainedRun, network: UNet | SongUNet) ->
     """A state dict under the names of the network's authors, and the config that it was trained with."""
     layout: Layout
     if cfg.to == "score_sde":
-        layout = ScoreSDE(_of(network, SongUNet), **_facts(cfg, ("label_scale", "negated")))
+        layout = ScoreSDE(_of(network, SongUNet), **_facts(cfg, ("negated",)))
     elif cfg.to == "openai":
         _require_plain(trained, ("norm_eps", "endpoint", "corner_padding"))
         layout = OpenAI(_of(network, UNet), **_facts(cfg, ("new_attention_order",)))
