@@ -30,6 +30,7 @@ SMALLER = tuple(option for option in SMALL if not option.startswith("bound"))
 GROUPS = fuzzing.groups()
 OF_OTHERS = {"benchmark", "divergence", "guidance", "solver", "experiment"}
 """Groups that `train` does not take, and the one whose files are of many groups."""
+ONE_OF_A_CLASS = ("unet", "ddpm", "ncsnpp")  # networks; the other files have fewer of the same options
 WORKING = {  # what else a choice needs
     "objective=hybrid": ["variance=learned_range"],
     "schedule=learned_log_snr": ["objective=continuous_bound"],
@@ -69,7 +70,7 @@ def base_of(group: str, choice: str, images: Path) -> tuple[str, ...]:
 
 
 def cases_of_train(group: str, images: Path) -> Iterator[Case]:
-    for choice in GROUPS[group]:
+    for choice in ONE_OF_A_CLASS if group == "model" else GROUPS[group]:
         options = [(f"{group}.{path}", default) for path, default in fuzzing.options_of(fuzzing.read(group, choice))]
         if options:
             yield from fuzzing.value_cases(base_of(group, choice, images), iter(options))
