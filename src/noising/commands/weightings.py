@@ -1,4 +1,4 @@
-"""`weightings`: the weight w(λ) of every weighting in a config, and of the experiments as they are."""
+"""`weightings`: the weight w(λ) of every weighting in a config, and of the experiments on the same data."""
 
 from pathlib import Path
 
@@ -30,7 +30,10 @@ def weightings(cfg: DictConfig, run_dir: Path) -> None:
             print(f"weighting={choice} is left out: {error}")
     experiments: dict[str, LossWeights] = {}
     for experiment in choices("experiment"):
-        curves = _curves(compose("weightings", [f"experiment={experiment}"]))
+        composed = compose("weightings", [f"experiment={experiment}"])
+        if composed.data != cfg.data:  # a recipe at published size, whose curve is that of a small one
+            continue
+        curves = _curves(composed)
         if not any(all(map(torch.equal, curves, others)) for others in experiments.values()):
             experiments[experiment] = curves
     path = run_dir / "weightings.png"
