@@ -118,8 +118,8 @@ def test_a_file_of_another_network_is_refused_by_name() -> None:
     given = fixture("torchcfm")
     layout = layout_of(given.facts, {key: tensor.shape for key, tensor in given.weights.items()}, 16)
     for change, message in (
-        ({"out.2.bias": None}, "1 tensors are missing in the file, as out.2.bias"),
-        ({"head.weight": torch.zeros(2)}, "1 tensors of the file have no place in the network, as head.weight"),
+        ({"out.2.bias": None}, "the file lacks out.2.bias"),
+        ({"head.weight": torch.zeros(2)}, "the network has no place for head.weight of the file"),
         ({"out.2.bias": torch.zeros(4)}, r"out.2.bias is \(4,\) in the file, \(3,\) in the network"),
     ):
         weights = {key: tensor for key, tensor in {**given.weights, **change}.items() if tensor is not None}

@@ -14,7 +14,7 @@ from noising.diffusion.drawing import in_evaluation
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.likelihood.terms import step_terms
 from noising.diffusion.transitions import Chain
-from noising.errors import ConfigError
+from noising.errors import ConfigError, one_line
 from noising.randomness import Streams
 
 LIMIT = 1e-4
@@ -51,16 +51,19 @@ def same_output(network: nn.Module, file: str) -> Check:
     found = {ours: next((stored[n] for n in names if n in stored), None) for ours, names in NAMES.items()}
     x, noise_label, output = found["x"], found["noise_label"], found["output"]
     if x is None or noise_label is None or output is None:
-        raise ConfigError(f"check={file} must hold x, noise_label and output; it holds {', '.join(stored)}")
+        raise ConfigError(f"check={file} must hold x, noise_label and output; it holds {', '.join([*stored][:5])}, ...")
     class_label = found["class_label"]
     if class_label is not None and class_label.ndim == 2:  # one-hot, zeros for no class
         class_label = torch.where(class_label.any(1), class_label.argmax(1), class_label.shape[1])
-    condition: dict[str, Tensor | None] = {"class_label": class_label}
+    condition: dict[str, Tensor | None] = {} if class_label is None else {"class_label": class_label}
     if found["augmentation"] is not None:
         condition["augmentation"] = found["augmentation"]
     network.eval()
-    with torch.no_grad():
-        ours = network(x, noise_label, **condition)
+    try:
+        with torch.no_grad():
+            ours = network(x, noise_label, **condition)
+    except (ValueError, RuntimeError, IndexError) as error:
+        raise ConfigError(f"check={file} is not of this network: {one_line(error)}") from error
     return compared(f"outputs of {file}", ours, output)
 
 

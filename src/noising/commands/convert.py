@@ -4,6 +4,7 @@ Nothing is written before what it would hold has been compared: with outputs of 
 some, and with real images.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +18,9 @@ from noising.commands.foreign_weights import ForeignWeights, read_weights
 from noising.commands.loggers import open_results
 from noising.commands.tables import print_files, print_table, relative
 from noising.config.secrets import without_secrets
-from noising.errors import ConfigError, config_errors
+from noising.errors import ConfigError, config_errors, require
 from noising.experiment import Experiment
+from noising.interchange.diffusers_unet import OF_DDPM
 from noising.interchange.layout import Described
 from noising.interchange.layouts import LAYOUTS, recognized
 from noising.models.u_shape import UShape
@@ -26,6 +28,8 @@ from noising.runs.folder import Run, replacing
 from noising.runs.status import run_status
 from noising.training.checkpoints import FORMAT
 from noising.training.ema import averaged
+
+log = logging.getLogger(__name__)
 
 OWN = ("weights", "known", "layout", "averaged", "file", "check", "unchecked", "checkpoint", "to", "parameters")
 """Options of this command, which are none of the run that it writes."""
@@ -43,22 +47,31 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
     file = read_weights(cfg.weights, cfg.averaged)
     with config_errors(f"weights={cfg.weights}"):
         layout = cfg.layout or recognized(file.shapes)
+        _require_layout(layout, file)
         described = LAYOUTS[layout].describe(file.shapes, _resolution(cfg), **_facts(cfg, file))
     config = _config(cfg, described)
     experiment = Experiment(config)
     _require_facts(cfg, described, experiment)
-    module = experiment.module
+    try:
+        module = experiment.module
+    except ConfigError as error:
+        raise ConfigError(f"weights={cfg.weights}: {error}; heads and groups are file.heads, file.groups") from error
     network = cast(UShape, module.denoiser.model)
     with config_errors(f"weights={cfg.weights}"):
         stored = {name: tensor for name, tensor in file.tensors.items() if not name.endswith("sigmas")}
         network.load_state_dict(described.layout(network).read(stored))
-    checks = _checks(cfg, file, layout, experiment)
-    failed = [check for check in checks if check.holds is False]
-    print_table(f"{cfg.weights}: {layout}", Check._fields, map(_cells, checks), words=(0, 3))
-    compared = cfg.check is not None or any("diffusers" in check.name for check in checks)
-    if failed and not (cfg.unchecked and not compared):
-        advice = "" if compared else "; unchecked=true writes it all the same"
-        raise ConfigError(f"weights={cfg.weights}: nothing is written, since a check does not hold{advice}")
+    checks, of_images = _checks(cfg, file, layout, experiment)
+    rows = map(_cells, [*checks, *of_images])
+    print_table(f"{cfg.weights}: {layout}", Check._fields, rows, words=(0, 3))
+    if any(check.holds is False for check in checks):
+        raise ConfigError(f"weights={cfg.weights}: nothing is written, since a check does not hold")
+    if any(check.holds is False for check in of_images):
+        why = "its noise is no better than a linear guess: are schedule, parameterization and noise_label its own?"
+        if cfg.check is None and not cfg.unchecked:
+            raise ConfigError(
+                f"weights={cfg.weights}: nothing is written, since {why} unchecked=true writes it all the same"
+            )
+        log.warning("weights=%s: %s", cfg.weights, why)
     results = open_results(Run(run_dir), config, "convert")
     with run_status(results, without_secrets(config)) as run:
         card = {"layout": layout, **file.source, "averaged": cfg.averaged, "facts": OmegaConf.to_container(cfg.file)}
@@ -72,7 +85,7 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
         }
         with replacing(run.last_checkpoint) as target:
             torch.save(content, target)
-        run.update({"converted": {**card, "checks": table(checks)}})
+        run.update({"converted": {**card, "checks": table([*checks, *of_images])}})
     _print_cost(experiment)
     print(f"in {relative(run_dir)}, a run as any other: noising evaluate checkpoint={relative(run_dir)}")
     print_files(run.last_checkpoint)
@@ -128,23 +141,41 @@ def _require_facts(cfg: DictConfig, described: Described, experiment: Experiment
         raise ConfigError(f"{place} is trained with {labels} augmentation labels, not {given}: use {advice}")
 
 
-def _checks(cfg: DictConfig, file: ForeignWeights, layout: str, experiment: Experiment) -> list[Check]:
-    """All that the conversion is held to."""
+def _require_layout(layout: str, file: ForeignWeights) -> None:
+    """Raise ValueError for a layout that the file is not in, and for networks that see other images than those here."""
+    known = LAYOUTS[layout].recognizes(file.shapes)
+    require(known, f"its names, such as {next(iter(file.shapes))}, are not of layout={layout}: leave layout out")
+    if layout == "diffusers" and file.config is None:
+        of_ddpm = file.shapes["conv_in.weight"][0] == OF_DDPM["block_out_channels"][0]
+        require(of_ddpm, f"config.json is missing beside {file.path}: it says what network the weights are of")
+    if layout == "score_sde":
+        fourier = any(name.endswith("all_modules.0.W") for name in file.shapes)
+        require(not fourier, "score SDE's NCSN++ is trained on images in [0, 1], those here are in [-1, 1]")
+
+
+def _checks(
+    cfg: DictConfig, file: ForeignWeights, layout: str, experiment: Experiment
+) -> tuple[list[Check], list[Check]]:
+    """What the weights must hold to, and what real images show of them in the theory that was chosen."""
     network = experiment.module.denoiser.model
     numbers = sum(parameter.numel() for parameter in network.parameters())
     found = [Check("tensors of the file, each with its place and shape", f"{len(file.tensors)}", "all", True)]
     expected = cfg.get("parameters")
     same = None if expected is None else numbers == expected
     found.append(Check("parameters", f"{numbers:,}", "" if expected is None else f"{expected:,}", same))
+    lost = [name for name, tensor in file.tensors.items() if not tensor.isfinite().all()]
+    found.append(Check("tensors with numbers that are not finite", ", ".join(lost[:3]) or "0", "0", not lost))
     if cfg.check is not None:
-        return [*found, same_output(network, cfg.check)]
+        found.append(same_output(network, cfg.check))
     if layout == "diffusers":
         from noising.commands.diffusers_check import same_as_diffusers  # here: diffusers takes seconds to import
 
         found += same_as_diffusers(network, file)
+    if not any(check.name.startswith("outputs of") for check in found):
+        found.append(Check("outputs of the original code", "not compared", "", None))
     config, denoiser = experiment.config, experiment.module.denoiser
     decoder = experiment.recipe.decoder
-    return [*found, *of_images(denoiser, experiment.data, experiment.num_classes, decoder, config.timesteps)]
+    return found, of_images(denoiser, experiment.data, experiment.num_classes, decoder, config.timesteps)
 
 
 def _print_cost(experiment: Experiment) -> None:

@@ -95,8 +95,8 @@ def _torch_file(path: Path) -> Any:
         raise ValueError(str(error)) from error
     except Exception as error:  # the unpickler raises nearly anything
         raise ValueError(
-            "it is no file of weights and plain values: if there is code in it, it was not run; safetensors files and "
-            "those that torch.save writes of a state_dict are read"
+            "it is damaged, or no file of weights and plain values (code in it was not run): give a .safetensors file, "
+            "or what torch.save writes of a state_dict"
         ) from error
 
 

@@ -25,8 +25,9 @@ class Samples(NamedTuple):
 class GivenSamples:
     """Images at a path: of a folder in the order of their names, of an .npz in that of arr_0.
 
-    An .npz is as guided-diffusion and `noising sample` write it: arr_0 (N, H, W, C) uint8 and, for images of classes,
-    arr_1 (N,). Its header is read here, and no more of it than is measured later.
+    The folder of a run of `noising sample` stands for its images. An .npz is as guided-diffusion writes it: arr_0
+    (N, H, W, C) uint8 and, for images of classes, arr_1 (N,). Its header is read here, and no more of it than is
+    measured later.
 
     Raises ConfigError if there is neither at the path.
     """
@@ -35,6 +36,9 @@ class GivenSamples:
         self.path, self._place = path, Path(path)
         if not self._place.exists():
             raise ConfigError(f"samples={path}: there is no such folder or file")
+        if (self._place / "summary.json").is_file():  # of `noising sample`, with pictures of all images beside them
+            stored = self._place / "samples.npz"
+            self._place = stored if stored.is_file() else self._place / "images"
         if self._place.is_dir():
             return
         if self._place.suffix != ".npz" or not self._place.is_file():
@@ -62,7 +66,7 @@ class GivenSamples:
         wanted, labels = count * repeats, None
         with config_errors("samples"):
             if self._place.is_dir():
-                pictures = Pictures(self._place, data.resolution, data.channels, option="samples", resize=False)
+                pictures = Pictures(self._place, data.resolution, data.channels, option=self.path, resize=False)
                 paths = pictures.find()
                 self._require_enough(len(paths), count, repeats)
                 there, pixels = len(paths), pictures.read(paths[:wanted]).pixels

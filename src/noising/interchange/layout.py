@@ -121,9 +121,9 @@ class Layout(ABC):
             expected = self.write({name: torch.empty(shape) for name, shape in here.items()})
         shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
         if missing := sorted(expected.keys() - shapes.keys()):
-            raise ValueError(f"{len(missing)} tensors are missing in the file, as {missing[0]}")
+            raise ValueError(f"the file lacks {missing[0]}{_more(missing)}")
         if unknown := sorted(shapes.keys() - expected.keys()):
-            raise ValueError(f"{len(unknown)} tensors of the file have no place in the network, as {unknown[0]}")
+            raise ValueError(f"the network has no place for {unknown[0]}{_more(unknown)} of the file")
         for name, tensor in expected.items():
             if shapes[name] != tuple(tensor.shape):
                 raise ValueError(f"{name} is {shapes[name]} in the file, {tuple(tensor.shape)} in the network")
@@ -138,3 +138,7 @@ def numbered(names: Shapes, prefix: str) -> int:
     """How many are numbered behind a prefix: one more than the highest number; 0 for none."""
     found = [name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)]
     return 1 + max((int(number) for number in found if number.isdecimal()), default=-1)
+
+
+def _more(names: Sequence[str]) -> str:
+    return f" and {len(names) - 1} more tensors" if len(names) > 1 else ""

@@ -134,9 +134,12 @@ def require_sizes(
     some = len(multipliers) > 0 and min(multipliers) >= 1
     require(some, f"multipliers must be one or more numbers of at least 1, got {list(multipliers)}")
     require(width >= channels_per_group, f"width must be at least channels_per_group={channels_per_group}, got {width}")
-    for channels in (width, *(multiplier * width for multiplier in multipliers)):
-        number = min(groups, channels // channels_per_group)
-        require(channels % number == 0, f"width must be a multiple of groups={groups}, got {width}")
+    if channels_per_group == 1:
+        require(width % groups == 0, f"width must be a multiple of groups={groups}, got {width}")
+    for multiple in range(1, 2 * max(multipliers) + 1):  # of a level, and of a level beside its skip connection
+        channels = multiple * width
+        fits = channels % min(groups, channels // channels_per_group) == 0
+        require(fits, f"width must be a multiple of groups={groups}, got {width}")
     shrink = 2 ** (len(multipliers) - 1)
     fits = resolution >= 1 and resolution % shrink == 0
     require(fits, f"multipliers needs data.resolution divisible by {shrink}, got {resolution}: use fewer levels")
