@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from noising.data.torchvision_data import CIFAR10, MNIST, FashionMNIST
+from noising.data.torchvision_data import CIFAR10, CIFAR10_CLASSES, MNIST, FashionMNIST
 
 
 def write_idx(path: Path, values: np.ndarray[Any, Any]) -> None:
@@ -73,6 +74,35 @@ def test_cifar10_is_read_channels_first(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.equal(data.val.pixels, expected[8:])
     assert data.test.labels is not None
     assert data.test.labels.tolist() == [0, 1, 2, 3]
+
+
+def test_cifar10_is_read_from_folders_of_png(tmp_path: Path) -> None:
+    """As improved-diffusion makes them: named by class and place, and here in the order of the places."""
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8)
+    labels = [9, 0, 3, 3, 7, 1, 0, 9]
+    for folder, places in (("cifar_train", range(6)), ("cifar_test", range(6, 8))):
+        (tmp_path / folder).mkdir()
+        for number, place in enumerate(places):
+            name = f"{CIFAR10_CLASSES[labels[place]]}_{number:05d}.png"
+            Image.fromarray(pixels[place]).save(tmp_path / folder / name)
+    data = CIFAR10(batch_size=4, root=str(tmp_path), val_images=2)
+    data.prepare_data()
+    data.setup()
+    found = torch.cat([data.train.pixels, data.val.pixels, data.test.pixels])
+    assert torch.equal(found, torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    assert [*data.train.labels.tolist(), *data.val.labels.tolist(), *data.test.labels.tolist()] == labels  # type: ignore[union-attr]
+    Image.fromarray(pixels[0]).save(tmp_path / "cifar_test" / "kitten_1.png")
+    with pytest.raises(ValueError, match="kitten_1"):
+        CIFAR10(batch_size=4, root=str(tmp_path), val_images=2).setup()
+
+
+def test_cifar10_of_another_size_is_refused(tmp_path: Path) -> None:
+    for folder in ("cifar_train", "cifar_test"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (16, 16)).save(tmp_path / folder / "cat_0.png")
+    with pytest.raises(ValueError, match="16x16"):
+        CIFAR10(batch_size=4, root=str(tmp_path), val_images=2).setup()
 
 
 def test_a_failed_download_is_one_line_that_says_what_to_put_where(

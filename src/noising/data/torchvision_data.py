@@ -7,6 +7,7 @@ The test split is the official one. Validation is the last ``val_images`` of the
 import contextlib
 import io
 from abc import abstractmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,10 @@ from torch import Tensor
 from torch.nn.functional import pad as pad_images
 
 from noising.data.image_data import ImageData, Images, Splits
+from noising.data.pictures import Pictures
+
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+FOLDERS = ("cifar_train", "cifar_test")
 
 
 class _TorchvisionData(ImageData):
@@ -103,13 +108,38 @@ class FashionMNIST(_GreyTorchvisionData):
 class CIFAR10(_TorchvisionData):
     """49,000 + 1,000 + 10,000 photographs, 32x32 colour.
 
+    Read from its own files, or from the folders ``cifar_train`` and ``cifar_test`` of ``CLASS_NUMBER.png`` that
+    improved-diffusion makes of them.
+
     Krizhevsky, "Learning multiple layers of features from tiny images" (2009).
     https://www.cs.toronto.edu/~kriz/cifar.html
     """
 
     name = "cifar10"
     declared = 32, 256
-    files = "cifar-10-python.tar.gz, unpacked, as cifar-10-batches-py"
+    files = "cifar-10-python.tar.gz, unpacked, as cifar-10-batches-py, or folders cifar_train and cifar_test of .png,"
+
+    def prepare_data(self) -> None:
+        if not self._has_folders:
+            super().prepare_data()
+
+    @property
+    def _has_folders(self) -> bool:
+        return all((Path(self.root) / name).is_dir() for name in FOLDERS)
+
+    def _read(self, train: bool, download: bool = False) -> Images:
+        if not self._has_folders:
+            return super()._read(train, download)
+        pictures = Pictures(Path(self.root) / FOLDERS[not train], 32, resize=False)
+        numbered = {}
+        for path in pictures.find():
+            kind, _, number = path.stem.rpartition("_")
+            if kind not in CIFAR10_CLASSES or not number.isdecimal():
+                raise ValueError(f"{self.place}: {path.name} is not named CLASS_NUMBER.png, as airplane_00029.png")
+            numbered[int(number)] = path, CIFAR10_CLASSES.index(kind)
+        in_order = [numbered[number] for number in sorted(numbered)]  # of its own files
+        paths, labels = zip(*in_order, strict=True)
+        return Images(torch.from_numpy(pictures.read(paths).pixels), torch.tensor(labels))
 
     def pixels(self, raw: Any) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(raw.transpose(0, 3, 1, 2)))
