@@ -53,4 +53,4 @@ def levels(network: UShape) -> int:
 
 def resamples(module: nn.Module) -> bool:
     """Whether a layer of the way down or up halves or doubles."""
-    return not isinstance(module, Stage) or not isinstance(module.residual.resample, nn.Identity)
+    return not isinstance(module, Stage) or module.residual.resample is not None

@@ -41,6 +41,10 @@ class _Filter(nn.Module):
         self.padding = (len(taps) - 1) // 2
         self.mean = len(taps) == 2 and taps[0] == taps[1]
 
+    def kernel_for(self, x: Tensor) -> Tensor:
+        """The kernel of each channel of x: (C, 1, taps, taps), in x's type."""
+        return self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+
 
 class Halve(_Filter):
     """Each side halved: filtered, then every second pixel."""
@@ -48,8 +52,7 @@ class Halve(_Filter):
     def forward(self, x: Tensor) -> Tensor:
         if self.mean:
             return F.avg_pool2d(x, 2)  # (B, C, H/2, W/2)
-        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
-        return F.conv2d(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])  # (B, C, H/2, W/2)
+        return F.conv2d(x, self.kernel_for(x), stride=2, padding=self.padding, groups=x.shape[1])  # (B, C, H/2, W/2)
 
 
 class Double(_Filter):
@@ -58,7 +61,7 @@ class Double(_Filter):
     def forward(self, x: Tensor) -> Tensor:
         if self.mean:
             return F.interpolate(x, scale_factor=2.0)  # (B, C, 2H, 2W)
-        kernel = 4 * self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
+        kernel = 4 * self.kernel_for(x)
         return F.conv_transpose2d(x, kernel, stride=2, padding=self.padding, groups=x.shape[1])  # (B, C, 2H, 2W)
 
 
@@ -71,8 +74,7 @@ class FilteredConvolution(_Filter):
         self.convolution = nn.Conv2d(channels, out_channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        kernel = self.kernel.to(x.dtype).expand(x.shape[1], 1, -1, -1)
-        filtered = F.conv2d(x, kernel, padding=self.around, groups=x.shape[1])  # (B, C, H + 1, W + 1)
+        filtered = F.conv2d(x, self.kernel_for(x), padding=self.around, groups=x.shape[1])  # (B, C, H + 1, W + 1)
         halved: Tensor = self.convolution(filtered)  # (B, out, H/2, W/2)
         return halved
 
@@ -122,7 +124,7 @@ class Residual(nn.Module):
         super().__init__()
         self.scales, self.skip_scale = scales, skip_scale
         self.norm_in = norm(channels)
-        self.resample = nn.Identity() if resample is None else resample
+        self.resample = resample
         self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.scale_shift = nn.Linear(embedding, (2 if scales else 1) * out_channels)
         self.norm_out = norm(out_channels)
@@ -132,7 +134,10 @@ class Residual(nn.Module):
         self.shortcut = nn.Conv2d(channels, out_channels, 1) if projects else nn.Identity()
 
     def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        h = self.conv_in(self.resample(F.silu(self.norm_in(x))))  # (B, out, H, W)
+        h = F.silu(self.norm_in(x))  # (B, C, H, W)
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)  # (B, C, H/2, W/2) or (B, C, 2H, 2W) each
+        h = self.conv_in(h)  # (B, out, H, W)
         read = self.scale_shift(embedded)[:, :, None, None]  # (B, 2 out or out, 1, 1)
         if self.scales:
             scale, shift = read.chunk(2, dim=1)  # (B, out, 1, 1) each
@@ -141,7 +146,7 @@ class Residual(nn.Module):
         else:
             h = self.norm_out(h + read)  # (B, out, H, W)
         h = self.conv_out(self.dropout(F.silu(h)))  # (B, out, H, W)
-        return scaled_sum(self.shortcut(self.resample(x)), h, self.skip_scale)  # (B, out, H, W)
+        return scaled_sum(self.shortcut(x), h, self.skip_scale)  # (B, out, H, W)
 
 
 def scaled_sum(x: Tensor, h: Tensor, scale: float) -> Tensor:

@@ -6,7 +6,6 @@ Legend: B images, H and W the image's sides, C a level's channels, E embedding w
 import math
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -91,7 +90,7 @@ class SongUNet(UShape):
         attends = [resolution >> level in attention for level in range(len(widths))]
         embedding, waves = 4 * width, 2 * width if fourier else width
         norm = group_norm(groups, eps=1e-6, channels_per_group=4)
-        self.classes, self.fourier = classes, fourier
+        self.classes, self.augmentation_labels, self.fourier = classes, augmentation_labels, fourier
         self.noise_features = FourierFeatures(waves) if fourier else Sinusoids(waves, endpoint=True)
         self.class_embedding = nn.Linear(classes, waves) if classes else None
         self.augmentation_embedding = nn.Linear(augmentation_labels, waves, bias=False) if augmentation_labels else None
@@ -113,7 +112,7 @@ class SongUNet(UShape):
         first = nn.Conv2d(channels, width, 3, padding=1)
         features = self.lay_out(first, widths, attends, blocks, stage, halve, double, attends_once=True)
         self.pyramid = nn.ModuleDict()
-        """Of the halving layers on the way down, by their place there: what the input's pyramid adds to them."""
+        """Layers of the input's pyramid, by the place on the way down of the halving layer that each adds to."""
         if pyramid:
             inputs = channels
             for level in range(1, len(widths)):
@@ -126,17 +125,11 @@ class SongUNet(UShape):
 
     def embed(self, noise_label: Tensor, class_label: Tensor | None, augmentation: Tensor | None) -> Tensor:
         embedded: Tensor = self.noise_features(noise_label)  # (B, waves)
-        if self.class_embedding is not None:
-            if class_label is None:
-                class_label = torch.full(noise_label.shape, self.classes, device=noise_label.device)  # (B,)
+        if self.class_embedding is not None and class_label is not None:
             of_each = F.one_hot(class_label, self.classes + 1)[:, : self.classes]  # (B, K), zeros without a class
             of_each = of_each.to(embedded.dtype) * math.sqrt(self.classes)
             embedded = embedded + self.class_embedding(of_each)  # (B, waves)
-        elif class_label is not None:
-            raise ValueError("class_label needs a model with classes, this one was built with classes=0")
-        if augmentation is not None:
-            if self.augmentation_embedding is None:
-                raise ValueError("augmentation needs a model with augmentation_labels, this one has 0")
+        if augmentation is not None and self.augmentation_embedding is not None:
             embedded = embedded + self.augmentation_embedding(augmentation)  # (B, waves)
         embedded = self.layers(embedded)  # (B, E)
         return embedded

@@ -30,6 +30,10 @@ class UShape(nn.Module, ABC):
     None; output is (B, out_channels, H, W). A subclass embeds the labels and says what a stage is.
     """
 
+    classes: int
+    """Number of classes; 0 without."""
+    augmentation_labels: int = 0
+    """Number of labels of an image's augmentation; 0 for a network that takes none."""
     first: nn.Conv2d
     """x to the first features."""
     down: nn.ModuleList
@@ -84,7 +88,11 @@ class UShape(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, noise_label: Tensor, class_label: Tensor | None, augmentation: Tensor | None) -> Tensor:
-        """What the stages are told, before its last activation: (B, E)."""
+        """The embedding that the stages read, before its last activation: (B, E).
+
+        class_label: the number ``classes`` for no class; None for a network without classes. augmentation: None also
+        for a network that takes none.
+        """
 
     def forward(
         self,
@@ -93,6 +101,12 @@ class UShape(nn.Module, ABC):
         class_label: Tensor | None = None,
         augmentation: Tensor | None = None,
     ) -> Tensor:
+        if self.classes and class_label is None:
+            class_label = torch.full(noise_label.shape, self.classes, device=noise_label.device)  # (B,)
+        elif not self.classes and class_label is not None:
+            raise ValueError("class_label needs a model with classes, this one was built with classes=0")
+        if augmentation is not None and not self.augmentation_labels:
+            raise ValueError("augmentation needs a model with augmentation_labels, this one has 0")
         embedded = F.silu(self.embed(noise_label, class_label, augmentation))  # (B, E)
         h, skips = self.descend(x, embedded)  # (B, C, h, w), the smallest
         for layer in self.middle:

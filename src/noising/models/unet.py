@@ -5,7 +5,6 @@ Legend: B images, H and W the image's sides, E embedding width.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from noising.models.blocks import (
@@ -121,12 +120,6 @@ class UNet(UShape):
 
     def embed(self, noise_label: Tensor, class_label: Tensor | None, augmentation: Tensor | None) -> Tensor:
         embedded: Tensor = self.noise_embedding(noise_label)  # (B, E)
-        if augmentation is not None:
-            raise ValueError("augmentation needs a model that is told of it, this one is not: use augmentation=null")
         if self.class_embedding is not None:
-            if class_label is None:
-                class_label = torch.full(noise_label.shape, self.classes, device=noise_label.device)  # (B,)
             embedded = embedded + self.class_embedding(class_label)  # (B, E)
-        elif class_label is not None:
-            raise ValueError("class_label needs a model with classes, this one was built with classes=0")
         return embedded
