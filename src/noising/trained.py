@@ -101,13 +101,20 @@ class TrainedRun:
     @property
     def source(self) -> dict[str, Any]:
         """The model's identity, for the cards of its numbers."""
-        origin = {name: self.checkpoint[name] for name in ("init_from", "converted") if self.checkpoint.get(name)}
+        started = self.checkpoint.get("init_from")
         augmentation = self._experiment.augmentation
         return {
             **{"checkpoint": str(self.path), "sha256": self._digest, "step": self.step, "weights": self.weights},
-            **origin,
+            **({"init_from": started} if started else {}),
+            **self.converted,
             **({} if augmentation is None else {"augmentation": augmentation.card}),
         }
+
+    @property
+    def converted(self) -> dict[str, Any]:
+        """The entry of cards for weights that were converted from another project's file; empty for others."""
+        card = self.checkpoint.get("converted")
+        return {"converted": card} if card else {}
 
     @cached_property
     def _digest(self) -> str:

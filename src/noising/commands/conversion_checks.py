@@ -1,11 +1,12 @@
-"""What a conversion of weights is held to before anything is written: other people's outputs, and real images."""
+"""Checks of a conversion of weights before anything is written: by other people's outputs, and by real images."""
 
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from noising.data.image_data import ImageData
@@ -18,7 +19,8 @@ from noising.errors import ConfigError, one_line
 from noising.randomness import Streams
 
 LIMIT = 1e-4
-"""Of the largest output: another convolution library differs by some 1e-6, another order of rows by 0.6 to 1.4."""
+"""The limit, as a part of the largest output: another convolution library differs by some 1e-6, another order of rows
+by 0.6 to 1.4."""
 IMAGES, TRAINING_IMAGES = 32, 2000
 LEVELS = (5.0, 3.0, 1.0)
 """λ of the images whose noise is predicted: at much noise the linear guess is nearly the best there is."""
@@ -44,8 +46,7 @@ class Check(NamedTuple):
 def same_output(network: nn.Module, file: str) -> Check:
     """The outputs of a network against those stored in a fixture. Raises ConfigError if the file is no fixture."""
     try:
-        with safe_open(file, "pt") as opened:
-            stored = {name.split("/")[-1]: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        stored = {name.split("/")[-1]: tensor for name, tensor in load_file(file).items()}
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"check={file} is no safetensors file ({error})") from error
     found = {ours: next((stored[n] for n in names if n in stored), None) for ours, names in NAMES.items()}
@@ -98,7 +99,7 @@ class LinearGuess:
 
 
 def of_images(denoiser: Denoiser, data: ImageData, classes: int, decoder: Decoder, timesteps: int) -> list[Check]:
-    """What real images show: the noise predicted at three levels, a step of the chain, and a term of the bound."""
+    """Checks by real images: the noise predicted at three levels, a step of the chain, and a term of the bound."""
     count = min(IMAGES, len(data.test.pixels))
     x, labels = data.batch("test", slice(count))
     class_label = labels if classes else None

@@ -20,7 +20,6 @@ from noising.commands.tables import print_files, print_table, relative
 from noising.config.secrets import without_secrets
 from noising.errors import ConfigError, config_errors, require
 from noising.experiment import Experiment
-from noising.interchange.diffusers_unet import OF_DDPM
 from noising.interchange.layout import Described
 from noising.interchange.layouts import LAYOUTS, recognized
 from noising.models.u_shape import UShape
@@ -48,9 +47,11 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
     with config_errors(f"weights={cfg.weights}"):
         layout = cfg.layout or recognized(file.shapes)
         _require_layout(layout, file)
-        described = LAYOUTS[layout].describe(file.shapes, _resolution(cfg), **_facts(cfg, file))
+    data = Experiment(_without_own(cfg)).data
+    with config_errors(f"weights={cfg.weights}"):
+        described = LAYOUTS[layout].describe(file.shapes, data.resolution, **_facts(cfg, file))
     config = _config(cfg, described)
-    experiment = Experiment(config)
+    experiment = Experiment(config, data)
     _require_facts(cfg, described, experiment)
     try:
         module = experiment.module
@@ -58,14 +59,12 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
         raise ConfigError(f"weights={cfg.weights}: {error}; heads and groups are file.heads, file.groups") from error
     network = cast(UShape, module.denoiser.model)
     with config_errors(f"weights={cfg.weights}"):
-        stored = {name: tensor for name, tensor in file.tensors.items() if not name.endswith("sigmas")}
-        network.load_state_dict(described.layout(network).read(stored))
-    checks, of_images = _checks(cfg, file, layout, experiment)
-    rows = map(_cells, [*checks, *of_images])
-    print_table(f"{cfg.weights}: {layout}", Check._fields, rows, words=(0, 3))
+        network.load_state_dict(described.layout(network).read(file.tensors))
+    checks, theory = _of_weights(cfg, file, layout, experiment), _of_theory(experiment)
+    print_table(f"{cfg.weights}: {layout}", Check._fields, map(_cells, [*checks, *theory]), words=(0, 3))
     if any(check.holds is False for check in checks):
         raise ConfigError(f"weights={cfg.weights}: nothing is written, since a check does not hold")
-    if any(check.holds is False for check in of_images):
+    if any(check.holds is False for check in theory):
         why = "its noise is no better than a linear guess: are schedule, parameterization and noise_label its own?"
         if cfg.check is None and not cfg.unchecked:
             raise ConfigError(
@@ -85,19 +84,14 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
         }
         with replacing(run.last_checkpoint) as target:
             torch.save(content, target)
-        run.update({"converted": {**card, "checks": table([*checks, *of_images])}})
+        run.update({"converted": {**card, "checks": table([*checks, *theory])}})
     _print_cost(experiment)
     print(f"in {relative(run_dir)}, a run as any other: noising evaluate checkpoint={relative(run_dir)}")
     print_files(run.last_checkpoint)
 
 
-def _resolution(cfg: DictConfig) -> int:
-    """The resolution of the data, which the names of most files do not tell."""
-    return Experiment(_without_own(cfg)).data.resolution
-
-
 def _facts(cfg: DictConfig, file: ForeignWeights) -> dict[str, Any]:
-    """What a file's names do not tell: from its config.json, and from the options `file`."""
+    """The facts that a file's names do not tell: its config.json, and the options `file`."""
     given = {name: value for name, value in cfg.file.items() if value is not None}
     return {**given, **({"config": file.config} if file.config else {})}
 
@@ -135,7 +129,7 @@ def _require_facts(cfg: DictConfig, described: Described, experiment: Experiment
         raise ConfigError(
             f"{place} is trained with {classes} classes, {data.place} has {experiment.num_classes}: {advice}"
         )
-    labels, given = file.get("augmentation_labels", 0), experiment.facts_of_network.get("augmentation_labels", 0)
+    labels, given = file.get("augmentation_labels", 0), experiment.facts_of_network["augmentation_labels"]
     if labels != given:
         advice = "augmentation=edm" if labels else "augmentation=null"
         raise ConfigError(f"{place} is trained with {labels} augmentation labels, not {given}: use {advice}")
@@ -145,22 +139,17 @@ def _require_layout(layout: str, file: ForeignWeights) -> None:
     """Raise ValueError for a layout that the file is not in, and for networks that see other images than those here."""
     known = LAYOUTS[layout].recognizes(file.shapes)
     require(known, f"its names, such as {next(iter(file.shapes))}, are not of layout={layout}: leave layout out")
-    if layout == "diffusers" and file.config is None:
-        of_ddpm = file.shapes["conv_in.weight"][0] == OF_DDPM["block_out_channels"][0]
-        require(of_ddpm, f"config.json is missing beside {file.path}: it says what network the weights are of")
     if layout == "score_sde":
         fourier = any(name.endswith("all_modules.0.W") for name in file.shapes)
         require(not fourier, "score SDE's NCSN++ is trained on images in [0, 1], those here are in [-1, 1]")
 
 
-def _checks(
-    cfg: DictConfig, file: ForeignWeights, layout: str, experiment: Experiment
-) -> tuple[list[Check], list[Check]]:
-    """What the weights must hold to, and what real images show of them in the theory that was chosen."""
+def _of_weights(cfg: DictConfig, file: ForeignWeights, layout: str, experiment: Experiment) -> list[Check]:
+    """The checks of the weights themselves, which all must hold."""
     network = experiment.module.denoiser.model
     numbers = sum(parameter.numel() for parameter in network.parameters())
     found = [Check("tensors of the file, each with its place and shape", f"{len(file.tensors)}", "all", True)]
-    expected = cfg.get("parameters")
+    expected = cfg.parameters
     same = None if expected is None else numbers == expected
     found.append(Check("parameters", f"{numbers:,}", "" if expected is None else f"{expected:,}", same))
     lost = [name for name, tensor in file.tensors.items() if not tensor.isfinite().all()]
@@ -173,9 +162,13 @@ def _checks(
         found += same_as_diffusers(network, file)
     if not any(check.name.startswith("outputs of") for check in found):
         found.append(Check("outputs of the original code", "not compared", "", None))
-    config, denoiser = experiment.config, experiment.module.denoiser
-    decoder = experiment.recipe.decoder
-    return found, of_images(denoiser, experiment.data, experiment.num_classes, decoder, config.timesteps)
+    return found
+
+
+def _of_theory(experiment: Experiment) -> list[Check]:
+    """The checks by real images, of the weights in the theory that was chosen."""
+    denoiser, decoder = experiment.module.denoiser, experiment.recipe.decoder
+    return of_images(denoiser, experiment.data, experiment.num_classes, decoder, experiment.config.timesteps)
 
 
 def _print_cost(experiment: Experiment) -> None:

@@ -73,8 +73,7 @@ def _evaluate_bound(cfg: DictConfig, run: Run) -> None:
     ema = EMA(trained.weights["decay"])
     ema.load(trained.checkpoint)
     results = open_results(run, cfg, "evaluate")
-    converted = trained.checkpoint.get("converted")
-    source = {"checkpoint": str(trained.path), **({"converted": converted} if converted else {})}
+    source = {"checkpoint": str(trained.path), **trained.converted}
     writer = ResultsCallback(results, trained.data, ema, source=source)
     trainer = evaluation_trainer(cfg, results, [ema, StepProgress(), writer])
     with run_status(results, without_secrets(cfg), trainer.is_global_zero):

@@ -1,9 +1,8 @@
 """Writing a run's weights in the layout of another project, compared with the run before they are in place."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -37,24 +36,25 @@ def export(cfg: DictConfig, folder: Path) -> None:
         raise ConfigError(f"checkpoint={cfg.checkpoint} is of a {type(network).__name__}, which no layout here is of")
     config = OmegaConf.to_container(trained.config, resolve=True)
     assert isinstance(config, dict)
-    if cfg.to == "safetensors":
-        written = {"model.safetensors": network.state_dict(), "config.json": config}
-    else:
-        with config_errors(f"to={cfg.to}"):
-            written = _diffusers(trained, network) if cfg.to == "diffusers" else _original(cfg, trained, network)
+    with config_errors(f"to={cfg.to}"):
+        if cfg.to == "diffusers":
+            written = _diffusers(trained, network)
+        else:
+            weights = network.state_dict() if cfg.to == "safetensors" else _original(cfg, trained, network)
+            written = {"model.safetensors": weights, "config.json": config}
     for name, content in written.items():
         if name.endswith(".safetensors"):
-            plain = {key: tensor.contiguous().clone() for key, tensor in cast(Mapping[str, Tensor], content).items()}
-            with replacing(folder / name) as target:
-                target.write(save(plain, metadata={"format": "pt"}))
+            plain = {key: tensor.contiguous().clone() for key, tensor in content.items()}
+            encoded = save(plain, metadata={"format": "pt"})
         else:
-            with replacing(folder / name) as target:
-                target.write(json.dumps(content, indent=2).encode())
+            encoded = json.dumps(content, indent=2).encode()
+        with replacing(folder / name) as target:
+            target.write(encoded)
     print_files(*(folder / name for name in written))
 
 
-def _original(cfg: DictConfig, trained: TrainedRun, network: UNet | SongUNet) -> dict[str, Any]:
-    """A state dict under the names of the network's authors, and the config that it was trained with."""
+def _original(cfg: DictConfig, trained: TrainedRun, network: UNet | SongUNet) -> dict[str, Tensor]:
+    """The state dict under the names of the network's authors."""
     layout: Layout
     if cfg.to == "score_sde":
         layout = ScoreSDE(_of(network, SongUNet), **_facts(cfg, ("negated",)))
@@ -70,7 +70,7 @@ def _original(cfg: DictConfig, trained: TrainedRun, network: UNet | SongUNet) ->
     there = layout.write(network.state_dict())
     back = layout.read(there)
     assert all(torch.equal(back[name], tensor) for name, tensor in network.state_dict().items())
-    return {"model.safetensors": there, "config.json": OmegaConf.to_container(trained.config, resolve=True)}
+    return there
 
 
 def _of(network: UShape, family: type[Any]) -> Any:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from noising.errors import ConfigError
@@ -39,7 +40,7 @@ class ForeignWeights(NamedTuple):
 
     @property
     def source(self) -> dict[str, Any]:
-        """What the weights are of, for a card."""
+        """The file and the entry that the weights stood in, for a card."""
         return {"file": str(self.path), "sha256": digest(self.path), "entry": self.entry}
 
 
@@ -80,8 +81,7 @@ def _config(path: Path) -> dict[str, Any] | None:
 
 def _safetensors(path: Path) -> dict[str, Any]:
     try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"it is no safetensors file, or a damaged one ({error})") from error
 

@@ -87,7 +87,7 @@ class Layout(ABC):
         return any(self._part(name) is not None for name in self.parts)
 
     def _part(self, name: str) -> Path | None:
-        """Where a part lies: in the folder, or in a sub-folder; None if it is missing."""
+        """The path of a part, in the folder or in a sub-folder; None if it is missing."""
         places = [self.root / name, *(sorted(self.root.glob(f"*/{name}")) if self.nested else ())]
         return next((path for path in places if path.exists()), None)
 

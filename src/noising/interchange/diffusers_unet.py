@@ -3,13 +3,15 @@
 Names: https://github.com/huggingface/diffusers.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from noising.errors import require
 from noising.interchange.layout import AttentionNames, BlockNames, Described, Layout, Shapes
-from noising.interchange.places import down, levels, up
+from noising.interchange.places import Place, down, levels, up
 from noising.interchange.tensor_maps import SAME, Entry, Pointwise, Separate, Storage, SwappedHalves, layer
 from noising.models.blocks import Attention, Stage
 from noising.models.unet import UNet
@@ -79,18 +81,19 @@ KNOWN: dict[str, list[Any]] = {
     "add_attention": [True],
     "class_embed_type": [None],
 }
-"""What of them a network here can be."""
+"""Values of the options that a network here can have."""
 
 
 class DiffusersUNet(Layout):
     """``down_blocks``, a ``mid_block`` and ``up_blocks``."""
 
+    network: UNet
     block = BlockNames(".norm1", ".conv1", ".time_emb_proj", ".norm2", ".conv2", ".conv_shortcut")
 
     def __init__(self, network: UNet, old_names: bool = False, cosines_first: bool = False) -> None:
         """old_names: the attention's of the first files; cosines_first: the sinusoids' order."""
         super().__init__(network)
-        self.unet, self.cosines_first = network, cosines_first
+        self.cosines_first = cosines_first
         self.attention = NAMES_BEFORE if old_names else NAMES_NOW
 
     @classmethod
@@ -104,9 +107,11 @@ class DiffusersUNet(Layout):
         Raises ValueError for an option that none of the networks here has.
         """
         config: Mapping[str, Any] = facts.get("config") or OF_DDPM
+        known = "config" in facts or shapes["conv_in.weight"][0] == OF_DDPM["block_out_channels"][0]
+        require(known, "config.json is missing beside the file: it says what network the weights are of")
         said = DEFAULTS | {name: value for name, value in config.items() if name in DEFAULTS}
-        for name, known in KNOWN.items():
-            require(said[name] in known, _foreign(name, said[name], known[0]))
+        for name, values in KNOWN.items():
+            require(said[name] in values, _foreign(name, said[name], values[0]))
         downs, ups, widths = list(said["down_block_types"]), list(said["up_block_types"]), said["block_out_channels"]
         attending = set(downs) == {"AttnDownBlock2D"}
         residual = "ResnetDownsampleBlock2D" in downs or (attending and said["downsample_type"] == "resnet")
@@ -154,7 +159,7 @@ class DiffusersUNet(Layout):
         return Pointwise(2)
 
     def entries(self) -> Iterator[Entry]:
-        network = self.unet
+        network = self.network
         linear_1, linear_2 = network.noise_embedding.layers[0], network.noise_embedding.layers[2]
         columns = SwappedHalves() if self.cosines_first else SAME
         yield from layer("noise_embedding.layers.0", linear_1, "time_embedding.linear_1", columns)
@@ -162,31 +167,30 @@ class DiffusersUNet(Layout):
         if network.class_embedding is not None:
             yield from layer("class_embedding", network.class_embedding, "class_embedding")
         yield from layer("first", network.first, "conv_in")
-        for path, module, level, block in down(network):
-            if block is None:
-                yield from self._resampling(path, module, f"down_blocks.{level - 1}.downsamplers.0")
-            else:
-                place = f"down_blocks.{level}"
-                yield from self.stage(path, module, f"{place}.resnets.{block}", f"{place}.attentions.{block}")
+        yield from self._way(down(network), "down_blocks", "downsamplers", lambda level: level)
         for number, module in enumerate(network.middle):
             yield from self.stage(f"middle.{number}", module, f"mid_block.resnets.{number}", "mid_block.attentions.0")
         least = levels(network) - 1
-        for path, module, level, block in up(network):
-            if block is None:
-                yield from self._resampling(path, module, f"up_blocks.{least - level - 1}.upsamplers.0")
-            else:
-                place = f"up_blocks.{least - level}"
-                yield from self.stage(path, module, f"{place}.resnets.{block}", f"{place}.attentions.{block}")
+        yield from self._way(up(network), "up_blocks", "upsamplers", lambda level: least - level)
         yield from layer("last_norm", network.last_norm, "conv_norm_out")
         yield from layer("last", network.last, "conv_out")
 
-    def _resampling(self, path: str, module: Any, there: str) -> Iterator[Entry]:
-        if isinstance(module, Stage):
-            yield from self.stage(path, module, there, "")
-        elif there.endswith("downsamplers.0"):
-            yield from layer(path, module, f"{there}.conv")
-        else:
-            yield from layer(f"{path}.1", module[1], f"{there}.conv")
+    def _way(
+        self, places: Iterator[Place], blocks: str, resamplers: str, number: Callable[[int], int]
+    ) -> Iterator[Entry]:
+        """The entries of the way down or up; number: of the block there of a level here."""
+        for path, module, level, block in places:
+            there = f"{blocks}.{number(level)}"
+            if block is not None:
+                yield from self.stage(path, module, f"{there}.resnets.{block}", f"{there}.attentions.{block}")
+                continue
+            there = f"{blocks}.{number(level) - 1}.{resamplers}.0"  # at the end of the block before
+            if isinstance(module, Stage):
+                yield from self.stage(path, module, there, "")
+            elif isinstance(module, nn.Sequential):
+                yield from layer(f"{path}.1", module[1], f"{there}.conv")
+            else:
+                yield from layer(path, module, f"{there}.conv")
 
 
 def _foreign(name: str, value: Any, expected: Any) -> str:

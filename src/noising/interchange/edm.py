@@ -10,24 +10,24 @@ from typing import Any
 
 from torch import Tensor
 
-from noising.interchange.layout import AttentionNames, BlockNames, Described, Layout, Shapes
+from noising.interchange.layout import AttentionNames, BlockNames, Described, Layout, Shapes, numbered
 from noising.interchange.places import down, levels, up
 from noising.interchange.tensor_maps import Entry, HeadRows, Storage, SwappedHalves, Transposed, layer
 from noising.models.blocks import Attention
 from noising.models.song_unet import SongUNet
-from noising.models.u_shape import MAX_BLOCKS
 from noising.models.unet import UNet
 
 
 class EDM(Layout):
     """Layers named by resolution, ``enc.32x32_block0``; prefix: before all names, as of `EDMPrecond`'s file."""
 
+    network: SongUNet | UNet
     block = BlockNames(".norm0", ".conv0", ".affine", ".norm1", ".conv1", ".skip")
     attention = AttentionNames(".norm2", (".qkv",), ".proj")
 
     def __init__(self, network: SongUNet | UNet, resolution: int, prefix: str = "model.") -> None:
         super().__init__(network)
-        self.unet, self.resolution, self.prefix = network, resolution, prefix
+        self.resolution, self.prefix = resolution, prefix
 
     @classmethod
     def recognizes(cls, shapes: Shapes) -> bool:
@@ -54,7 +54,7 @@ class EDM(Layout):
             "classes": names["map_label.weight"][1] if "map_label.weight" in names else 0,
             "width": width,
             "multipliers": [names[f"{place}0.conv0.weight"][0] // width for place in levels.values()],
-            "blocks": sum(f"{levels[resolution]}{n}.norm0.weight" in names for n in range(MAX_BLOCKS)),
+            "blocks": numbered(names, levels[resolution]),
             "attention": [side for side, place in levels.items() if f"{place}0.qkv.weight" in names],
             "groups": facts.get("groups", 32),
         }
@@ -82,7 +82,7 @@ class EDM(Layout):
         return f"{side}x{side}"
 
     def entries(self) -> Iterator[Entry]:
-        network, prefix = self.unet, self.prefix
+        network, prefix = self.network, self.prefix
         if isinstance(network, SongUNet):
             yield from self._embeddings_of_song(network)
         else:

@@ -1,4 +1,4 @@
-"""What a layout of weights is: the names of another project's file for one of the U-Nets here, and what it tells."""
+"""A layout of weights: the names of another project's file for one of the U-Nets here, and how each is stored."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,6 +54,8 @@ class Layout(ABC):
 
     block: BlockNames
     attention: AttentionNames
+    unused: tuple[str, ...] = ()
+    """Last names of tensors that a file may hold beside the network's."""
 
     def __init__(self, network: UShape) -> None:
         self.network = network
@@ -119,7 +121,8 @@ class Layout(ABC):
         here = {name: tensor.shape for name, tensor in self.network.state_dict().items()}
         with torch.device("meta"):
             expected = self.write({name: torch.empty(shape) for name, shape in here.items()})
-        shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items()}
+        unused = {name for name in theirs if name.rpartition(".")[2] in self.unused}
+        shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items() if name not in unused}
         if missing := sorted(expected.keys() - shapes.keys()):
             raise ValueError(f"the file lacks {missing[0]}{_more(missing)}")
         if unknown := sorted(shapes.keys() - expected.keys()):
@@ -135,7 +138,7 @@ class Layout(ABC):
 
 
 def numbered(names: Shapes, prefix: str) -> int:
-    """How many are numbered behind a prefix: one more than the highest number; 0 for none."""
+    """The number of names that are numbered behind a prefix: one more than the highest number; 0 for none."""
     found = [name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)]
     return 1 + max((int(number) for number in found if number.isdecimal()), default=-1)
 

@@ -21,6 +21,7 @@ class OpenAI(Layout):
     [head][q/k/v][channel], as of all other released files.
     """
 
+    network: UNet
     block = BlockNames(
         ".in_layers.0", ".in_layers.2", ".emb_layers.1", ".out_layers.0", ".out_layers.3", ".skip_connection"
     )
@@ -28,7 +29,7 @@ class OpenAI(Layout):
 
     def __init__(self, network: UNet, new_attention_order: bool = False) -> None:
         super().__init__(network)
-        self.unet, self.new_attention_order = network, new_attention_order
+        self.new_attention_order = new_attention_order
 
     @classmethod
     def recognizes(cls, shapes: Shapes) -> bool:
@@ -68,7 +69,7 @@ class OpenAI(Layout):
         return Pointwise(3)
 
     def entries(self) -> Iterator[Entry]:
-        network = self.unet
+        network = self.network
         first, last = network.noise_embedding.layers[0], network.noise_embedding.layers[2]
         yield from layer("noise_embedding.layers.0", first, "time_embed.0", SwappedHalves())
         yield from layer("noise_embedding.layers.2", last, "time_embed.2")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
-from noising.interchange.layout import AttentionNames, BlockNames, Described, Layout, Shapes
+from noising.interchange.layout import AttentionNames, BlockNames, Described, Layout, Shapes, numbered
 from noising.interchange.places import down, up
 from noising.interchange.tensor_maps import SAME, Entry, Scaled, Separate, Transposed, layer
 from noising.models.blocks import Attention
@@ -21,14 +21,16 @@ class ScoreSDE(Layout):
     negated: the network there gives the opposite of what it gives here, as rectified flow's x − ε.
     """
 
+    network: SongUNet
     block = BlockNames(".GroupNorm_0", ".Conv_0", ".Dense_0", ".GroupNorm_1", ".Conv_1", ".Conv_2")
+    unused = ("sigmas",)  # noise levels, which continuous times do not need
     attention = AttentionNames(".GroupNorm_0", (".NIN_0", ".NIN_1", ".NIN_2"), ".NIN_3")
 
     def __init__(
         self, network: SongUNet, prefix: str = "module.", label_scale: float = 1.0, negated: bool = False
     ) -> None:
         super().__init__(network)
-        self.unet, self.prefix, self.label_scale, self.negated = network, prefix, label_scale, negated
+        self.prefix, self.label_scale, self.negated = prefix, label_scale, negated
 
     @classmethod
     def recognizes(cls, shapes: Shapes) -> bool:
@@ -39,7 +41,7 @@ class ScoreSDE(Layout):
         """facts: label_scale, negated, taps (by default [1, 3, 3, 1] in NCSN++)."""
         prefix = next(name for name in shapes if "all_modules." in name).split("all_modules.")[0]
         names = {name.removeprefix(f"{prefix}all_modules."): shape for name, shape in shapes.items()}
-        count = 1 + max(int(name.split(".")[0]) for name in names if name[0].isdecimal())
+        count = numbered(names, "")
         residual = [n for n in range(count) if f"{n}.Conv_0.weight" in names]
         resampling = [n for n in residual if f"{n}.Conv_2.weight" in names and _keeps(names[f"{n}.Conv_0.weight"])]
         levels = 1 + len(resampling) // 2
@@ -62,7 +64,7 @@ class ScoreSDE(Layout):
         return Described(SongUNet, options, partial(cls, prefix=prefix, **said))
 
     def entries(self) -> Iterator[Entry]:
-        network, number = self.unet, 0
+        network, number = self.network, 0
 
         def following() -> str:
             nonlocal number
@@ -88,9 +90,7 @@ class ScoreSDE(Layout):
         yield from layer("last", network.last, there, storage, storage)
 
     def _stage(self, path: str, stage: Any, following: Callable[[], str]) -> Iterator[Entry]:
-        yield from self.residual(f"{path}.residual", stage.residual, following())
-        if stage.attention is not None:
-            yield from self.attends(f"{path}.attention", stage.attention, following())
+        yield from self.stage(path, stage, following(), "" if stage.attention is None else following())
 
     def attends(self, ours: str, attention: Attention, theirs: str) -> Iterator[Entry]:
         names = self.attention

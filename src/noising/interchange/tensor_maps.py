@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Storage:
-    """How numbers are stored on the other side: as they are here, if not a subclass says otherwise."""
+    """A way in which numbers are stored on the other side: as they are here, if no subclass says otherwise."""
 
     def read(self, theirs: Sequence[Tensor]) -> Tensor:
         """The tensor here, but for axes of length one."""

@@ -285,7 +285,7 @@ class DiffusionModule(LightningModule):
 
     @property
     def origin(self) -> dict[str, Any]:
-        """What the weights come from besides the data, for cards: others' weights and augmented images, if any."""
+        """The origin of the weights besides the data, for cards: others' weights and augmented images, if any."""
         augmentation = None if self.augmentation is None else self.augmentation.card
         entries = {"init_from": self.init_from, "augmentation": augmentation}
         return {name: entry for name, entry in entries.items() if entry}
