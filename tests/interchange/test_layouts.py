@@ -127,6 +127,28 @@ def test_a_file_of_another_network_is_refused_by_name() -> None:
             layout.read(weights)
 
 
+def read_shapes(given: Fixture, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Read a file of such tensors, without their numbers."""
+    with torch.device("meta"):
+        layout = layout_of(given.facts, shapes, given.side)
+        layout.read({key: torch.empty(shape) for key, shape in shapes.items()})
+
+
+@pytest.mark.parametrize("name", ["torchcfm", "edm_adm_class", "edm_ncsnpp", "sde_ncsnpp_ve", "ddpm_diffusers"])
+def test_incomplete_files_are_refused_in_words(name: str) -> None:
+    """A tensor that is missing, or of another form, wherever the network is read from it."""
+    given = fixture(name)
+    whole = {key: tuple(tensor.shape) for key, tensor in own(given.weights).items()}
+    faulty = [{key: shape for key, shape in whole.items() if key != lost} for lost in [*whole][::11]]
+    first = next(key for key, shape in whole.items() if shape[-3:] == (3, 3, 3))  # of the image's three channels
+    faulty += [{key: shape for key, shape in whole.items() if key != first}]
+    faulty += [{**whole, first: (0, *whole[first][1:])}, {**whole, first: whole[first][:1]}]
+    faulty += [{key.replace("0", "x"): shape for key, shape in whole.items()}]
+    for shapes in faulty:
+        with pytest.raises(ValueError, match=r"lacks|has no place for|in the network|no complete network|must be"):
+            read_shapes(given, shapes)
+
+
 @pytest.mark.parametrize("name", published_layouts())
 def test_one_layout_knows_a_file(name: str) -> None:
     facts = published_layouts()[name]

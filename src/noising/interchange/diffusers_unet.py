@@ -101,7 +101,7 @@ class DiffusersUNet(Layout):
         return "time_embedding.linear_1.weight" in shapes
 
     @classmethod
-    def describe(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
+    def network_of(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
         """facts: config, the content of the file's ``config.json``, by default that of ``google/ddpm-cifar10-32``.
 
         Raises ValueError for an option that none of the networks here has.

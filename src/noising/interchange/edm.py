@@ -34,7 +34,7 @@ class EDM(Layout):
         return any(name.endswith("map_layer0.weight") for name in shapes)
 
     @classmethod
-    def describe(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
+    def network_of(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
         """facts: head_width of ADM, heads of DDPM++, groups. The names tell the resolution."""
         prefix = next(name for name in shapes if name.endswith("map_layer0.weight")).removesuffix("map_layer0.weight")
         names = {name.removeprefix(prefix): shape for name, shape in shapes.items()}

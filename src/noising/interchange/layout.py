@@ -67,11 +67,20 @@ class Layout(ABC):
 
     @classmethod
     @abstractmethod
+    def network_of(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
+        """The network of complete names and shapes; as `describe`."""
+
+    @classmethod
     def describe(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
         """The network of a file's names and shapes; facts: what they do not tell, each with a default.
 
-        resolution: of the images, where the names do not tell it.
+        resolution: of the images, where the names do not tell it. Raises ValueError for names and shapes that are of no
+        complete network.
         """
+        try:
+            return cls.network_of(shapes, resolution, **facts)
+        except (LookupError, StopIteration, ZeroDivisionError) as error:
+            raise ValueError(f"its names and shapes are of no complete network ({error!r})") from error
 
     @classmethod
     def of(cls, shapes: Shapes, resolution: int = 0, **facts: Any) -> "Layout":

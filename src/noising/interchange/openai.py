@@ -36,7 +36,7 @@ class OpenAI(Layout):
         return "time_embed.0.weight" in shapes
 
     @classmethod
-    def describe(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
+    def network_of(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
         """facts: heads or head_width, groups, new_attention_order."""
         width, outputs = shapes["input_blocks.0.0.weight"][0], numbered(shapes, "output_blocks.")
         doubling = (".1.conv.weight", ".2.conv.weight", ".1.in_layers.0.weight", ".2.in_layers.0.weight")

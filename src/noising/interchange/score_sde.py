@@ -37,7 +37,7 @@ class ScoreSDE(Layout):
         return any("all_modules." in name for name in shapes)
 
     @classmethod
-    def describe(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
+    def network_of(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
         """facts: label_scale, negated, taps (by default [1, 3, 3, 1] in NCSN++)."""
         prefix = next(name for name in shapes if "all_modules." in name).split("all_modules.")[0]
         names = {name.removeprefix(f"{prefix}all_modules."): shape for name, shape in shapes.items()}
