@@ -40,7 +40,7 @@ class EDM(Layout):
         names = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
         first = next(name for name in names if name.startswith("enc.") and name.endswith("_conv.weight"))
         resolution = int(first.removeprefix("enc.").split("x")[0])
-        width, channels = names[first][:2]
+        width, channels = names[first][0], names[first][1]
         sides = [resolution >> level for level in range(resolution.bit_length())]
         levels = {
             side: f"enc.{side}x{side}_block" for side in sides if f"enc.{side}x{side}_block0.norm0.weight" in names
