@@ -7,7 +7,7 @@ some, and with real images.
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -22,7 +22,6 @@ from noising.errors import ConfigError, config_errors, require
 from noising.experiment import Experiment
 from noising.interchange.layout import Described
 from noising.interchange.layouts import LAYOUTS, recognized
-from noising.models.u_shape import UShape
 from noising.runs.folder import Run, replacing
 from noising.runs.status import run_status
 from noising.training.checkpoints import FORMAT
@@ -57,7 +56,7 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
         module = experiment.module
     except ConfigError as error:
         raise ConfigError(f"weights={cfg.weights}: {error}; heads and groups are file.heads, file.groups") from error
-    network = cast(UShape, module.denoiser.model)
+    network = module.denoiser.model
     with config_errors(f"weights={cfg.weights}"):
         network.load_state_dict(described.layout(network).read(file.tensors))
     checks, theory = _of_weights(cfg, file, layout, experiment), _of_theory(experiment)

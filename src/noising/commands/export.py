@@ -12,18 +12,10 @@ from torch import Tensor
 from noising.commands.tables import print_files
 from noising.errors import ConfigError, config_errors
 from noising.interchange.diffusers_unet import MIRRORED, DiffusersUNet
-from noising.interchange.edm import EDM
-from noising.interchange.layout import Layout
-from noising.interchange.openai import OpenAI
-from noising.interchange.score_sde import ScoreSDE
-from noising.models.song_unet import SongUNet
-from noising.models.u_shape import UShape
+from noising.interchange.layouts import LAYOUTS
 from noising.models.unet import UNet
 from noising.runs.folder import replacing
 from noising.trained import TrainedRun, load
-
-PLAIN: dict[str, Any] = {"scale_shift": True, "corner_padding": False, "endpoint": False, "norm_eps": 1e-5}
-"""Options that a layout has no place for, but for these values."""
 
 
 def export(cfg: DictConfig, folder: Path) -> None:
@@ -32,15 +24,15 @@ def export(cfg: DictConfig, folder: Path) -> None:
         raise ConfigError("to is missing: add to=diffusers, openai, edm, score_sde or safetensors")
     trained = load(cfg.checkpoint)
     network = trained.denoiser.model
-    if not isinstance(network, UNet | SongUNet):
+    if not isinstance(network, tuple(family for layout in LAYOUTS.values() for family in layout.families)):
         raise ConfigError(f"checkpoint={cfg.checkpoint} is of a {type(network).__name__}, which no layout here is of")
     config = OmegaConf.to_container(trained.config, resolve=True)
     assert isinstance(config, dict)
     with config_errors(f"to={cfg.to}"):
         if cfg.to == "diffusers":
-            written = _diffusers(trained, network)
+            written = _diffusers(trained)
         else:
-            weights = network.state_dict() if cfg.to == "safetensors" else _original(cfg, trained, network)
+            weights = network.state_dict() if cfg.to == "safetensors" else _original(cfg, trained)
             written = {"model.safetensors": weights, "config.json": config}
     for name, content in written.items():
         if name.endswith(".safetensors"):
@@ -53,47 +45,24 @@ def export(cfg: DictConfig, folder: Path) -> None:
     print_files(*(folder / name for name in written))
 
 
-def _original(cfg: DictConfig, trained: TrainedRun, network: UNet | SongUNet) -> dict[str, Tensor]:
+def _original(cfg: DictConfig, trained: TrainedRun) -> dict[str, Tensor]:
     """The state dict under the names of the network's authors."""
-    layout: Layout
-    if cfg.to == "score_sde":
-        layout = ScoreSDE(_of(network, SongUNet), **_facts(cfg, ("negated",)))
-    elif cfg.to == "openai":
-        _require_plain(trained, ("norm_eps", "endpoint", "corner_padding"))
-        layout = OpenAI(_of(network, UNet), **_facts(cfg, ("new_attention_order",)))
-    else:
-        if isinstance(network, UNet):
-            _require_plain(trained, ("norm_eps", "endpoint", "scale_shift"))
-            if not trained.config.model.get("residual_resampling"):
-                raise ValueError("EDM's ADM halves and doubles in residual blocks: model.residual_resampling=true")
-        layout = EDM(network, trained.data.resolution)
+    facts = {name: value for name, value in cfg.file.items() if value is not None}
+    options = {str(name): value for name, value in trained.config.model.items()}
+    network = trained.denoiser.model
+    layout = LAYOUTS[cfg.to].fitting(network, options, trained.data.resolution, **facts)
     there = layout.write(network.state_dict())
     back = layout.read(there)
     assert all(torch.equal(back[name], tensor) for name, tensor in network.state_dict().items())
     return there
 
 
-def _of(network: UShape, family: type[Any]) -> Any:
-    if not isinstance(network, family):
-        raise ValueError(f"this layout is of {family.__name__}, the run's network is a {type(network).__name__}")
-    return network
-
-
-def _facts(cfg: DictConfig, names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: cfg.file[name] for name in names if cfg.file.get(name) is not None}
-
-
-def _require_plain(trained: TrainedRun, names: tuple[str, ...]) -> None:
-    for name in names:
-        value = trained.config.model.get(name, PLAIN[name])
-        if value != PLAIN[name]:
-            raise ValueError(f"the layout has no place for model.{name}={value}")
-
-
-def _diffusers(trained: TrainedRun, network: UNet | SongUNet) -> dict[str, Any]:
+def _diffusers(trained: TrainedRun) -> dict[str, Any]:
     """A folder that ``DDPMPipeline.from_pretrained`` opens."""
-    unet, config = _of(network, UNet), trained.config
-    data, model, steps = trained.data, config.model, config.timesteps
+    data, config, steps = trained.data, trained.config, trained.config.timesteps
+    model = config.model
+    layout = DiffusersUNet.fitting(trained.denoiser.model, {}, data.resolution)
+    unet: UNet = layout.network
     times = torch.arange(steps + 1, dtype=torch.float64) / steps
     levels = trained.denoiser.schedule(times)
     labels = trained.denoiser.noise_label(levels).flatten()[1:]
@@ -157,7 +126,7 @@ def _diffusers(trained: TrainedRun, network: UNet | SongUNet) -> dict[str, Any]:
             "unet": ["diffusers", "UNet2DModel"],
         },
         "unet/config.json": shape,
-        "unet/diffusion_pytorch_model.safetensors": DiffusersUNet(unet).write(unet.state_dict()),
+        "unet/diffusion_pytorch_model.safetensors": layout.write(unet.state_dict()),
         "scheduler/scheduler_config.json": scheduler,
     }
 

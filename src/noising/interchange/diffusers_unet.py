@@ -10,9 +10,10 @@ from typing import Any
 from torch import nn
 
 from noising.errors import require
-from noising.interchange.layout import AttentionNames, BlockNames, Described, Layout, Shapes
+from noising.interchange.layout import Described, Shapes
 from noising.interchange.places import Place, down, levels, up
 from noising.interchange.tensor_maps import SAME, Entry, Pointwise, Separate, Storage, SwappedHalves, layer
+from noising.interchange.u_shape_layout import AttentionNames, BlockNames, UShapeLayout
 from noising.models.blocks import Attention, Stage
 from noising.models.unet import UNet
 
@@ -84,9 +85,10 @@ KNOWN: dict[str, list[Any]] = {
 """Values of the options that a network here can have."""
 
 
-class DiffusersUNet(Layout):
+class DiffusersUNet(UShapeLayout):
     """``down_blocks``, a ``mid_block`` and ``up_blocks``."""
 
+    families = (UNet,)
     network: UNet
     block = BlockNames(".norm1", ".conv1", ".time_emb_proj", ".norm2", ".conv2", ".conv_shortcut")
 

@@ -4,30 +4,42 @@ Names: https://github.com/NVlabs/edm. The files that circulate are pickles, whic
 state dict is exported first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from noising.interchange.layout import AttentionNames, BlockNames, Described, Layout, Shapes, numbered
+from noising.errors import require
+from noising.interchange.layout import Described, Shapes, numbered
 from noising.interchange.places import down, levels, up
 from noising.interchange.tensor_maps import Entry, HeadRows, Storage, SwappedHalves, Transposed, layer
+from noising.interchange.u_shape_layout import AttentionNames, BlockNames, UShapeLayout, require_plain
 from noising.models.blocks import Attention
 from noising.models.song_unet import SongUNet
 from noising.models.unet import UNet
 
 
-class EDM(Layout):
+class EDM(UShapeLayout):
     """Layers named by resolution, ``enc.32x32_block0``; prefix: before all names, as of `EDMPrecond`'s file."""
 
     network: SongUNet | UNet
+    families = (SongUNet, UNet)
     block = BlockNames(".norm0", ".conv0", ".affine", ".norm1", ".conv1", ".skip")
     attention = AttentionNames(".norm2", (".qkv",), ".proj")
 
     def __init__(self, network: SongUNet | UNet, resolution: int, prefix: str = "model.") -> None:
         super().__init__(network)
         self.resolution, self.prefix = resolution, prefix
+
+    @classmethod
+    def fitting(cls, network: nn.Module, options: Mapping[str, Any], resolution: int, **facts: Any) -> "EDM":
+        cls.require_family(network)
+        if isinstance(network, UNet):
+            require_plain(options, "norm_eps", "endpoint", "scale_shift")
+            message = "EDM's ADM halves and doubles in residual blocks: model.residual_resampling=true"
+            require(bool(options.get("residual_resampling")), message)
+        return cls(cast(SongUNet | UNet, network), resolution)
 
     @classmethod
     def recognizes(cls, shapes: Shapes) -> bool:

@@ -1,4 +1,4 @@
-"""A layout of weights: the names of another project's file for one of the U-Nets here, and how each is stored."""
+"""A layout of weights: the names of another project's file for one of the networks here, and how each is stored."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -7,32 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from noising.errors import require
 from noising.interchange import tensor_maps
-from noising.interchange.tensor_maps import SAME, Entry, Storage, layer
-from noising.models.blocks import Attention, Residual, Stage
-from noising.models.u_shape import UShape
+from noising.interchange.tensor_maps import Entry
 
 Shapes = Mapping[str, Sequence[int]]
 """The tensors of a file: name -> shape."""
-
-
-class BlockNames(NamedTuple):
-    """A layout's names of the layers of a residual block."""
-
-    norm_in: str
-    conv_in: str
-    scale_shift: str
-    norm_out: str
-    conv_out: str
-    shortcut: str
-
-
-class AttentionNames(NamedTuple):
-    """A layout's names of the layers of self-attention; query_key_value: one name, or three."""
-
-    norm: str
-    query_key_value: tuple[str, ...]
-    out: str
 
 
 class Described(NamedTuple):
@@ -41,23 +21,23 @@ class Described(NamedTuple):
     family, options: its class here and the arguments of its constructor; layout: makes the layout for the network.
     """
 
-    family: type[UShape]
+    family: type[nn.Module]
     options: dict[str, Any]
     layout: Callable[[Any], "Layout"]
 
 
 class Layout(ABC):
-    """The names and the storage of one project's weights, for one of the U-Nets here.
+    """The names and the storage of one project's weights, for one of the networks here.
 
     A subclass gives its `entries`, and reads from a file's names and shapes which network they are of (`describe`).
     """
 
-    block: BlockNames
-    attention: AttentionNames
+    families: tuple[type[nn.Module], ...]
+    """The classes of the networks that it is of."""
     unused: tuple[str, ...] = ()
     """Last names of tensors that a file may hold beside the network's."""
 
-    def __init__(self, network: UShape) -> None:
+    def __init__(self, network: Any) -> None:
         self.network = network
 
     @classmethod
@@ -88,6 +68,22 @@ class Layout(ABC):
         family, options, layout = cls.describe(shapes, resolution, **facts)
         return layout(family(**options))
 
+    @classmethod
+    def fitting(cls, network: nn.Module, options: Mapping[str, Any], resolution: int, **facts: Any) -> "Layout":
+        """The layout of a network that is to be written; options: the arguments that it was made with.
+
+        Raises ValueError for a network that the layout has no place for.
+        """
+        cls.require_family(network)
+        return cls(network)
+
+    @classmethod
+    def require_family(cls, network: nn.Module) -> None:
+        """Refuse a network of a class that the layout is not of: ValueError."""
+        titles = " or ".join(family.__name__ for family in cls.families)
+        fits = isinstance(network, cls.families)
+        require(fits, f"this layout is of {titles}, the run's network is a {type(network).__name__}")
+
     @abstractmethod
     def entries(self) -> Iterator[Entry]:
         """An entry for each tensor of the network's state dict."""
@@ -95,35 +91,6 @@ class Layout(ABC):
     def constants(self) -> dict[str, Tensor]:
         """Tensors that the other project stores and that hold nothing learned."""
         return {}
-
-    def rows(self, attention: Attention) -> Storage:
-        """The storage of the matrix of query, key and value."""
-        return SAME
-
-    def pointwise(self) -> Storage:
-        """The storage of the matrix behind the attention."""
-        return SAME
-
-    def stage(self, ours: str, stage: nn.Module, theirs: str, attention: str) -> Iterator[Entry]:
-        """The entries of a residual block, there at `theirs`, and of its attention, there at `attention`."""
-        assert isinstance(stage, Stage)
-        yield from self.residual(f"{ours}.residual", stage.residual, theirs)
-        if stage.attention is not None:
-            yield from self.attends(f"{ours}.attention", stage.attention, attention)
-
-    def residual(self, ours: str, block: Residual, theirs: str) -> Iterator[Entry]:
-        """The entries of a residual block."""
-        for own, name in self.block._asdict().items():
-            yield from layer(f"{ours}.{own}", getattr(block, own), f"{theirs}{name}")
-
-    def attends(self, ours: str, attention: Attention, theirs: str) -> Iterator[Entry]:
-        """The entries of self-attention."""
-        names = self.attention
-        yield from layer(f"{ours}.norm", attention.norm, f"{theirs}{names.norm}")
-        for part in ("weight", "bias"):
-            there = tuple(f"{theirs}{name}.{part}" for name in names.query_key_value)
-            yield Entry(f"{ours}.query_key_value.{part}", there, self.rows(attention))
-        yield from layer(f"{ours}.out", attention.out, f"{theirs}{names.out}", self.pointwise())
 
     def read(self, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The network's state dict of one in this layout, float32. Raises ValueError where names or shapes differ."""

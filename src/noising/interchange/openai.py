@@ -3,18 +3,21 @@
 Names: https://github.com/openai/improved-diffusion, https://github.com/openai/guided-diffusion.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from noising.interchange.layout import AttentionNames, BlockNames, Described, Layout, Shapes, numbered
+from torch import nn
+
+from noising.interchange.layout import Described, Shapes, numbered
 from noising.interchange.places import down, up
 from noising.interchange.tensor_maps import Entry, HeadRows, Pointwise, Storage, SwappedHalves, layer
+from noising.interchange.u_shape_layout import AttentionNames, BlockNames, UShapeLayout, require_plain
 from noising.models.blocks import Attention, Stage
 from noising.models.unet import UNet
 
 
-class OpenAI(Layout):
+class OpenAI(UShapeLayout):
     """Numbered ``input_blocks``, a ``middle_block`` and ``output_blocks``.
 
     new_attention_order: rows of query, key and value as [q/k/v][head][channel], as of ADM at 64x64; without it as
@@ -22,6 +25,7 @@ class OpenAI(Layout):
     """
 
     network: UNet
+    families = (UNet,)
     block = BlockNames(
         ".in_layers.0", ".in_layers.2", ".emb_layers.1", ".out_layers.0", ".out_layers.3", ".skip_connection"
     )
@@ -61,6 +65,13 @@ class OpenAI(Layout):
             "residual_resampling": levels > 1 and not any(".op." in name for name in shapes),
         }
         return Described(UNet, options, partial(cls, new_attention_order=facts.get("new_attention_order", False)))
+
+    @classmethod
+    def fitting(cls, network: nn.Module, options: Mapping[str, Any], resolution: int, **facts: Any) -> "OpenAI":
+        """facts: new_attention_order."""
+        cls.require_family(network)
+        require_plain(options, "norm_eps", "endpoint", "corner_padding")
+        return cls(cast(UNet, network), facts.get("new_attention_order", False))
 
     def rows(self, attention: Attention) -> Storage:
         return HeadRows(attention.heads, (0, 1, 2) if self.new_attention_order else (1, 0, 2), axes=3)

@@ -3,18 +3,21 @@
 Names: https://github.com/yang-song/score_sde_pytorch, https://github.com/gnobitab/RectifiedFlow.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
-from noising.interchange.layout import AttentionNames, BlockNames, Described, Layout, Shapes, numbered
+from torch import nn
+
+from noising.interchange.layout import Described, Shapes, numbered
 from noising.interchange.places import down, up
 from noising.interchange.tensor_maps import SAME, Entry, Scaled, Separate, Transposed, layer
+from noising.interchange.u_shape_layout import AttentionNames, BlockNames, UShapeLayout
 from noising.models.blocks import Attention
 from noising.models.song_unet import SongUNet
 
 
-class ScoreSDE(Layout):
+class ScoreSDE(UShapeLayout):
     """One numbered list ``all_modules``, in the order in which the image passes them.
 
     prefix: before all names; label_scale: a Fourier embedding there is of that many times the noise label here;
@@ -22,6 +25,7 @@ class ScoreSDE(Layout):
     """
 
     network: SongUNet
+    families = (SongUNet,)
     block = BlockNames(".GroupNorm_0", ".Conv_0", ".Dense_0", ".GroupNorm_1", ".Conv_1", ".Conv_2")
     unused = ("sigmas",)  # noise levels, which continuous times do not need
     attention = AttentionNames(".GroupNorm_0", (".NIN_0", ".NIN_1", ".NIN_2"), ".NIN_3")
@@ -31,6 +35,12 @@ class ScoreSDE(Layout):
     ) -> None:
         super().__init__(network)
         self.prefix, self.label_scale, self.negated = prefix, label_scale, negated
+
+    @classmethod
+    def fitting(cls, network: nn.Module, options: Mapping[str, Any], resolution: int, **facts: Any) -> "ScoreSDE":
+        """facts: negated."""
+        cls.require_family(network)
+        return cls(cast(SongUNet, network), negated=facts.get("negated", False))
 
     @classmethod
     def recognizes(cls, shapes: Shapes) -> bool:
