@@ -3,15 +3,19 @@
 from noising.errors import require
 from noising.interchange.diffusers_unet import DiffusersUNet
 from noising.interchange.edm import EDM
+from noising.interchange.jit import JiTLayout
 from noising.interchange.layout import Layout, Shapes
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
+from noising.interchange.uvit import UViTLayout
 
 LAYOUTS: dict[str, type[Layout]] = {
     "openai": OpenAI,
     "edm": EDM,
     "diffusers": DiffusersUNet,
     "score_sde": ScoreSDE,
+    "uvit": UViTLayout,
+    "jit": JiTLayout,
 }
 
 

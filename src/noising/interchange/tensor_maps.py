@@ -33,6 +33,13 @@ class SwappedHalves(Storage):
         return [self.read([ours])]
 
 
+class Batched(Storage):
+    """Stored with an axis of length one more, before the others, as a batch of one."""
+
+    def write(self, ours: Tensor) -> Sequence[Tensor]:
+        return [ours[None]]
+
+
 class Transposed(Storage):
     """A matrix stored as (inputs, outputs)."""
 
