@@ -6,6 +6,7 @@ some, and with real images.
 
 import logging
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from noising.training.ema import averaged
 
 log = logging.getLogger(__name__)
 
-OWN = ("weights", "known", "layout", "averaged", "file", "check", "unchecked", "checkpoint", "to", "parameters")
+OWN = ("weights", "known", "layout", "averaged", "entry", "file", "check", "unchecked", "checkpoint", "to", "parameters")
 """Options of this command, which are none of the run that it writes."""
 FACTS = ("channels", "out_channels", "resolution", "classes", "augmentation_labels")
 """Arguments of a network that come from the data and the theory, never from the config of the model."""
@@ -42,7 +43,7 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
     if cfg.checkpoint is not None:
         export(cfg, run_dir)
         return
-    file = read_weights(cfg.weights, cfg.averaged)
+    file = read_weights(cfg.weights, cfg.averaged, cfg.entry)
     with config_errors(f"weights={cfg.weights}"):
         layout = cfg.layout or recognized(file.shapes)
         _require_layout(layout, file)
@@ -103,7 +104,8 @@ def _config(cfg: DictConfig, described: Described) -> DictConfig:
     """The config of the run: the given one with the network of the file."""
     config = _without_own(cfg)
     family = described.family
-    of_training = {name: cfg.model[name] for name in ("dropout", "checkpointing") if name in cfg.model}
+    shared = [name for name in ("dropout", "checkpointing") if name in signature(family).parameters]
+    of_training = {name: cfg.model[name] for name in shared if name in cfg.model}
     options = {name: value for name, value in described.options.items() if name not in FACTS}
     config.model = {"_target_": f"{family.__module__}.{family.__qualname__}", **of_training, **options}
     return config
