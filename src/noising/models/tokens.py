@@ -1,15 +1,31 @@
 """Images as tokens, and what transformers do with them: patches, positions, attention, modulation by an embedding.
 
 Legend: B images, C channels, H and W the image's sides, p a patch's side, P = (H / p) (W / p) patches, D token width,
-N attention heads, T tokens.
+N attention heads, T tokens, M width within a feed-forward layer.
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noising.models.blocks import attend
+from noising.errors import require
+from noising.models.blocks import MakeNorm, Recomputed, attend
+from noising.models.embeddings import ClassEmbedding, NoiseEmbedding
+from noising.models.u_shape import MAX_BLOCKS, MAX_WIDTH
+
+
+def require_token_sizes(resolution: int, classes: int, patch: int, width: int, depth: int, heads: int) -> None:
+    """Refuse sizes that no transformer of an image's patches can have: ValueError, whose message names the number."""
+    for name, number in {"patch": patch, "width": width, "depth": depth, "heads": heads}.items():
+        require(number >= 1, f"{name} must be at least 1, got {number}")
+    require(width <= MAX_WIDTH, f"width must be at most {MAX_WIDTH}, got {width}")
+    require(depth <= MAX_BLOCKS, f"depth must be at most {MAX_BLOCKS}, got {depth}")
+    require(classes >= 0, f"classes must be at least 0 (0: no classes), got {classes}")
+    require(width % heads == 0, f"width must be a multiple of heads={heads}, got {width}")
+    fits = resolution >= 1 and resolution % patch == 0
+    require(fits, f"patch must divide data.resolution={resolution}, got {patch}")
 
 
 def as_tokens(features: Tensor) -> Tensor:
@@ -42,6 +58,16 @@ def modulated(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift[:, None], tokens, 1 + scale[:, None])
 
 
+class Patches(nn.Conv2d):
+    """The square patches of an image, each a token: (B, C, H, W) to (B, P, D)."""
+
+    def __init__(self, channels: int, width: int, patch: int) -> None:
+        super().__init__(channels, width, patch, stride=patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return as_tokens(super().forward(x))  # (B, D, H / p, W / p) to (B, P, D)
+
+
 class TokenAttention(nn.Module):
     """Self-attention over tokens: (B, T, D) to (B, T, D), without the sum."""
 
@@ -58,3 +84,86 @@ class TokenAttention(nn.Module):
         query, key, value = per_head.permute(2, 0, 3, 1, 4).unbind()  # (B, N, T, D / N) each
         mixed: Tensor = self.out(attend(query, key, value).transpose(1, 2).flatten(2))  # (B, T, D)
         return mixed
+
+
+class FeedForward(nn.Module):
+    """Two layers and a GELU between them, for each token: (B, T, D) to (B, T, D)."""
+
+    def __init__(self, width: int, inner: int, tanh: bool = False) -> None:
+        """inner: the width M between them; tanh: the GELU by its approximation with a tangent."""
+        super().__init__()
+        self.approximate = "tanh" if tanh else "none"
+        self.layer_in = nn.Linear(width, inner)
+        self.layer_out = nn.Linear(inner, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        inner = F.gelu(self.layer_in(tokens), approximate=self.approximate)  # (B, T, M)
+        out: Tensor = self.layer_out(inner)  # (B, T, D)
+        return out
+
+
+class ModulatedBlock(Recomputed):
+    """x + gate · part(norm(x) (1 + scale) + shift), by self-attention and then by a feed-forward layer.
+
+    Shift, scale and gate of either are read from the embedding. Peebles & Xie (2023), section 3.2, adaLN-Zero.
+    """
+
+    def __init__(
+        self, width: int, norm: MakeNorm, attention: nn.Module, feed_forward: nn.Module, checkpointed: bool = False
+    ) -> None:
+        """norm: makes the normalization of a width."""
+        super().__init__(checkpointed)
+        self.attention_norm, self.attention = norm(width), attention
+        self.feed_forward_norm, self.feed_forward = norm(width), feed_forward
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def compute(self, tokens: Tensor, embedded: Tensor) -> Tensor:  # type: ignore[override]
+        """The block's output (B, T, D); embedded: (B, D), behind its activation."""
+        read = self.modulation(embedded).chunk(6, dim=1)  # (B, D) each
+        for norm, part, (shift, scale, gate) in (
+            (self.attention_norm, self.attention, read[:3]),
+            (self.feed_forward_norm, self.feed_forward, read[3:]),
+        ):
+            tokens = torch.addcmul(tokens, gate[:, None], part(modulated(norm(tokens), shift, scale)))  # (B, T, D)
+        return tokens
+
+
+class ModulatedPixels(nn.Module):
+    """Tokens to the pixels of their patches, modulated by the embedding: (B, P, D) to (B, P, outputs)."""
+
+    def __init__(self, width: int, norm: MakeNorm, outputs: int) -> None:
+        """norm: makes the normalization of a width; outputs: p p C."""
+        super().__init__()
+        self.norm = norm(width)
+        self.modulation = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, tokens: Tensor, embedded: Tensor) -> Tensor:
+        shift, scale = self.modulation(embedded).chunk(2, dim=1)  # (B, D) each
+        pixels: Tensor = self.out(modulated(self.norm(tokens), shift, scale))  # (B, P, outputs)
+        return pixels
+
+
+@torch.no_grad()
+def initialize_modulated(network: nn.Module) -> None:
+    """Give a network of `ModulatedBlock` the initial weights of DiT, whose blocks are the identity and output zero.
+
+    Matrices are uniform with variance 2/(fan in + fan out), those of the embeddings normal with deviation .02, all
+    modulations and the last layer zero, and all biases zero.
+    """
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | Patches):
+            nn.init.xavier_uniform_(layer.weight.flatten(1))  # a view of the weight
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    for part in network.modules():
+        if isinstance(part, ClassEmbedding):
+            nn.init.normal_(part.weight, std=0.02)
+        elif isinstance(part, NoiseEmbedding):
+            for layer in part.layers:
+                if isinstance(layer, nn.Linear):
+                    nn.init.normal_(layer.weight, std=0.02)
+        elif isinstance(part, ModulatedBlock | ModulatedPixels):
+            nn.init.zeros_(part.modulation.weight)
+            if isinstance(part, ModulatedPixels):
+                nn.init.zeros_(part.out.weight)
