@@ -4,9 +4,9 @@ Nothing is written before what it would hold has been compared: with outputs of 
 some, and with real images.
 """
 
+import inspect
 import logging
 from collections.abc import Mapping
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,8 @@ def _config(cfg: DictConfig, described: Described) -> DictConfig:
     """The config of the run: the given one with the network of the file."""
     config = _without_own(cfg)
     family = described.family
-    shared = [name for name in ("dropout", "checkpointing") if name in signature(family).parameters]
-    of_training = {name: cfg.model[name] for name in shared if name in cfg.model}
+    known = {"dropout", "checkpointing"} & inspect.signature(family).parameters.keys()
+    of_training = {name: cfg.model[name] for name in sorted(known) if name in cfg.model}
     options = {name: value for name, value in described.options.items() if name not in FACTS}
     config.model = {"_target_": f"{family.__module__}.{family.__qualname__}", **of_training, **options}
     return config

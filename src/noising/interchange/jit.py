@@ -8,7 +8,7 @@ from torch import nn
 
 from noising.errors import require
 from noising.interchange.layout import Described, Shapes, numbered
-from noising.interchange.tensor_maps import Batched, Entry, Pointwise, SwappedHalves, layer
+from noising.interchange.tensor_maps import BatchAxis, Entry, Pointwise, SwappedHalves, layer
 from noising.interchange.token_layout import TokenLayout, require_same_channels, side_of
 from noising.models.jit import JiT, gated_width
 
@@ -65,9 +65,9 @@ class JiTLayout(TokenLayout):
 
     def entries(self) -> Iterator[Entry]:
         network, prefix = self.network, self.prefix
-        yield Entry("positions", (f"{prefix}pos_embed",), Batched())
+        yield Entry("positions", (f"{prefix}pos_embed",), BatchAxis())
         if network.class_positions is not None:
-            yield Entry("class_positions", (f"{prefix}in_context_posemb",), Batched())
+            yield Entry("class_positions", (f"{prefix}in_context_posemb",), BatchAxis())
         first, last = network.noise_embedding.layers[0], network.noise_embedding.layers[2]
         yield from layer("noise_embedding.layers.0", first, f"{prefix}t_embedder.mlp.0", SwappedHalves())
         yield from layer("noise_embedding.layers.2", last, f"{prefix}t_embedder.mlp.2")

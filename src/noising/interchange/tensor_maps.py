@@ -33,8 +33,8 @@ class SwappedHalves(Storage):
         return [self.read([ours])]
 
 
-class Batched(Storage):
-    """Stored with an axis of length one more, before the others, as a batch of one."""
+class BatchAxis(Storage):
+    """A table for all images, stored with an axis of length one for them before the others."""
 
     def write(self, ours: Tensor) -> Sequence[Tensor]:
         return [ours[None]]

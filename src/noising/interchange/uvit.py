@@ -6,7 +6,7 @@ from typing import Any, cast
 from torch import nn
 
 from noising.interchange.layout import Described, Shapes, numbered
-from noising.interchange.tensor_maps import Batched, Entry, layer
+from noising.interchange.tensor_maps import BatchAxis, Entry, layer
 from noising.interchange.token_layout import TokenLayout, require_same_channels, side_of, usual_heads
 from noising.models.uvit import UViT
 
@@ -55,7 +55,7 @@ class UViTLayout(TokenLayout):
 
     def entries(self) -> Iterator[Entry]:
         network = self.network
-        yield Entry("positions", ("pos_embed",), Batched())
+        yield Entry("positions", ("pos_embed",), BatchAxis())
         yield from layer("patches", network.patches, "patch_embed.proj")
         for number, part in enumerate(network.time_layers):
             yield from layer(f"time_layers.{number}", part, f"time_embed.{number}")
