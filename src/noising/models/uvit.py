@@ -109,8 +109,10 @@ class UViT(nn.Module):
         for block in self.after:
             tokens = block(tokens, skips.pop()) if self.skips else block(tokens)  # (B, T, D)
         pixels = self.last(self.last_norm(tokens[:, self.extra :]))  # (B, P, p p out_channels)
-        image = as_image(pixels, self.patch)  # (B, out_channels, H, W)
-        return image if self.last_convolution is None else self.last_convolution(image)  # (B, out_channels, H, W)
+        image: Tensor = as_image(pixels, self.patch)  # (B, out_channels, H, W)
+        if self.last_convolution is not None:
+            image = self.last_convolution(image)  # (B, out_channels, H, W)
+        return image
 
 
 class JoiningBlock(Recomputed):
