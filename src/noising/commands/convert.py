@@ -30,7 +30,7 @@ from noising.training.ema import averaged
 
 log = logging.getLogger(__name__)
 
-OWN = ("weights", "known", "layout", "averaged", "file", "check", "unchecked", "checkpoint", "to", "parameters")
+OWN = ("weights", "known", "layout", "averaged", "entry", "file", "check", "unchecked", "checkpoint", "to", "parameters")
 """Options of this command, which are none of the run that it writes."""
 FACTS = ("channels", "out_channels", "resolution", "classes", "augmentation_labels")
 """Arguments of a network that come from the data and the theory, never from the config of the model."""
@@ -43,7 +43,7 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
     if cfg.checkpoint is not None:
         export(cfg, run_dir)
         return
-    file = read_weights(cfg.weights, cfg.averaged)
+    file = read_weights(cfg.weights, cfg.averaged, cfg.entry)
     with config_errors(f"weights={cfg.weights}"):
         layout = cfg.layout or recognized(file.shapes)
         _require_layout(layout, file)

@@ -15,7 +15,8 @@ from noising.errors import ConfigError
 from noising.runs.sizes import UnfoldingError, require_archive_size
 from noising.trained import digest
 
-AVERAGED, RAW = ("ema_model", "ema", "model_ema", "ema_state_dict"), ("net_model", "model", "net", "state_dict")
+AVERAGED = ("ema_model", "ema", "model_ema", "model_ema1", "ema_state_dict")
+RAW = ("net_model", "model", "net", "state_dict")
 """Entries of a training's file that hold a network's weights."""
 IN_A_FOLDER = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors")
 PICKLED = (
@@ -44,10 +45,11 @@ class ForeignWeights(NamedTuple):
         return {"file": str(self.path), "sha256": digest(self.path), "entry": self.entry}
 
 
-def read_weights(place: str, averaged: bool = True) -> ForeignWeights:
+def read_weights(place: str, averaged: bool = True, entry: str | None = None) -> ForeignWeights:
     """Read a file of weights, or the one in a folder as diffusers writes it.
 
-    averaged: of a training's file that holds both, the averaged weights, else the raw ones. Raises ConfigError.
+    averaged: of a training's file that holds both, the averaged weights, else the raw ones; entry: instead of either,
+    the entry of this name. Raises ConfigError.
     """
     path = Path(place)
     if not path.exists():
@@ -65,10 +67,10 @@ def read_weights(place: str, averaged: bool = True) -> ForeignWeights:
         raise ConfigError(f"weights={place} {PICKLED.format(name=path.name, stem=path.stem)}")
     try:
         content = _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
-        tensors, entry = _chosen(content, averaged)
+        tensors, chosen = _chosen(content, averaged, entry)
     except ValueError as error:
         raise ConfigError(f"weights={place}: {error}") from error
-    return ForeignWeights(path, tensors, config, entry)
+    return ForeignWeights(path, tensors, config, chosen)
 
 
 def _config(path: Path) -> dict[str, Any] | None:
@@ -100,19 +102,21 @@ def _torch_file(path: Path) -> Any:
         ) from error
 
 
-def _chosen(content: Any, averaged: bool) -> tuple[dict[str, Tensor], str | None]:
+def _chosen(content: Any, averaged: bool, entry: str | None) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a file's content, and the entry that they stood in."""
     if not isinstance(content, Mapping):
         raise ValueError("it holds no state dict")
-    if all(isinstance(value, Tensor) for value in content.values()):
+    if entry is None and all(isinstance(value, Tensor) for value in content.values()):
         inside = {name.removeprefix("state_dict/"): value for name, value in content.items() if "state_dict/" in name}
         return (inside or dict(content)), None
-    for name in AVERAGED if averaged else RAW:
+    for name in (AVERAGED if averaged else RAW) if entry is None else (entry,):
         held = content.get(name)
         if isinstance(held, Mapping) and "shadow_params" in held:
             return _by_order(held["shadow_params"], content.get("model")), name
         if isinstance(held, Mapping) and held and all(isinstance(value, Tensor) for value in held.values()):
             return dict(held), name
+    if entry is not None:
+        raise ValueError(f"it has no entry {entry} with weights, but {', '.join(map(str, [*content][:8]))}")
     kind, other = ("averaged", "false") if averaged else ("raw", "true")
     raise ValueError(f"it has no entry with {kind} weights, but {', '.join(map(str, content))}: try averaged={other}")
 

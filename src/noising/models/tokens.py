@@ -5,6 +5,7 @@ N attention heads, T tokens, M width within a feed-forward layer.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,13 @@ def require_token_sizes(resolution: int, classes: int, patch: int, width: int, d
     require(width % heads == 0, f"width must be a multiple of heads={heads}, got {width}")
     fits = resolution >= 1 and resolution % patch == 0
     require(fits, f"patch must divide data.resolution={resolution}, got {patch}")
+
+
+def inner_width(mlp_ratio: float, width: int) -> int:
+    """The width within a feed-forward layer, mlp_ratio token widths. Raises ValueError if there can be no such layer."""
+    inner = round(mlp_ratio * width)
+    require(1 <= inner <= 2**20, f"mlp_ratio must be above 0 and at most {2**20 // width}, got {mlp_ratio}")
+    return inner
 
 
 def as_tokens(features: Tensor) -> Tensor:
@@ -61,28 +69,69 @@ def modulated(tokens: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class Patches(nn.Conv2d):
     """The square patches of an image, each a token: (B, C, H, W) to (B, P, D)."""
 
-    def __init__(self, channels: int, width: int, patch: int) -> None:
-        super().__init__(channels, width, patch, stride=patch)
+    def __init__(self, channels: int, width: int, patch: int, bias: bool = True) -> None:
+        super().__init__(channels, width, patch, stride=patch, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return as_tokens(super().forward(x))  # (B, D, H / p, W / p) to (B, P, D)
 
 
+class Rotation(NamedTuple):
+    """The angle by which each pair of neighbouring numbers of a query or a key is turned: its cosine and its sine.
+
+    Both are (T, D / 2N).
+    """
+
+    cosine: Tensor
+    sine: Tensor
+
+    @classmethod
+    def of_places(cls, side: int, width: int, ahead: int = 0) -> "Rotation":
+        """The rotation of square images of patches, and of tokens ahead of them, which are not turned.
+
+        The first half of a head's width is turned by the row and the second by the column, at wavelengths 2π to
+        2π · 10,000, so that a product of a query and a key depends on their distance. Su et al., "RoFormer: Enhanced
+        Transformer with Rotary Position Embedding" (2021), section 3.4. https://arxiv.org/abs/2104.09864
+        """
+        frequencies = 10_000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+        angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies  # (side, width / 4)
+        of_patches = torch.cat([angles.repeat_interleave(side, dim=0), angles.repeat(side, 1)], dim=1)  # row, column
+        every = torch.cat([torch.zeros(ahead, 2 * len(frequencies), dtype=torch.float64), of_patches])  # (T, width / 2)
+        return cls(every.cos().float(), every.sin().float())
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """Vectors (B, N, T, D / N), turned."""
+        first, second = vectors.unflatten(3, (-1, 2)).unbind(4)  # (B, N, T, D / 2N) each
+        turned = first * self.cosine - second * self.sine, second * self.cosine + first * self.sine
+        return torch.stack(turned, dim=4).flatten(3)  # (B, N, T, D / N)
+
+
 class TokenAttention(nn.Module):
     """Self-attention over tokens: (B, T, D) to (B, T, D), without the sum."""
 
-    def __init__(self, width: int, heads: int, bias: bool = True) -> None:
-        """bias: whether the matrix of query, key and value has one."""
+    def __init__(
+        self, width: int, heads: int, bias: bool = True, norm: MakeNorm | None = None, dropout: float = 0.0
+    ) -> None:
+        """bias: whether the matrix of query, key and value has one; norm: of queries and keys, within each head."""
         super().__init__()
         self.heads = heads
         self.query_key_value = nn.Linear(width, 3 * width, bias=bias)
+        self.query_norm = self.key_norm = None
+        if norm is not None:
+            self.query_norm, self.key_norm = norm(width // heads), norm(width // heads)
         self.out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, rotation: Rotation | None = None) -> Tensor:
         projected = self.query_key_value(tokens)  # (B, T, 3 D)
         per_head = projected.view(*tokens.shape[:2], 3, self.heads, -1)  # (B, T, 3, N, D / N)
         query, key, value = per_head.permute(2, 0, 3, 1, 4).unbind()  # (B, N, T, D / N) each
-        mixed: Tensor = self.out(attend(query, key, value).transpose(1, 2).flatten(2))  # (B, T, D)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        if rotation is not None:
+            query, key = rotation(query), rotation(key)
+        attended = attend(query.to(value.dtype), key.to(value.dtype), value)  # (B, N, T, D / N)
+        mixed: Tensor = self.dropout(self.out(attended.transpose(1, 2).flatten(2)))  # (B, T, D)
         return mixed
 
 
@@ -102,6 +151,25 @@ class FeedForward(nn.Module):
         return out
 
 
+class GatedFeedForward(nn.Module):
+    """Two layers for each token, half of the first gating its other half: (B, T, D) to (B, T, D).
+
+    Shazeer, "GLU Variants Improve Transformer" (2020): SwiGLU. https://arxiv.org/abs/2002.05202
+    """
+
+    def __init__(self, width: int, inner: int, dropout: float = 0.0) -> None:
+        """inner: the width M between them; dropout: probability that one of its numbers is dropped in training."""
+        super().__init__()
+        self.layer_in = nn.Linear(width, 2 * inner)
+        self.dropout = nn.Dropout(dropout)
+        self.layer_out = nn.Linear(inner, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        gate, value = self.layer_in(tokens).chunk(2, dim=2)  # (B, T, M) each
+        out: Tensor = self.layer_out(self.dropout(F.silu(gate) * value))  # (B, T, D)
+        return out
+
+
 class ModulatedBlock(Recomputed):
     """x + gate · part(norm(x) (1 + scale) + shift), by self-attention and then by a feed-forward layer.
 
@@ -117,14 +185,15 @@ class ModulatedBlock(Recomputed):
         self.feed_forward_norm, self.feed_forward = norm(width), feed_forward
         self.modulation = nn.Linear(width, 6 * width)
 
-    def compute(self, tokens: Tensor, embedded: Tensor) -> Tensor:  # type: ignore[override]
-        """The block's output (B, T, D); embedded: (B, D), behind its activation."""
+    def compute(self, tokens: Tensor, embedded: Tensor, *rotation: Rotation) -> Tensor:  # type: ignore[override]
+        """The block's output (B, T, D); embedded: (B, D), behind its activation; rotation: of the attention, if any."""
         read = self.modulation(embedded).chunk(6, dim=1)  # (B, D) each
-        for norm, part, (shift, scale, gate) in (
-            (self.attention_norm, self.attention, read[:3]),
-            (self.feed_forward_norm, self.feed_forward, read[3:]),
+        for norm, part, (shift, scale, gate), told in (
+            (self.attention_norm, self.attention, read[:3], rotation),
+            (self.feed_forward_norm, self.feed_forward, read[3:], ()),
         ):
-            tokens = torch.addcmul(tokens, gate[:, None], part(modulated(norm(tokens), shift, scale)))  # (B, T, D)
+            read_by = modulated(norm(tokens), shift, scale)  # (B, T, D)
+            tokens = torch.addcmul(tokens, gate[:, None], part(read_by, *told))  # (B, T, D)
         return tokens
 
 
