@@ -1,7 +1,9 @@
 """The layouts by name, and which one a file's names are of."""
 
 from noising.errors import require
+from noising.interchange.diffusers_dit import DiffusersDiT
 from noising.interchange.diffusers_unet import DiffusersUNet
+from noising.interchange.dit import PublishedDiT
 from noising.interchange.edm import EDM
 from noising.interchange.jit import JiTLayout
 from noising.interchange.layout import Layout, Shapes
@@ -14,6 +16,8 @@ LAYOUTS: dict[str, type[Layout]] = {
     "edm": EDM,
     "diffusers": DiffusersUNet,
     "score_sde": ScoreSDE,
+    "dit": PublishedDiT,
+    "diffusers_dit": DiffusersDiT,
     "uvit": UViTLayout,
     "jit": JiTLayout,
 }
