@@ -16,10 +16,10 @@ from noising.models.tokens import (
     TokenAttention,
     as_image,
     initialize_modulated,
+    inner_width,
     require_token_sizes,
     sinusoidal_positions,
 )
-from noising.models.u_shape import MAX_WIDTH
 
 WAVES, NORM_EPS = 256, 1e-6
 
@@ -72,9 +72,8 @@ class DiT(nn.Module):
         super().__init__()
         require_token_sizes(resolution, classes, patch, width, depth, heads)
         require(width % 4 == 0, f"width must be a multiple of 4, got {width}")
-        fits = 1 <= mlp_ratio * width <= MAX_WIDTH
-        require(fits, f"mlp_ratio must be at least 1/{width} and at most {MAX_WIDTH // width}, got {mlp_ratio}")
-        self.classes, self.patch, self.out_channels = classes, patch, out_channels
+        inner = inner_width(mlp_ratio, width)
+        self.classes, self.patch, self.out_channels, self.endpoint = classes, patch, out_channels, endpoint
         outputs = 2 * out_channels if drops_variance else out_channels
 
         def norm(width: int) -> nn.Module:
@@ -89,7 +88,7 @@ class DiT(nn.Module):
                 width,
                 norm,
                 TokenAttention(width, heads),
-                FeedForward(width, round(mlp_ratio * width), tanh=True),
+                FeedForward(width, inner, tanh=True),
                 checkpointing,
             )
             for _ in range(depth)
