@@ -124,6 +124,7 @@ def _require_facts(cfg: DictConfig, described: Described, experiment: Experiment
     outputs = file["channels"] * experiment.recipe.variance.outputs
     if file["out_channels"] != outputs:
         advice = "learned_range" if file["out_channels"] == 2 * file["channels"] else "fixed_large"
+        advice += ", or file.drops_variance=true for SiT" if "drops_variance" in file else ""
         raise ConfigError(f"{place} gives {file['out_channels']} channels, not {outputs}: use variance={advice}")
     classes = file.get("classes", 0)
     if classes and not experiment.num_classes:
@@ -160,7 +161,7 @@ def _of_weights(cfg: DictConfig, file: ForeignWeights, layout: str, experiment: 
     found.append(Check("tensors with numbers that are not finite", ", ".join(lost[:3]) or "0", "0", not lost))
     if cfg.check is not None:
         found.append(same_output(network, cfg.check))
-    if layout == "diffusers":
+    if layout.startswith("diffusers"):
         from noising.commands.diffusers_check import same_as_diffusers  # here: diffusers takes seconds to import
 
         found += same_as_diffusers(network, file)

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from noising.errors import ConfigError
 from noising.runs.sizes import UnfoldingError, require_archive_size
@@ -56,7 +58,7 @@ def read_weights(place: str, averaged: bool = True, entry: str | None = None) ->
         raise ConfigError(f"weights={place}: there is no such file or folder")
     config = None
     if path.is_dir():
-        folder = path / "unet" if (path / "unet").is_dir() else path
+        folder = next((path / name for name in ("unet", "transformer") if (path / name).is_dir()), path)
         found = [folder / name for name in IN_A_FOLDER if (folder / name).is_file()]
         if not found:
             raise ConfigError(f"weights={place}: expected {' or '.join(IN_A_FOLDER)} in {folder}")
@@ -91,7 +93,7 @@ def _safetensors(path: Path) -> dict[str, Any]:
 def _torch_file(path: Path) -> Any:
     try:
         require_archive_size(path)
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), safe_globals([Namespace]):  # plain values, as argparse keeps them
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnfoldingError as error:
         raise ValueError(str(error)) from error

@@ -15,8 +15,8 @@ from noising.interchange.diffusers_config import options_said
 from noising.interchange.dit import DiTLayout, DiTNames
 from noising.interchange.layout import Described, Shapes
 from noising.interchange.tensor_maps import Entry, Repeated, Separate, SwappedHalves, layer
-from noising.models.dit import DiT
-from noising.models.tokens import sinusoidal_positions
+from noising.models.dit import NORM_EPS, DiT
+from noising.models.tokens import FeedForward, ModulatedBlock, TokenAttention, sinusoidal_positions
 
 DEFAULTS: dict[str, Any] = {
     "num_attention_heads": 16,
@@ -97,10 +97,31 @@ class DiffusersDiT(DiTLayout):
         network = cast(DiT, network)
         rows = network.class_embedding is None or network.class_embedding.learns_none
         require(rows, "the layout has no place for model.null_class=false")
+        width = network.patches.out_channels
+        inner = cast(FeedForward, cast(ModulatedBlock, network.blocks[0]).feed_forward).layer_in.out_features
+        require(inner == 4 * width, f"the layout has no place for model.mlp_ratio={inner / width:g}, only for 4")
         table = sinusoidal_positions(math.isqrt(len(network.positions)), network.positions.shape[1])
         same = torch.allclose(network.positions.cpu(), table, atol=1e-5)
         require(same, "the layout has no place for another table of positions than DiT's own")
         return cls(network)
+
+    def config(self) -> dict[str, Any]:
+        """The options of diffusers' network."""
+        network, width = self.network, self.network.patches.out_channels
+        heads = cast(TokenAttention, cast(ModulatedBlock, network.blocks[0]).attention).heads
+        return {
+            **DEFAULTS,
+            "_class_name": "DiTTransformer2DModel",
+            "num_attention_heads": heads,
+            "attention_head_dim": width // heads,
+            "in_channels": network.patches.in_channels,
+            "out_channels": network.last.out.out_features // network.patch**2,
+            "num_layers": len(network.blocks),
+            "sample_size": math.isqrt(len(network.positions)) * network.patch,
+            "patch_size": network.patch,
+            "num_embeds_ada_norm": network.classes or 1,
+            "norm_eps": NORM_EPS,
+        }
 
     @property
     def copies(self) -> list[str]:

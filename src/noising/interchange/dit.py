@@ -3,7 +3,6 @@
 Names: https://github.com/facebookresearch/DiT, https://github.com/willisma/SiT.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -14,10 +13,8 @@ from torch import nn
 from noising.errors import require
 from noising.interchange.layout import Described, Layout, Shapes, numbered
 from noising.interchange.tensor_maps import SAME, BatchAxis, Entry, Scaled, Storage, SwappedHalves, layer
+from noising.interchange.token_layout import side_of, usual_heads
 from noising.models.dit import DiT
-
-PUBLISHED_HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
-"""Token width -> attention heads, of DiT-S, B, L and XL."""
 
 
 class DiTNames(NamedTuple):
@@ -54,10 +51,7 @@ class DiTLayout(Layout):
         outputs = shapes[f"{names.last_out}.weight"][0] // patch**2
         table, null_class = shapes.get(f"{names.table}.weight"), facts.get("null_class", True)
         drops = facts.get("drops_variance", False)
-        heads = facts.get("heads") or PUBLISHED_HEADS.get(width)
-        if "head_width" in facts:
-            heads = width // facts["head_width"]
-        require(heads is not None, f"its names do not tell the heads of {width} channels: say it by file.heads")
+        of_width = width // facts["head_width"] if "head_width" in facts else usual_heads(width)
         return {
             "channels": channels,
             "out_channels": outputs // 2 if drops else outputs,
@@ -66,7 +60,7 @@ class DiTLayout(Layout):
             "patch": patch,
             "width": width,
             "depth": numbered(shapes, f"{names.blocks}."),
-            "heads": heads,
+            "heads": facts.get("heads", of_width),
             "mlp_ratio": shapes[f"{names.blocks}.0.{names.layer_in}.weight"][0] / width,
             "drops_variance": drops,
         }
@@ -124,17 +118,18 @@ class PublishedDiT(DiTLayout):
 
     @classmethod
     def network_of(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
-        """facts: heads or head_width, by default those of DiT-S, B, L and XL; null_class, drops_variance, negated."""
+        """facts: heads or head_width, null_class, drops_variance, negated."""
         options = cls.options_of(shapes, facts)
-        options["resolution"] = math.isqrt(shapes["pos_embed"][1]) * options["patch"]
+        options["resolution"] = side_of(shapes["pos_embed"][1]) * options["patch"]
         return Described(DiT, options, partial(cls, negated=facts.get("negated", False)))
 
     @classmethod
     def fitting(cls, network: nn.Module, options: Mapping[str, Any], resolution: int, **facts: Any) -> "PublishedDiT":
         """facts: negated."""
         cls.require_family(network)
-        require(not options.get("endpoint"), "the layout has no place for model.endpoint=true")
-        return cls(cast(DiT, network), facts.get("negated", False))
+        network = cast(DiT, network)
+        require(not network.endpoint, "the layout has no place for model.endpoint=true")
+        return cls(network, facts.get("negated", False))
 
     def embeddings(self) -> Iterator[Entry]:
         network = self.network

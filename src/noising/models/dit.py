@@ -73,7 +73,7 @@ class DiT(nn.Module):
         require_token_sizes(resolution, classes, patch, width, depth, heads)
         require(width % 4 == 0, f"width must be a multiple of 4, got {width}")
         inner = inner_width(mlp_ratio, width)
-        self.classes, self.patch, self.out_channels = classes, patch, out_channels
+        self.classes, self.patch, self.out_channels, self.endpoint = classes, patch, out_channels, endpoint
         outputs = 2 * out_channels if drops_variance else out_channels
 
         def norm(width: int) -> nn.Module:
