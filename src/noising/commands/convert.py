@@ -30,7 +30,10 @@ from noising.training.ema import averaged
 
 log = logging.getLogger(__name__)
 
-OWN = ("weights", "known", "layout", "averaged", "entry", "file", "check", "unchecked", "checkpoint", "to", "parameters")
+OWN = (
+    *("weights", "known", "layout", "averaged", "entry", "file"),
+    *("parameters", "check", "unchecked", "checkpoint", "to"),
+)
 """Options of this command, which are none of the run that it writes."""
 FACTS = ("channels", "out_channels", "resolution", "classes", "augmentation_labels")
 """Arguments of a network that come from the data and the theory, never from the config of the model."""

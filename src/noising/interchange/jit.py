@@ -59,7 +59,8 @@ class JiTLayout(TokenLayout):
     def fitting(cls, network: nn.Module, options: Mapping[str, Any], resolution: int, **facts: Any) -> "JiTLayout":
         cls.require_family(network)
         jit = cast(JiT, network)
-        require_same_channels(jit, jit.patches[0].in_channels, jit.last.out.out_features // jit.patch**2)
+        channels: Any = jit.patches[0].in_channels
+        require_same_channels(jit, channels, jit.last.out.out_features // jit.patch**2)
         require(jit.classes > 0, "this layout's JiT has classes, the run's network has none")
         return cls(jit)
 
@@ -75,6 +76,7 @@ class JiTLayout(TokenLayout):
             yield from layer("class_embedding", network.class_embedding, f"{prefix}y_embedder.embedding_table")
         yield from layer("patches.0", network.patches[0], f"{prefix}x_embedder.proj1")
         yield from layer("patches.1", network.patches[1], f"{prefix}x_embedder.proj2", Pointwise(4))
+        block: Any
         for number, block in enumerate(network.blocks):
             ours, theirs = f"blocks.{number}", f"{prefix}blocks.{number}"
             yield from self.block(ours, block, theirs)

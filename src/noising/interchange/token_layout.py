@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
 
 from noising.errors import require
-from noising.interchange.layout import Layout, Shapes
+from noising.interchange.layout import Layout
 from noising.interchange.tensor_maps import Entry, layer
 from noising.models.tokens import TokenAttention
 
@@ -17,13 +18,13 @@ class TokenLayout(Layout):
     feed_forward: tuple[str, str]
     """Names of the two layers of a feed-forward part."""
 
-    def block(self, ours: str, block: nn.Module, theirs: str) -> Iterator[Entry]:
+    def block(self, ours: str, block: Any, theirs: str) -> Iterator[Entry]:
         """The entries of the two normalizations, the attention and the feed-forward part of a block."""
         for own, name in (("attention_norm", "norm1"), ("feed_forward_norm", "norm2")):
             yield from layer(f"{ours}.{own}", getattr(block, own), f"{theirs}.{name}")
-        attention = block.attention
-        assert isinstance(attention, TokenAttention)
-        for own, name in (("query_key_value", "qkv"), ("query_norm", "q_norm"), ("key_norm", "k_norm"), ("out", "proj")):
+        attention: TokenAttention = block.attention
+        names = {"query_key_value": "qkv", "query_norm": "q_norm", "key_norm": "k_norm", "out": "proj"}
+        for own, name in names.items():
             if (part := getattr(attention, own)) is not None:
                 yield from layer(f"{ours}.attention.{own}", part, f"{theirs}.attn.{name}")
         for own, name in zip(("layer_in", "layer_out"), self.feed_forward, strict=True):

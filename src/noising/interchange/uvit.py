@@ -24,7 +24,7 @@ class UViTLayout(TokenLayout):
 
     @classmethod
     def network_of(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
-        """facts: heads; null_class: whether the last row of the classes means "no class". Shapes tell the resolution."""
+        """facts: heads; null_class: the last row of the classes means "no class". Shapes tell the resolution."""
         width, channels, patch, _ = shapes["patch_embed.proj.weight"]
         rows = shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else 0
         null_class = bool(facts.get("null_class", False))
@@ -62,6 +62,7 @@ class UViTLayout(TokenLayout):
         if network.class_embedding is not None:
             yield from layer("class_embedding", network.class_embedding, "label_emb")
         for ours, theirs, blocks in (("before", "in_blocks", network.before), ("after", "out_blocks", network.after)):
+            block: Any
             for number, block in enumerate(blocks):
                 yield from self.block(f"{ours}.{number}", block, f"{theirs}.{number}")
                 if block.join is not None:

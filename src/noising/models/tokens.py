@@ -30,10 +30,10 @@ def require_token_sizes(resolution: int, classes: int, patch: int, width: int, d
 
 
 def inner_width(mlp_ratio: float, width: int) -> int:
-    """The width within a feed-forward layer, mlp_ratio token widths. Raises ValueError if there can be no such layer."""
-    inner = round(mlp_ratio * width)
-    require(1 <= inner <= 2**20, f"mlp_ratio must be above 0 and at most {2**20 // width}, got {mlp_ratio}")
-    return inner
+    """The width within a feed-forward layer: mlp_ratio token widths. Raises ValueError if it can be none."""
+    fits = 1 <= mlp_ratio * width <= MAX_WIDTH
+    require(fits, f"mlp_ratio must be at least 1/{width} and at most {MAX_WIDTH // width}, got {mlp_ratio}")
+    return round(mlp_ratio * width)
 
 
 def as_tokens(features: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class Rotation(NamedTuple):
 
     def __call__(self, vectors: Tensor) -> Tensor:
         """Vectors (B, N, T, D / N), turned."""
-        first, second = vectors.unflatten(3, (-1, 2)).unbind(4)  # (B, N, T, D / 2N) each
+        first, second = vectors.reshape(*vectors.shape[:3], -1, 2).unbind(4)  # (B, N, T, D / 2N) each
         turned = first * self.cosine - second * self.sine, second * self.cosine + first * self.sine
         return torch.stack(turned, dim=4).flatten(3)  # (B, N, T, D / N)
 

@@ -110,7 +110,8 @@ class UViT(nn.Module):
             tokens = block(tokens, skips.pop()) if self.skips else block(tokens)  # (B, T, D)
         pixels = self.last(self.last_norm(tokens[:, self.extra :]))  # (B, P, p p out_channels)
         image = as_image(pixels, self.patch)  # (B, out_channels, H, W)
-        return image if self.last_convolution is None else self.last_convolution(image)  # (B, out_channels, H, W)
+        out: Tensor = image if self.last_convolution is None else self.last_convolution(image)
+        return out  # (B, out_channels, H, W)
 
 
 class JoiningBlock(Recomputed):
@@ -132,4 +133,5 @@ class JoiningBlock(Recomputed):
         if self.join is not None and skipped is not None:
             tokens = self.join(torch.cat([tokens, skipped], dim=2))  # (B, T, D)
         tokens = tokens + self.attention(self.attention_norm(tokens))  # (B, T, D)
-        return tokens + self.feed_forward(self.feed_forward_norm(tokens))  # (B, T, D)
+        fed: Tensor = self.feed_forward(self.feed_forward_norm(tokens))  # (B, T, D)
+        return tokens + fed
