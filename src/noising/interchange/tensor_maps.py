@@ -43,6 +43,13 @@ class Transposed(Storage):
         return [ours.flatten(1).T]
 
 
+class BatchAxis(Storage):
+    """A table for all images, stored with an axis of length one for them before the others."""
+
+    def write(self, ours: Tensor) -> Sequence[Tensor]:
+        return [ours[None]]
+
+
 @dataclass(frozen=True)
 class Repeated(Storage):
     """One tensor here, of which each of several parts has a copy there."""
