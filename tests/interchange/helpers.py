@@ -11,10 +11,12 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from noising.interchange.diffusers_unet import DiffusersUNet
+from noising.interchange.dit import PublishedDiT
 from noising.interchange.edm import EDM
 from noising.interchange.jit import JiTLayout
 from noising.interchange.layout import Layout
@@ -64,6 +66,8 @@ def published_layouts() -> dict[str, dict[str, Any]]:
 def layout_of(facts: dict[str, Any], shapes: dict[str, Any], resolution: int = 0) -> Layout:
     """The layout of a file, with what its facts say and its tensors do not."""
     said = facts["constructor"]
+    if "x_embedder.proj.weight" in shapes:
+        return PublishedDiT.of(shapes, heads=said["num_heads"])
     if any("all_modules." in name for name in shapes):
         return ScoreSDE.of(shapes, said.get("data", {}).get("image_size", resolution), label_scale=4.0)
     if "decoder_pred.weight" in shapes:
@@ -79,3 +83,10 @@ def layout_of(facts: dict[str, Any], shapes: dict[str, Any], resolution: int = 0
         groups = facts.get("groupnorm_groups", 32)
         return OpenAI.of(shapes, resolution, new_attention_order=order, groups=groups, **heads)
     return EDM.of(shapes, head_width=facts.get("channels_per_head", 64))
+
+
+def read_shapes(given: Fixture, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Read a file of such tensors, without their numbers."""
+    with torch.device("meta"):
+        layout = layout_of(given.facts, shapes, given.side)
+        layout.read({key: torch.empty(shape) for key, shape in shapes.items()})

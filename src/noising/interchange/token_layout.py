@@ -48,9 +48,9 @@ def heads_of(width: int, facts: Mapping[str, Any]) -> int:
     """
     if "head_width" in facts:
         return width // int(facts["head_width"])
-    heads = facts.get("heads") or PUBLISHED_HEADS.get(width)
-    require(heads is not None, f"its names do not tell the heads of {width} channels: say it by file.heads")
-    return int(heads)
+    heads: int = facts.get("heads") or PUBLISHED_HEADS.get(width, 0)
+    require(heads > 0, f"its names do not tell the heads of {width} channels: say it by file.heads")
+    return heads
 
 
 def require_same_channels(network: nn.Module, channels: int, out_channels: int) -> None:

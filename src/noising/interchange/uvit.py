@@ -25,7 +25,7 @@ class UViTLayout(TokenLayout):
     @classmethod
     def network_of(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
         """facts: heads or head_width; null_class: the classes' last row is "no class". Shapes tell the resolution."""
-        width, channels, patch, _ = shapes["patch_embed.proj.weight"]
+        width, channels, patch = (shapes["patch_embed.proj.weight"][axis] for axis in (0, 1, 3))
         rows = shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else 0
         null_class = bool(facts.get("null_class", False))
         options = {
