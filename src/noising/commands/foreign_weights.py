@@ -93,7 +93,10 @@ def _safetensors(path: Path) -> dict[str, Any]:
 def _torch_file(path: Path) -> Any:
     try:
         require_archive_size(path)
-        with warnings.catch_warnings(action="ignore"), safe_globals([Namespace]):  # plain values, as argparse keeps them
+        with (
+            warnings.catch_warnings(action="ignore"),
+            safe_globals([Namespace]),
+        ):  # plain values, as argparse keeps them
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnfoldingError as error:
         raise ValueError(str(error)) from error
