@@ -60,7 +60,7 @@ class DiTLayout(Layout):
             "patch": patch,
             "width": width,
             "depth": numbered(shapes, f"{names.blocks}."),
-            "heads": facts.get("heads", of_width),
+            "heads": facts.get("heads") or of_width,
             "mlp_ratio": shapes[f"{names.blocks}.0.{names.layer_in}.weight"][0] / width,
             "drops_variance": drops,
         }
