@@ -110,7 +110,7 @@ def test_another_reading_of_the_same_names_is_seen(fault: str) -> None:
 
 def test_another_number_of_heads_is_seen() -> None:
     assert difference(loaded(heads=6).network) > 0.02
-    assert difference(loaded(heads=None, head_width=16).network) < LIMIT
+    assert difference(loaded(head_width=16).network) < LIMIT
 
 
 def test_rows_of_classes_are_read_with_and_without_one_for_none() -> None:

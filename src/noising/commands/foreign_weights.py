@@ -97,7 +97,7 @@ def _torch_file(path: Path) -> Any:
         with (
             warnings.catch_warnings(action="ignore"),
             safe_globals([Namespace]),
-        ):  # plain values, as argparse keeps them
+        ):  # argparse's plain values
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnfoldingError as error:
         raise ValueError(str(error)) from error
