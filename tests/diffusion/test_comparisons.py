@@ -112,7 +112,7 @@ def test_floor_is_jits() -> None:
 @pytest.mark.parametrize(
     ("compared", "floor", "message"),
     [
-        (None, 0.05, "sigma_floor is the least σ of a comparison: choose objective.compared as well"),
+        (None, 0.05, "sigma_floor is of a comparison: add parameterization@objective.compared=velocity"),
         (Flow(), 0.0, "sigma_floor must be positive, got 0.0"),
     ],
 )
