@@ -114,6 +114,7 @@ from .diffusion.variances import (
 from .errors import ConfigError as ConfigError, UsageError as UsageError
 from .experiment import Experiment as Experiment
 from .metrics.quality import ImageMetric as ImageMetric, QualityMetric as QualityMetric
+from .models.dit import DiT as DiT
 from .models.song_unet import SongUNet as SongUNet
 from .models.unet import UNet as UNet
 from .randomness import Streams as Streams

@@ -195,6 +195,18 @@ CONTRACTS = {
         250,
         {"data.batch_size": 2048, "model.dropout": 0.1, "label_dropout": 0.0, **FREE},
     ),
+    # train.py, models.py and diffusion/ of github.com/facebookresearch/DiT, ed81ce2; no row of CIFAR-10 is published
+    "dit_s_cifar10": Contract(
+        32_480_280,  # beside them the fixed table of positions
+        linear_ends(),
+        (0.0, 499.0, 999.0),
+        snr,
+        (1e-4, 1e-4, 1e-4),
+        half_life(0.9999, 256),
+        250,
+        {"data.batch_size": 256, "data.flip": True, "label_dropout": 0.1, "optimizer.weight_decay": 0.0}
+        | {"objective.bound_weight": 1 / 1000, **FREE},
+    ),
     # train.py, loss.py, training_loop.py and generate.py of github.com/NVlabs/edm, 008a4e5
     "edm_cifar10": Contract(
         55_733_891,
@@ -399,6 +411,7 @@ COUNTS = {  # of each YAML with the data of its name; a learned variance, classe
     "sde_ddpmpp": (61_804_419, {"resolution": 32}),
     "uvit": (44_255_328, {"resolution": 32}),
     "jit": (32_557_488, {"resolution": 32, "classes": 10}),
+    "dit": (32_480_280, {"resolution": 32, "out_channels": 6, "classes": 10}),
 }
 
 
