@@ -103,7 +103,8 @@ def _compared_weight(
 ) -> Tensor:
     gain_b = compared.gain(level)
     if sigma_floor is not None:
-        gain_b = gain_b * level.sigma / level.sigma.clamp(min=sigma_floor)
+        _, b = compared.mix(level)  # 0 for x, whose error is divided by no σ
+        gain_b = torch.where(b == 0, gain_b, gain_b * level.sigma / level.sigma.clamp(min=sigma_floor))
     return weighting(level, gain_b) * (gain_b / gain) ** 2
 
 
