@@ -137,10 +137,16 @@ def write_images(folder: Path, images: Iterable[NDArray[np.uint8]]) -> Path:
     return folder
 
 
+def write_greys(folder: Path) -> Path:
+    """A folder of 20 images of one grey each, without labels."""
+    return write_images(folder, (np.full((8, 8, 3), 12 * number, np.uint8) for number in range(20)))
+
+
 def composed(*overrides: str) -> DictConfig:
-    """The config of `train` with a small network."""
+    """The config of `train` with a small network, and where no experiment is named, with none."""
+    none = [] if any(override.startswith("experiment=") for override in overrides) else ["~experiment"]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", ["model.width=8", "++model.heads=1", "++model.groups=4", *overrides])
+        return compose("train", [*none, "model.width=8", "++model.heads=1", "++model.groups=4", *overrides])
 
 
 def same(one: Any, other: Any, place: str = "") -> None:

@@ -108,13 +108,8 @@ class Experiment:
 
     @cached_property
     def num_classes(self) -> int:
-        """The number of classes that the network is told, 0 without `label_dropout`."""
-        dropout = self.config.get("label_dropout")
-        if dropout is None:
-            return 0
-        if not self.data.classes:
-            raise ConfigError(f"label_dropout={dropout}: {self.data.name} has no classes; use label_dropout=null")
-        return self.data.classes
+        """The number of classes that the network is told, 0 without `label_dropout` or where the data have none."""
+        return 0 if self.config.get("label_dropout") is None else self.data.classes
 
     @cached_property
     def augmentation(self) -> Augmentation | None:

@@ -11,7 +11,7 @@ import torch
 from noising.metrics import reference_features as references
 from noising.metrics.statistics import read_statistics
 from noising.runs.folder import Run
-from tests.helpers import Command, write_images
+from tests.helpers import Command, write_greys, write_images
 
 
 def test_statistics_go_from_data_to_a_file_to_another(
@@ -55,11 +55,12 @@ def test_a_batch_size_is_for_training_alone(noising: Command, tmp_path: Path) ->
         (["from=bare.pt", "count=1"], "count must be a whole number from 2"),
         (["from=bare.pt", "count=9", "to=real.csv"], "to=real.csv: statistics are written to .npz or .pt files"),
         (["metrics.real=5000"], "5000 images are more than the 1309 train images of digits: use fewer"),
-        (["data=photo_patches"], "photo_patches has no labels"),
+        (["data=image_folder", "data.root=flat", "data.resolution=8"], "image_folder has no labels"),
     ],
 )
 def test_a_bad_option_is_one_line(options: list[str], blamed: str, noising: Command, tmp_path: Path) -> None:
 
+    write_greys(tmp_path / "flat")
     torch.save({"mu": np.zeros(3, np.float32), "sigma": np.eye(3)}, tmp_path / "bare.pt")
     outcome = noising("reference", *options)
     assert outcome.code == 2

@@ -254,12 +254,25 @@ def test_photo_patches_are_the_two_photographs() -> None:
     data = PhotoPatches(batch_size=128, stride=16)
     data.setup()
     assert data.train.pixels.shape == (2 * 25 * 25, 3, 32, 32)
-    assert (len(data.val.pixels), len(data.test.pixels), data.levels, data.classes) == (78, 104, 256, 0)
+    assert (len(data.val.pixels), len(data.test.pixels), data.levels, data.classes) == (78, 104, 256, 2)
+    assert cast(Tensor, data.train.labels).tolist() == [0] * 625 + [1] * 625  # the temple, the flower
+    assert cast(Tensor, data.test.labels).bincount().tolist() == [52, 52]
     sky, flower = data.train.pixels[0].float().mean((1, 2)), data.train.pixels[-1].float().mean((1, 2))
     assert sky[2] > 200  # the temple's sky first
     assert flower[0] > flower[1] > flower[2]  # and orange petals last
     with pytest.raises(ValueError, match=r"^stride must be at least 1, got 0$"):
         PhotoPatches(batch_size=8, stride=0)
+    with pytest.raises(ValueError, match=r"^resolution must be from 1 to 96, got 128$"):
+        PhotoPatches(batch_size=8, resolution=128)
+
+
+def test_smaller_photo_patches_are_of_the_same_places() -> None:
+    large, small = (PhotoPatches(batch_size=128, stride=16, resolution=side) for side in (32, 16))
+    large.setup()
+    small.setup()
+    assert small.resolution == 16
+    assert torch.equal(small.train.pixels[0], large.train.pixels[0, :, :16, :16])
+    assert torch.equal(small.test.pixels[1], large.test.pixels[0, :, :16, 16:])  # edge to edge
 
 
 def test_what_a_set_declares_must_be_true() -> None:

@@ -9,7 +9,6 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from omegaconf import DictConfig
 
@@ -20,7 +19,7 @@ from noising.commands.latents import latents
 from noising.commands.likelihood import likelihood
 from noising.commands.reference import reference
 from noising.commands.sample import sample
-from tests.helpers import SMALL, Command, write_images
+from tests.helpers import SMALL, Command, write_greys
 from tests.reliability import fuzzing
 from tests.reliability.fuzzing import Case, complaint
 
@@ -79,8 +78,7 @@ def cases_of_train(group: str, images: Path) -> Iterator[Case]:
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of 20 images."""
-    greys = (np.full((8, 8, 3), 12 * number, np.uint8) for number in range(20))
-    return write_images(tmp_path_factory.mktemp("images"), greys)
+    return write_greys(tmp_path_factory.mktemp("images"))
 
 
 with_the_rest = pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from noising.diffusion.objectives import Objective
 from noising.errors import ConfigError
 from noising.experiment import Experiment
 from noising.training.module import DiffusionModule
-from tests.helpers import SMALL, Command, composed, read_table
+from tests.helpers import SMALL, Command, composed, read_table, write_greys
 
 
 class Listening(Objective):
@@ -192,10 +192,12 @@ def test_bad_label_dropout_is_named(bad: str) -> None:
         check_options("train", composed(f"label_dropout={bad}"))
 
 
-def test_classes_need_labels() -> None:
-    cfg = composed("label_dropout=0.1", "data=photo_patches")
-    with pytest.raises(ConfigError, match="has no classes"):
-        assert Experiment(cfg, Experiment(cfg).data).module
+def test_data_without_classes_train_a_network_without(tmp_path: Path) -> None:
+    write_greys(tmp_path / "images")
+    images = ("data=image_folder", f"data.root={tmp_path}/images", "data.resolution=8", "data.batch_size=4")
+    experiment = Experiment(composed("label_dropout=0.1", *images))
+    assert experiment.num_classes == 0
+    assert experiment.module.denoiser.model.class_embedding is None
 
 
 @pytest.mark.gpu

@@ -222,6 +222,8 @@ def _recorded(folder: Path, multirun: bool, defaults: Callable[[], DictConfig]) 
         values = read_overrides(of_sweep, "hydra", "overrides", "task")
     elif not multirun and of_run.is_file():
         values = read_overrides(of_run)
+        if values is not None and "experiment" not in map(_name, values) and not _of_default(folder):
+            values = ["~experiment", *values]
     elif not multirun and Run(folder).config_file.is_file():  # a copy without its hidden files
         stored = Run(folder).config
         require_trusted(stored, f"resume={folder}", folder)
@@ -236,6 +238,12 @@ def _recorded(folder: Path, multirun: bool, defaults: Callable[[], DictConfig]) 
     if values is None:
         raise ConfigError(f"resume={folder}: its record of options is damaged: restore the file, or start a new run")
     return _without(values, "resume")
+
+
+def _of_default(folder: Path) -> bool:
+    """Whether a run was started with the experiment that stands for none, which there was not always."""
+    record = folder / ".hydra" / "hydra.yaml"
+    return record.is_file() and "\n    experiment: default\n" in record.read_text("utf-8")
 
 
 def _words(stored: Mapping[str, Any], defaults: Any) -> list[str]:

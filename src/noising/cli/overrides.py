@@ -30,7 +30,7 @@ from noising.config.leaves import leaves
 from noising.config.secrets import require_no_secret
 from noising.errors import ConfigError
 
-_DISPENSABLE = ("augmentation", "callbacks", "logger", "metrics")
+_DISPENSABLE = ("augmentation", "callbacks", "experiment", "logger", "metrics")
 """Groups that a run may be without: ~metrics, metrics=null."""
 
 _FAILURES = (HydraException, OmegaConfBaseException, ValueError)  # Hydra raises plain ValueErrors too

@@ -36,7 +36,7 @@ def build_recipe(config: DictConfig, resolution: int, levels: int) -> Recipe:
     decoder = part("decoder", Decoder, levels=levels)
     weighting = make_function(config.weighting, "weighting", timesteps=config.timesteps)
     recipe = Recipe(
-        part("schedule", Schedule, resolution=resolution),
+        part("schedule", Schedule, resolution=resolution, levels=levels),
         part("parameterization", Parameterization),
         part("noise_label", NoiseLabel),
         part("variance", ReverseVariance),

@@ -87,6 +87,17 @@ class LinearLogSNR(Schedule):
         return ((log_snr - self.log_snr_max) / (self.log_snr_min - self.log_snr_max)).clamp(0, 1)
 
 
+class GreyLevelLogSNR(LinearLogSNR):
+    """λ falls on a straight line that begins where three standard deviations of the noise are half a grey level.
+
+    With K grey levels over [−1, 1] half a level is 1/(K − 1), so that λ_max = 2 log(3 (K − 1)): 7.7 for 17 levels, and
+    for 256 the 13.3 of Kingma et al. (2021). Finer noise would hide nothing of the image.
+    """
+
+    def __init__(self, levels: int, log_snr_min: float = -5.0) -> None:
+        super().__init__(2 * math.log(3 * (levels - 1)), log_snr_min)
+
+
 class LogLinearSigma(LinearLogSNR):
     """log σ rises on a straight line from log sigma_min to log sigma_max, variance-exploding: σ = e^(−λ/2).
 

@@ -21,7 +21,7 @@ from noising.training.callbacks.samples import SampleGrid
 from noising.training.checkpoints import load_checkpoint
 from noising.training.ema import EMA
 from noising.training.progress import StepProgress
-from tests.helpers import SMALL, Command, read_table, run_command
+from tests.helpers import SMALL, Command, read_table, run_command, write_greys
 from tests.metrics.helpers import Brightness, Pixels
 
 MEASURED = [*SMALL[:-1], "trainer.max_steps=10", "trainer.val_check_interval=10", "metrics.n=70", "metrics.repeats=2"]
@@ -242,7 +242,9 @@ def test_a_metric_of_ones_own_is_one_class_and_one_yaml(
 
 
 def test_unlabelled_data_is_trained_without_measuring(noising: Command, tmp_path: Path) -> None:
-    outcome = noising("train", *SMALL[:-1], "data=photo_patches", "trainer.max_steps=2", "hydra.run.dir=run")
+    write_greys(tmp_path / "images")
+    images = ("data=image_folder", "data.root=images", "data.resolution=8", "data.batch_size=4")
+    outcome = noising("train", *SMALL[:-1], *images, "trainer.max_steps=2", "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     assert (
         "no labels for the classifier in whose features samples are measured"
