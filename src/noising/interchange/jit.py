@@ -71,9 +71,7 @@ class JiTLayout(TokenLayout):
             yield Entry("class_positions", (f"{prefix}in_context_posemb",), BatchAxis())
         yield from layer("patches.0", network.patches[0], f"{prefix}x_embedder.proj1")
         yield from layer("patches.1", network.patches[1], f"{prefix}x_embedder.proj2", Pointwise(4))
-        block: Any
         for number, block in enumerate(network.blocks):
-            ours, theirs = f"blocks.{number}", f"{prefix}blocks.{number}"
-            yield from self.block(ours, block, theirs)
+            yield from self.block(f"blocks.{number}", block, f"{prefix}blocks.{number}")
         for own, name in (("norm", "norm_final"), ("out", "linear"), ("modulation", "adaLN_modulation.1")):
             yield from layer(f"last.{own}", getattr(network.last, own), f"{prefix}final_layer.{name}")
