@@ -118,3 +118,11 @@ def derivative_in_forward_mode(network: nn.Module, inputs: tuple[Any, ...]) -> N
     with torch.no_grad():
         ahead, behind = (network(x + sign * step * direction, *others) for sign in (1, -1))
     torch.testing.assert_close(slope, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
+
+
+def about_the_same_in_bfloat16(network: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Mixed precision changes the output by its rounding only."""
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = network(*inputs)
+    exact = network(*inputs)
+    assert (rounded - exact).abs().max() < 0.05 * exact.abs().max()

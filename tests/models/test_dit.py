@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from noising.models.dit import DiT
 from noising.models.tokens import sinusoidal_positions
-from tests.models.helpers import awake, derivative_in_forward_mode, same_when_checkpointed, same_when_compiled
+from tests.models.helpers import (
+    about_the_same_in_bfloat16,
+    awake,
+    derivative_in_forward_mode,
+    same_when_checkpointed,
+    same_when_compiled,
+)
 
 LATENTS = {"channels": 4, "out_channels": 8, "resolution": 32, "classes": 1000}
 CIFAR = {"channels": 3, "out_channels": 6, "resolution": 32, "classes": 10}
@@ -175,6 +181,11 @@ def test_checkpointing_gives_the_same_gradients_and_stores_less(kind: str) -> No
 def test_it_has_a_derivative_in_forward_mode(kind: str) -> None:
     network = awake(small(**KINDS[kind]))
     derivative_in_forward_mode(network, batch(network))
+
+
+def test_it_computes_in_bfloat16_what_it_computes_in_float32() -> None:
+    network = awake(small(classes=3)).eval()
+    about_the_same_in_bfloat16(network, batch(network))
 
 
 def test_a_class_is_refused_where_there_are_none() -> None:

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from noising.models.jit import JiT, gated_width
 from noising.models.tokens import Rotation
-from tests.models.helpers import awake, derivative_in_forward_mode, same_when_checkpointed, same_when_compiled
+from tests.models.helpers import (
+    about_the_same_in_bfloat16,
+    awake,
+    derivative_in_forward_mode,
+    same_when_checkpointed,
+    same_when_compiled,
+)
 
 B = {"width": 768, "depth": 12, "heads": 12, "classes": 1000, "class_tokens": 32}
 L = B | {"width": 1024, "depth": 24, "heads": 16}
@@ -81,10 +87,7 @@ def test_it_has_a_derivative_in_forward_mode(kind: str) -> None:
 
 def test_it_computes_in_bfloat16_what_it_computes_in_float32() -> None:
     network = awake(small()).eval()
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded = network(*batch(network))
-    exact = network(*batch(network))
-    assert (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+    about_the_same_in_bfloat16(network, batch(network))
 
 
 def test_the_output_is_exactly_zero_before_training_and_blocks_are_the_identity() -> None:

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from noising.models.uvit import UViT
-from tests.models.helpers import awake, derivative_in_forward_mode, same_when_checkpointed, same_when_compiled
+from tests.models.helpers import (
+    about_the_same_in_bfloat16,
+    awake,
+    derivative_in_forward_mode,
+    same_when_checkpointed,
+    same_when_compiled,
+)
 
 AT_64 = {"resolution": 64, "classes": 1000, "null_class": False, "patch": 4}
 PUBLISHED = {  # parameters as counted in the authors' code
@@ -63,6 +69,11 @@ def test_checkpointing_gives_the_same_gradients_and_stores_less(kind: str) -> No
 def test_it_has_a_derivative_in_forward_mode(kind: str) -> None:
     network = awake(small(**KINDS[kind]))
     derivative_in_forward_mode(network, batch(network))
+
+
+def test_it_computes_in_bfloat16_what_it_computes_in_float32() -> None:
+    network = awake(small(classes=3, time_layers=True)).eval()
+    about_the_same_in_bfloat16(network, batch(network))
 
 
 def test_initial_weights_are_normal_and_the_output_is_not_zero() -> None:

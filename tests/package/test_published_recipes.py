@@ -159,6 +159,7 @@ JIT: dict[str, Any] = {"ends": (0.999**2 / (0.999**2 + 0.001**2), 0.0), "labels"
 JIT |= {"weight": velocity_weight}
 OF_JIT = {"data.batch_size": 1024, "data.flip": True, "label_dropout": 0.1, "optimizer.betas": [0.9, 0.95], **FREE}
 OF_JIT |= {"optimizer.weight_decay": 0.0, "sampler.clip": None, "times.mean": 0.8, "times.std": 0.8}
+OF_JIT |= {"objective.sigma_floor": 0.05, "parameterization._target_": "noising.diffusion.parameterizations.CleanImage"}
 
 CONTRACTS = {
     # scripts/run_cifar.py of github.com/hojonathanho/diffusion, 1e0dceb; the paper's section 4 and appendix B

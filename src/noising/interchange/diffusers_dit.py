@@ -15,6 +15,7 @@ from noising.interchange.diffusers_config import options_said
 from noising.interchange.dit import DiTLayout, DiTNames
 from noising.interchange.layout import Described, Shapes
 from noising.interchange.tensor_maps import Entry, Repeated, Separate, SwappedHalves, layer
+from noising.interchange.token_layout import TokenBlockNames
 from noising.models.dit import NORM_EPS, DiT
 from noising.models.tokens import FeedForward, ModulatedBlock, TokenAttention, sinusoidal_positions
 
@@ -62,13 +63,15 @@ class DiffusersDiT(DiTLayout):
         patches="pos_embed.proj",
         table=f"transformer_blocks.0.{EMBEDDER}.class_embedder.embedding_table",
         blocks="transformer_blocks",
-        modulation="norm1.linear",
+        last_modulation="proj_out_1",
+        last_out="proj_out_2",
+    )
+    of_block = TokenBlockNames(
         query_key_value=("attn1.to_q", "attn1.to_k", "attn1.to_v"),
         attention_out="attn1.to_out.0",
         layer_in="ff.net.0.proj",
         layer_out="ff.net.2",
-        last_modulation="proj_out_1",
-        last_out="proj_out_2",
+        modulation="norm1.linear",
     )
     rows = Separate()
 

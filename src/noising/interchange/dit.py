@@ -11,35 +11,28 @@ from typing import Any, NamedTuple, cast
 from torch import nn
 
 from noising.errors import require
-from noising.interchange.layout import Described, Layout, Shapes, numbered
-from noising.interchange.tensor_maps import SAME, BatchAxis, Entry, Scaled, Storage, SwappedHalves, layer
-from noising.interchange.token_layout import heads_of, side_of
+from noising.interchange.layout import Described, Shapes, numbered
+from noising.interchange.tensor_maps import SAME, Entry, Scaled, Storage, layer
+from noising.interchange.token_layout import TokenLayout, heads_of, side_of
 from noising.models.dit import DiT
 
 
 class DiTNames(NamedTuple):
-    """A layout's names of the layers of a DiT; query_key_value: one name, or three; those of a block within it."""
+    """A layout's names of the layers of a DiT around its blocks, and of the list of the blocks."""
 
     patches: str
     table: str
     blocks: str
-    modulation: str
-    query_key_value: tuple[str, ...]
-    attention_out: str
-    layer_in: str
-    layer_out: str
     last_modulation: str
     last_out: str
 
 
-class DiTLayout(Layout):
+class DiTLayout(TokenLayout):
     """The names and the storage of one project's weights, for a DiT."""
 
     network: DiT
     families = (DiT,)
     names: DiTNames
-    rows: Storage = SAME
-    """The storage of the matrix of query, key and value."""
     last: Storage = SAME
     """The storage of the last layer."""
 
@@ -60,7 +53,7 @@ class DiTLayout(Layout):
             "width": width,
             "depth": numbered(shapes, f"{names.blocks}."),
             "heads": heads_of(width, facts),
-            "mlp_ratio": shapes[f"{names.blocks}.0.{names.layer_in}.weight"][0] / width,
+            "mlp_ratio": shapes[f"{names.blocks}.0.{cls.of_block.layer_in}.weight"][0] / width,
             "drops_variance": drops,
         }
 
@@ -73,17 +66,7 @@ class DiTLayout(Layout):
         yield from self.embeddings()
         yield from layer("patches", network.patches, names.patches)
         for number, block in enumerate(network.blocks):
-            ours, theirs = f"blocks.{number}", f"{names.blocks}.{number}"
-            for path, name in (
-                ("modulation", names.modulation),
-                ("attention.out", names.attention_out),
-                ("feed_forward.layer_in", names.layer_in),
-                ("feed_forward.layer_out", names.layer_out),
-            ):
-                yield from layer(f"{ours}.{path}", block.get_submodule(path), f"{theirs}.{name}")
-            for part in ("weight", "bias"):
-                there = tuple(f"{theirs}.{name}.{part}" for name in names.query_key_value)
-                yield Entry(f"{ours}.attention.query_key_value.{part}", there, self.rows)
+            yield from self.block(f"blocks.{number}", block, f"{names.blocks}.{number}")
         yield from layer("last.modulation", network.last.modulation, names.last_modulation)
         yield from layer("last.out", network.last.out, names.last_out, self.last, self.last)
 
@@ -98,11 +81,6 @@ class PublishedDiT(DiTLayout):
         patches="x_embedder.proj",
         table="y_embedder.embedding_table",
         blocks="blocks",
-        modulation="adaLN_modulation.1",
-        query_key_value=("attn.qkv",),
-        attention_out="attn.proj",
-        layer_in="mlp.fc1",
-        layer_out="mlp.fc2",
         last_modulation="final_layer.adaLN_modulation.1",
         last_out="final_layer.linear",
     )
@@ -131,10 +109,4 @@ class PublishedDiT(DiTLayout):
         return cls(network, facts.get("negated", False))
 
     def embeddings(self) -> Iterator[Entry]:
-        network = self.network
-        yield Entry("positions", ("pos_embed",), BatchAxis())
-        linear_1, linear_2 = network.noise_embedding.layers[0], network.noise_embedding.layers[2]
-        yield from layer("noise_embedding.layers.0", linear_1, "t_embedder.mlp.0", SwappedHalves())
-        yield from layer("noise_embedding.layers.2", linear_2, "t_embedder.mlp.2")
-        if network.class_embedding is not None:
-            yield from layer("class_embedding", network.class_embedding, self.names.table)
+        yield from self.embedders(self.network)

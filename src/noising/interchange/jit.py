@@ -8,8 +8,8 @@ from torch import nn
 
 from noising.errors import require
 from noising.interchange.layout import Described, Shapes, numbered
-from noising.interchange.tensor_maps import BatchAxis, Entry, Pointwise, SwappedHalves, layer
-from noising.interchange.token_layout import TokenLayout, require_same_channels, side_of
+from noising.interchange.tensor_maps import BatchAxis, Entry, Pointwise, layer
+from noising.interchange.token_layout import TokenBlockNames, TokenLayout, require_same_channels, side_of
 from noising.models.jit import JiT, gated_width
 
 FIRST = "x_embedder.proj1.weight"
@@ -20,7 +20,7 @@ class JiTLayout(TokenLayout):
 
     network: JiT
     families = (JiT,)
-    feed_forward = ("w12", "w3")
+    of_block = TokenBlockNames(layer_in="mlp.w12", layer_out="mlp.w3")
 
     def __init__(self, network: JiT, prefix: str = "net.") -> None:
         super().__init__(network)
@@ -66,20 +66,12 @@ class JiTLayout(TokenLayout):
 
     def entries(self) -> Iterator[Entry]:
         network, prefix = self.network, self.prefix
-        yield Entry("positions", (f"{prefix}pos_embed",), BatchAxis())
+        yield from self.embedders(network, prefix)
         if network.class_positions is not None:
             yield Entry("class_positions", (f"{prefix}in_context_posemb",), BatchAxis())
-        first, last = network.noise_embedding.layers[0], network.noise_embedding.layers[2]
-        yield from layer("noise_embedding.layers.0", first, f"{prefix}t_embedder.mlp.0", SwappedHalves())
-        yield from layer("noise_embedding.layers.2", last, f"{prefix}t_embedder.mlp.2")
-        if network.class_embedding is not None:
-            yield from layer("class_embedding", network.class_embedding, f"{prefix}y_embedder.embedding_table")
         yield from layer("patches.0", network.patches[0], f"{prefix}x_embedder.proj1")
         yield from layer("patches.1", network.patches[1], f"{prefix}x_embedder.proj2", Pointwise(4))
-        block: Any
         for number, block in enumerate(network.blocks):
-            ours, theirs = f"blocks.{number}", f"{prefix}blocks.{number}"
-            yield from self.block(ours, block, theirs)
-            yield from layer(f"{ours}.modulation", block.modulation, f"{theirs}.adaLN_modulation.1")
+            yield from self.block(f"blocks.{number}", block, f"{prefix}blocks.{number}")
         for own, name in (("norm", "norm_final"), ("out", "linear"), ("modulation", "adaLN_modulation.1")):
             yield from layer(f"last.{own}", getattr(network.last, own), f"{prefix}final_layer.{name}")

@@ -2,36 +2,67 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from noising.errors import require
 from noising.interchange.layout import Layout
-from noising.interchange.tensor_maps import Entry, layer
-from noising.models.tokens import TokenAttention
+from noising.interchange.tensor_maps import SAME, BatchAxis, Entry, Storage, SwappedHalves, layer
 
 PUBLISHED_HEADS = {384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16}
 """Token width -> attention heads, of DiT-S, B, L and XL, and of U-ViT-S, M, L and H."""
 
 
+class TokenBlockNames(NamedTuple):
+    """A layout's names of the layers of a block, by default DiT's; query_key_value: one name, or three."""
+
+    query_key_value: tuple[str, ...] = ("attn.qkv",)
+    attention_out: str = "attn.proj"
+    layer_in: str = "mlp.fc1"
+    layer_out: str = "mlp.fc2"
+    modulation: str = "adaLN_modulation.1"
+
+    @property
+    def layers(self) -> dict[str, str]:
+        """Places within a block here, of which it need not have all, and their names."""
+        return {
+            "attention_norm": "norm1",
+            "feed_forward_norm": "norm2",
+            "attention.query_norm": "attn.q_norm",
+            "attention.key_norm": "attn.k_norm",
+            "attention.out": self.attention_out,
+            "feed_forward.layer_in": self.layer_in,
+            "feed_forward.layer_out": self.layer_out,
+            "modulation": self.modulation,
+        }
+
+
 class TokenLayout(Layout):
     """The names and the storage of one project's weights, for one of the transformers here."""
 
-    feed_forward: tuple[str, str]
-    """Names of the two layers of a feed-forward part."""
+    of_block = TokenBlockNames()
+    rows: Storage = SAME
+    """The storage of the matrix of query, key and value."""
 
-    def block(self, ours: str, block: Any, theirs: str) -> Iterator[Entry]:
-        """The entries of the two normalizations, the attention and the feed-forward part of a block."""
-        for own, name in (("attention_norm", "norm1"), ("feed_forward_norm", "norm2")):
-            yield from layer(f"{ours}.{own}", getattr(block, own), f"{theirs}.{name}")
-        attention: TokenAttention = block.attention
-        names = {"query_key_value": "qkv", "query_norm": "q_norm", "key_norm": "k_norm", "out": "proj"}
-        for own, name in names.items():
-            if (part := getattr(attention, own)) is not None:
-                yield from layer(f"{ours}.attention.{own}", part, f"{theirs}.attn.{name}")
-        for own, name in zip(("layer_in", "layer_out"), self.feed_forward, strict=True):
-            yield from layer(f"{ours}.feed_forward.{own}", getattr(block.feed_forward, own), f"{theirs}.mlp.{name}")
+    def block(self, ours: str, block: nn.Module, theirs: str) -> Iterator[Entry]:
+        """The entries of the normalizations, the attention, the feed-forward part and the modulation of a block."""
+        parts = dict(block.named_modules())
+        for name, _ in parts["attention.query_key_value"].named_parameters():
+            there = tuple(f"{theirs}.{part}.{name}" for part in self.of_block.query_key_value)
+            yield Entry(f"{ours}.attention.query_key_value.{name}", there, self.rows)
+        for place, name in self.of_block.layers.items():
+            if place in parts:
+                yield from layer(f"{ours}.{place}", parts[place], f"{theirs}.{name}")
+
+    def embedders(self, network: Any, prefix: str = "") -> Iterator[Entry]:
+        """The entries of the positions, the noise label and the class, under the names of DiT's code."""
+        first, last = network.noise_embedding.layers[0], network.noise_embedding.layers[2]
+        yield Entry("positions", (f"{prefix}pos_embed",), BatchAxis())
+        yield from layer("noise_embedding.layers.0", first, f"{prefix}t_embedder.mlp.0", SwappedHalves())
+        yield from layer("noise_embedding.layers.2", last, f"{prefix}t_embedder.mlp.2")
+        if network.class_embedding is not None:
+            yield from layer("class_embedding", network.class_embedding, f"{prefix}y_embedder.embedding_table")
 
 
 def side_of(patches: int) -> int:

@@ -16,7 +16,6 @@ class UViTLayout(TokenLayout):
 
     network: UViT
     families = (UViT,)
-    feed_forward = ("fc1", "fc2")
 
     @classmethod
     def recognizes(cls, shapes: Shapes) -> bool:

@@ -130,9 +130,9 @@ class TokenAttention(nn.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = rotation(query), rotation(key)
-        attended = attend(query.to(value.dtype), key.to(value.dtype), value)  # (B, N, T, D / N)
-        mixed: Tensor = self.dropout(self.out(attended.transpose(1, 2).flatten(2)))  # (B, T, D)
-        return mixed
+        mixed = self.out(attend(query, key, value).transpose(1, 2).flatten(2))  # (B, T, D)
+        dropped: Tensor = self.dropout(mixed)
+        return dropped
 
 
 class FeedForward(nn.Module):
