@@ -3,6 +3,7 @@
 from noising.errors import require
 from noising.interchange.diffusers_unet import DiffusersUNet
 from noising.interchange.edm import EDM
+from noising.interchange.edm2 import EDM2
 from noising.interchange.layout import Layout, Shapes
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
@@ -10,6 +11,7 @@ from noising.interchange.score_sde import ScoreSDE
 LAYOUTS: dict[str, type[Layout]] = {
     "openai": OpenAI,
     "edm": EDM,
+    "edm2": EDM2,
     "diffusers": DiffusersUNet,
     "score_sde": ScoreSDE,
 }

@@ -76,3 +76,8 @@ class ClassEmbedding(nn.Embedding):
     def forward(self, class_label: Tensor) -> Tensor:
         table = self.weight if self.learns_none else F.pad(self.weight, (0, 0, 0, 1))  # (classes + 1, E)
         return F.embedding(class_label, table)
+
+
+def scaled_one_hot(class_label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """√K in the column of the class of K, whose mean square is 1; zeros for the number K, no class: (B, K)."""
+    return F.one_hot(class_label, classes + 1)[:, :classes].to(dtype) * math.sqrt(classes)
