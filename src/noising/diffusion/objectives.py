@@ -112,8 +112,8 @@ class UncertaintyWeighted(Regression):
     where exp(u) is the mean weighted error at that level. So the sum over levels is of errors relative to what is
     expected there, whatever the weighting. `weight` is without exp(u).
 
-    Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (2024), equation 14 and appendix
-    B.2. https://arxiv.org/abs/2312.02696
+    Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (2024), equations 14 to 16.
+    https://arxiv.org/abs/2312.02696
     """
 
     trains_uncertainty = True

@@ -46,7 +46,7 @@ class _UnitWeight(nn.Module):
     """A layer whose weight is used at unit magnitude for each output: its length has no effect, its direction has.
 
     `normalize_` writes that magnitude back, so that the size of a step relative to the weight is the learning rate's
-    alone. Karras et al. (2024), section 2.3.
+    alone. Karras et al. (2024), equations 47 and 66.
     """
 
     weight: Tensor

@@ -187,7 +187,7 @@ class PowerFunctionEMA(EMA):
 def power_exponent(std: float) -> float:
     """γ of the density (γ + 1) τ^γ on [0, 1] whose standard deviation is std: the largest root of a cubic.
 
-    The variance is (γ + 1)/((γ + 2)² (γ + 3)). Karras et al. (2024), appendix C.1.
+    The variance is (γ + 1)/((γ + 2)² (γ + 3)).
     """
     if not 0 < std <= 12**-0.5:
         raise ValueError(f"std must lie between 0 and 0.2886, got {std}")

@@ -27,7 +27,7 @@ def inverse_square_root(
     """Rise linearly over the first images, stay, and fall as 1/√step after `decay_batches` steps.
 
     batch_size: images of a step, over all devices and accumulation. Karras et al., "Analyzing and Improving the
-    Training Dynamics of Diffusion Models" (2024), equation 67, with a warm-up. https://arxiv.org/abs/2312.02696
+    Training Dynamics of Diffusion Models" (2024), and their code. https://arxiv.org/abs/2312.02696
     """
     for name, number in {"decay_batches": decay_batches, "warmup_images": warmup_images}.items():
         if number <= 0:
