@@ -16,7 +16,9 @@ from torch import Tensor
 
 from noising.interchange.diffusers_unet import DiffusersUNet
 from noising.interchange.edm import EDM
+from noising.interchange.edm2 import EDM2
 from noising.interchange.layout import Layout
+from noising.interchange.layouts import LAYOUTS
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
 
@@ -48,14 +50,21 @@ def fixture(name: str) -> Fixture:
 
 
 def published_layouts() -> dict[str, dict[str, Any]]:
-    """Of 15 published networks the name, the constructor of the authors' code, and each tensor's name and shape."""
+    """Of published networks the name, the constructor of the authors' code, and each tensor's name and shape.
+
+    Left out are those that no layout knows.
+    """
     with gzip.open(FOLDER / "layouts_full_size.json.gz") as file:
-        return {facts["name"]: facts for facts in json.load(file)}
+        found = {facts["name"]: facts for facts in json.load(file)}
+    known = LAYOUTS.values()
+    return {name: facts for name, facts in found.items() if any(layout.recognizes(facts["keys"]) for layout in known)}
 
 
 def layout_of(facts: dict[str, Any], shapes: dict[str, Any], resolution: int = 0) -> Layout:
     """The layout of a file, with what its facts say and its tensors do not."""
     said = facts["constructor"]
+    if any(name.endswith("emb_fourier.freqs") for name in shapes):
+        return EDM2.of(shapes, head_width=said.get("channels_per_head", 64), clip_features=said.get("clip_act", 256.0))
     if any("all_modules." in name for name in shapes):
         return ScoreSDE.of(shapes, said.get("data", {}).get("image_size", resolution), label_scale=4.0)
     if "time_embedding.linear_1.weight" in shapes:

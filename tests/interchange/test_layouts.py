@@ -8,6 +8,8 @@ from torch import Tensor
 
 from noising.interchange.diffusers_unet import DiffusersUNet
 from noising.interchange.edm import EDM
+from noising.interchange.edm2 import EDM2
+from noising.interchange.layouts import LAYOUTS
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
 from tests.interchange.helpers import FOLDER, Fixture, fixture, layout_of, published_layouts
@@ -152,6 +154,12 @@ def test_incomplete_files_are_refused_in_words(name: str) -> None:
 @pytest.mark.parametrize("name", published_layouts())
 def test_one_layout_knows_a_file(name: str) -> None:
     facts = published_layouts()[name]
-    known = [layout for layout in (DiffusersUNet, EDM, OpenAI, ScoreSDE) if layout.recognizes(facts["keys"])]
-    expected = {"diffusers": DiffusersUNet, "edm": EDM, "improved-diffusion": OpenAI, "guided-diffusion": OpenAI}
+    known = [layout for layout in LAYOUTS.values() if layout.recognizes(facts["keys"])]
+    expected = {
+        "diffusers": DiffusersUNet,
+        "edm": EDM,
+        "edm2": EDM2,
+        "improved-diffusion": OpenAI,
+        "guided-diffusion": OpenAI,
+    }
     assert known == [expected.get(facts["repo"].split("/")[-1], ScoreSDE)]

@@ -17,7 +17,13 @@ from noising.models.blocks import Double, FilteredConvolution, Halve, HalvingCon
 from noising.models.song_unet import SongUNet
 from noising.models.u_shape import UShape
 from noising.models.unet import UNet
-from tests.models.helpers import PUBLISHED
+from tests.models.helpers import (
+    PUBLISHED,
+    awake,
+    derivative_in_forward_mode,
+    same_when_checkpointed,
+    same_when_compiled,
+)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -33,8 +39,10 @@ LEVELS = {
     "adm at 64": "192x3@64 384x3@32A 576x3@16A 768x3@8A | 768x4@8A 576x4@16A 384x4@32A 192x4@64",
     "edm's ddpm++": "256x4@32 256x4@16A 256x4@8 | 256x5@8 256x5@16a 256x5@32",
     "score sde's ddpm++": "128x4@32 256x4@16A 256x4@8 256x4@4 | 256x5@4 256x5@8 256x5@16a 128x5@32",
+    "edm2 s": "192x3@64 384x3@32 576x3@16A 768x3@8A | 768x4@8A 576x4@16A 384x4@32 192x4@64",
 }
 SKIPS = {"ddpm": 12, "iddpm": 16, "iddpm at 64": 16, "adm at 64": 16, "edm's ddpm++": 15, "score sde's ddpm++": 20}
+SKIPS |= {"edm2 s": 16}
 
 
 @pytest.mark.parametrize("name", LEVELS)
@@ -82,6 +90,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "edm's ddpm++ with classes": {"classes": 3},
     "edm's ncsn++": {},
     "edm's ncsn++ with classes": {"classes": 3},
+    "edm2 s": {"head_width": 8, "classes": 3, "log_variance_waves": 0},
 }
 
 
@@ -90,15 +99,6 @@ def small(name: str, **others: Any) -> UShape:
     sizes = {"resolution": 8, "width": 16, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.0}
     torch.manual_seed(0)
     return PUBLISHED[name].build("cpu", **sizes | SMALL[name] | others)
-
-
-def awake(network: UShape) -> UShape:
-    """The network with no weight at its start, where many are zero."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return network
 
 
 def batch(network: Any) -> tuple[Tensor, ...]:
@@ -110,7 +110,7 @@ def batch(network: Any) -> tuple[Tensor, ...]:
     return x, label, *classes, torch.randn(2, 9, generator=generator) if told else None  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("name", ["iddpm", "adm at 64"])
+@pytest.mark.parametrize("name", ["iddpm", "adm at 64", "edm2 s"])
 def test_the_output_is_exactly_zero_before_training(name: str) -> None:
     network = small(name)
     assert torch.equal(network(*batch(network)), torch.zeros(2, network.last.out_channels, 8, 8))
@@ -139,49 +139,24 @@ def test_initial_weights_have_glorots_variance(name: str, scale: float) -> None:
         assert matrix.var().item() == pytest.approx(scale * 2 / 256, rel=0.03)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "adm at 64", "edm's ncsn++ with classes"])  # every kind of layer
+@pytest.mark.parametrize("name", ["ddpm", "adm at 64", "edm's ncsn++ with classes", "edm2 s"])  # every kind of layer
 def test_torch_compiles_it_without_a_break(name: str) -> None:
     network = awake(small(name)).eval()
-    torch._dynamo.reset()
-    compiled = torch.compile(network, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(*batch(network)), network(*batch(network)), rtol=1e-5, atol=1e-5)
+    same_when_compiled(network, batch(network))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_checkpointing_gives_the_same_gradients_and_stores_less(name: str) -> None:
-    found = []
-    for checkpointing in (False, True):
-        network = awake(small(name, checkpointing=checkpointing, dropout=0.1))
-        stored = 0
+    def build(checkpointing: bool) -> UShape:
+        return awake(small(name, checkpointing=checkpointing, dropout=0.1))
 
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal stored
-            stored += tensor.numel()
-            return tensor
-
-        torch.manual_seed(3)
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            loss = network(*batch(network)).square().sum()
-        loss.backward()
-        found.append((stored, {name: parameter.grad for name, parameter in network.named_parameters()}))
-    (whole, expected), (less, gradients) = found
-    assert less < 0.5 * whole
-    for parameter, gradient in expected.items():
-        assert gradient is not None
-        torch.testing.assert_close(gradients[parameter], gradient, rtol=1e-5, atol=1e-6)
+    same_when_checkpointed(build, batch(build(False)))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_it_has_a_derivative_in_forward_mode(name: str) -> None:
-    network = awake(small(name)).double().eval()
-    x, label, *others = batch(network)
-    others = [o.double() if o is not None and o.is_floating_point() else o for o in others]
-    x, label, direction = x.double(), label.double(), torch.randn(x.shape, dtype=torch.float64)
-    _, slope = torch.func.jvp(lambda x: network(x, label, *others), (x,), (direction,))
-    step = 1e-5
-    with torch.no_grad():
-        ahead, behind = (network(x + sign * step * direction, label, *others) for sign in (1, -1))
-    torch.testing.assert_close(slope, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
+    network = awake(small(name))
+    derivative_in_forward_mode(network, batch(network))
 
 
 @pytest.mark.parametrize(("taps", "size"), [([1, 1], 8), ([1, 3, 3, 1], 8), ([1, 3, 3, 1], 4)])
