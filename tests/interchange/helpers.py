@@ -15,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from noising.interchange.diffusers_unet import DiffusersUNet
+from noising.interchange.dit import PublishedDiT
 from noising.interchange.edm import EDM
 from noising.interchange.edm2 import EDM2
 from noising.interchange.layout import Layout
@@ -65,6 +66,8 @@ def layout_of(facts: dict[str, Any], shapes: dict[str, Any], resolution: int = 0
     said = facts["constructor"]
     if any(name.endswith("emb_fourier.freqs") for name in shapes):
         return EDM2.of(shapes, head_width=said.get("channels_per_head", 64), clip_features=said.get("clip_act", 256.0))
+    if "x_embedder.proj.weight" in shapes:
+        return PublishedDiT.of(shapes, heads=said["num_heads"])
     if any("all_modules." in name for name in shapes):
         return ScoreSDE.of(shapes, said.get("data", {}).get("image_size", resolution), label_scale=4.0)
     if "time_embedding.linear_1.weight" in shapes:

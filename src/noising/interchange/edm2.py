@@ -62,7 +62,7 @@ class EDM2(Layout):
             "head_width": facts.get("head_width") or 64,
             "noise_waves": None if waves == widths[0] else waves,
             "embedding": None if embedding == max(widths) else embedding,
-            "clip_features": facts.get("clip_features", 256.0),
+            "clip_features": facts.get("clip_features") or 256.0,
             "log_variance_waves": uncertainty[1] if uncertainty is not None else 0,
         }
         return Described(EDM2UNet, options, partial(cls, resolution=resolution, prefix=prefix))

@@ -1,12 +1,16 @@
 """The layouts by name, and which one a file's names are of."""
 
 from noising.errors import require
+from noising.interchange.diffusers_dit import DiffusersDiT
 from noising.interchange.diffusers_unet import DiffusersUNet
+from noising.interchange.dit import PublishedDiT
 from noising.interchange.edm import EDM
 from noising.interchange.edm2 import EDM2
+from noising.interchange.jit import JiTLayout
 from noising.interchange.layout import Layout, Shapes
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
+from noising.interchange.uvit import UViTLayout
 
 LAYOUTS: dict[str, type[Layout]] = {
     "openai": OpenAI,
@@ -14,6 +18,10 @@ LAYOUTS: dict[str, type[Layout]] = {
     "edm2": EDM2,
     "diffusers": DiffusersUNet,
     "score_sde": ScoreSDE,
+    "dit": PublishedDiT,
+    "diffusers_dit": DiffusersDiT,
+    "uvit": UViTLayout,
+    "jit": JiTLayout,
 }
 
 

@@ -198,7 +198,7 @@ class ClippedStage(Stage):
         super().__init__(residual, attention, joins, checkpointed)
         self.limit = limit
 
-    def compute(self, x: Tensor, embedded: Tensor) -> Tensor:
+    def compute(self, x: Tensor, embedded: Tensor) -> Tensor:  # type: ignore[override]
         return super().compute(x, embedded).clamp(-self.limit, self.limit)
 
 

@@ -81,3 +81,16 @@ class ClassEmbedding(nn.Embedding):
 def scaled_one_hot(class_label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     """√K in the column of the class of K, whose mean square is 1; zeros for the number K, no class: (B, K)."""
     return F.one_hot(class_label, classes + 1)[:, :classes].to(dtype) * math.sqrt(classes)
+
+
+def labels_for(class_label: Tensor | None, classes: int, noise_label: Tensor) -> Tensor | None:
+    """The classes that a `ClassEmbedding` is given, (B,): the number ``classes`` for None; None without classes.
+
+    noise_label: (B,), for the number of images. Raises ValueError for a class where there are none.
+    """
+    if classes:
+        none = torch.full(noise_label.shape, classes, device=noise_label.device)  # (B,)
+        return none if class_label is None else class_label
+    if class_label is not None:
+        raise ValueError("class_label needs a model with classes, this one was built with classes=0")
+    return None
