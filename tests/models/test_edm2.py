@@ -181,6 +181,17 @@ def test_the_uncertainty_is_a_number_of_full_precision_for_each_image() -> None:
     assert small(log_variance_waves=0).log_variance is None
 
 
+def test_in_half_precision_it_is_nearly_the_same() -> None:
+    network, inputs = awake(small()).train(), batch()
+    expected = network(*inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = network(*inputs)
+    assert found.dtype == torch.bfloat16
+    assert (found - expected).abs().max() < 0.05 * expected.abs().max()
+    found.square().sum().backward()
+    assert all(weight.grad is not None for name, weight in weights(network).items() if "log_variance" not in name)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
