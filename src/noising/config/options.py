@@ -132,7 +132,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "check": (_PATH, "{}={}: expected a .safetensors file, or null"),
     "layout": (
         Literal["openai", "edm", "edm2", "diffusers", "score_sde", "uvit", "jit", "dit", "diffusers_dit"] | None,
-        "{} must be openai, edm, edm2, diffusers, score_sde, uvit, jit, dit, diffusers_dit or null, got {}",
+        "{} must be openai, edm, edm2, diffusers, score_sde, uvit, jit, dit, diffusers_dit, or null, got {}",
     ),
     "convert to": (
         Literal["diffusers", "openai", "edm", "edm2", "score_sde", "uvit", "jit", "dit", "safetensors"] | None,

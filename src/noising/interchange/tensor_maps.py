@@ -33,13 +33,6 @@ class SwappedHalves(Storage):
         return [self.read([ours])]
 
 
-class BatchAxis(Storage):
-    """A table for all images, stored with an axis of length one for them before the others."""
-
-    def write(self, ours: Tensor) -> Sequence[Tensor]:
-        return [ours[None]]
-
-
 class Transposed(Storage):
     """A matrix stored as (inputs, outputs)."""
 
@@ -48,6 +41,13 @@ class Transposed(Storage):
 
     def write(self, ours: Tensor) -> Sequence[Tensor]:
         return [ours.flatten(1).T]
+
+
+class BatchAxis(Storage):
+    """A table for all images, stored with an axis of length one for them before the others."""
+
+    def write(self, ours: Tensor) -> Sequence[Tensor]:
+        return [ours[None]]
 
 
 @dataclass(frozen=True)
