@@ -34,6 +34,7 @@ from noising.diffusion.variances import FixedLarge, FixedSmall, Learned, Learned
 from noising.diffusion.weightings import min_snr, snr, uniform
 from tests.diffusion.helpers import (
     Crooked,
+    ToyOfEDM2,
     denoiser_of,
     final_classes,
     gaussian_denoiser,
@@ -349,24 +350,6 @@ def test_no_signal_at_the_end_is_no_nan() -> None:
     loss = ContinuousBound()(denoiser, x, t, noise)["loss"]
     assert float(loss[0]) > 0
     assert 0 <= float(loss[1]) < 1e-9
-
-
-class ToyOfEDM2(nn.Module):
-    """D = tanh(x)/(1 + σ) as the network of EDM's preconditioning, and u = 0.3 ln σ + 0.1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked: list[Tensor] = []
-
-    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
-        sigma = (4 * noise_label).exp().reshape(-1, 1, 1, 1)
-        total = sigma**2 + 0.25
-        noisy = x * total.sqrt()
-        return (noisy.tanh() / (1 + sigma) - 0.25 / total * noisy) * total.sqrt() / (0.5 * sigma)
-
-    def log_variance(self, noise_label: Tensor) -> Tensor:
-        self.asked.append(noise_label)
-        return 0.3 * 4 * noise_label + 0.1
 
 
 def test_the_uncertainty_weighted_loss_is_that_of_edm2s_code() -> None:
