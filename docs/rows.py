@@ -32,7 +32,7 @@ PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 IMAGES = ROOT / "docs" / "images"
 RECIPES = (
     *("ddpm", "iddpm", "analytic_dpm", "v_prediction", "zero_terminal_snr", "vdm", "vdm_plus_plus", "edm"),
-    "rectified_flow",
+    *("edm2", "rectified_flow"),
 )
 LOSSES = {
     "hybrid, learned range": [],

@@ -63,6 +63,10 @@ COMPANIONS = {
     "learned": ["objective=variational_bound"],
     "learned_range": ["objective=hybrid"],
     "hybrid": ["variance=learned_range"],
+    "uncertainty_weighted": [
+        *("model=edm2_64", "~model.heads", "~model.groups", "model.multipliers=[1,2]", "model.blocks=1"),
+        *("model.attention=[4]", "model.head_width=8"),
+    ],
 }
 
 

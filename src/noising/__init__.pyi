@@ -48,6 +48,7 @@ from .diffusion.objectives import (
     Hybrid as Hybrid,
     Objective as Objective,
     Regression as Regression,
+    UncertaintyWeighted as UncertaintyWeighted,
     VariationalBound as VariationalBound,
     WeightedBound as WeightedBound,
     WeightedLoss as WeightedLoss,
@@ -115,11 +116,12 @@ from .errors import ConfigError as ConfigError, UsageError as UsageError
 from .experiment import Experiment as Experiment
 from .metrics.quality import ImageMetric as ImageMetric, QualityMetric as QualityMetric
 from .models.dit import DiT as DiT
+from .models.edm2 import EDM2UNet as EDM2UNet
 from .models.jit import JiT as JiT
 from .models.song_unet import SongUNet as SongUNet
 from .models.unet import UNet as UNet
 from .models.uvit import UViT as UViT
 from .randomness import Streams as Streams
 from .runs.declarations import Declaration as Declaration
-from .training.ema import EMA as EMA, HalfLifeEMA as HalfLifeEMA
+from .training.ema import EMA as EMA, HalfLifeEMA as HalfLifeEMA, PowerFunctionEMA as PowerFunctionEMA
 from .training.module import DiffusionModule as DiffusionModule

@@ -32,7 +32,7 @@ from noising.data.torch_dataset import Indexed, TorchDataset
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.drawing import class_labels_for, require_drawing
 from noising.diffusion.likelihood.estimators import BoundEstimator
-from noising.diffusion.networks import adapted, require_fitting
+from noising.diffusion.networks import adapted, log_variance_of, require_fitting
 from noising.diffusion.objectives import require_losses
 from noising.diffusion.recipe import Recipe, rising, uneven
 from noising.diffusion.samplers import Sampler
@@ -206,6 +206,7 @@ class Experiment:
             log.warning(warning)
         validation, test = self._bound("validation_bound", "val"), self._bound("bound", "test")
         optimizer, lr_schedule = self._optimizer, self._lr_schedule
+        self._require_uncertainty()
         # what they are called with, and what they give, is known only when they are called
         some = [torch.nn.Parameter(torch.zeros(size)) for size in ((1, 1), (1,))]
         trial = tried("optimizer", Optimizer, optimizer, some)
@@ -231,6 +232,20 @@ class Experiment:
             augmentation=self.augmentation,
         )
 
+    def _require_uncertainty(self) -> None:
+        """Raise ConfigError for a loss that reads an uncertainty which the network does not have.
+
+        Where the loss reads none, the network's is not trained: other ranks would wait for its gradient.
+        """
+        objective, uncertainty = self.recipe.objective, log_variance_of(self.denoiser.model)
+        if objective.trains_uncertainty and uncertainty is None:
+            raise ConfigError(
+                f"objective: {_type(objective)} needs a network that estimates its uncertainty, such as model=edm2_64; "
+                "use it, or objective=regression"
+            )
+        if isinstance(uncertainty, torch.nn.Module):
+            uncertainty.requires_grad_(objective.trains_uncertainty)
+
     @property
     def _optimizer(self) -> MakeOptimizer:
         """The optimizer, by `_target_` with or without `_partial_`: its first argument is the parameters."""
@@ -252,7 +267,7 @@ class Experiment:
         steps = dict.fromkeys(("max_steps", "T_max", "total_steps", "total_iters"), self.max_steps)
         if scheduler:
             return cast(MakeScheduler, make({**node, "_partial_": True}, "lr_schedule", object, **steps))
-        made = make_function(node, "lr_schedule", **steps)
+        made = make_function(node, "lr_schedule", **steps, batch_size=self.data.batch_size)
         for step in (0, self.max_steps):
             factor = tried("lr_schedule", float, lambda step: float(made(step)), step)
             if not 0 <= factor < math.inf:

@@ -206,7 +206,7 @@ def test_files_that_are_no_weights_are_refused_in_a_line(noising: Command, tmp_p
         (["weights=evil.pkl"], "is a pickle, which runs the code in it when it is opened: export it"),
         (["weights=evil.pt"], "(code in it was not run)"),
         (["weights=cut.safetensors"], "it is no safetensors file, or a damaged one"),
-        (["weights=other.safetensors"], "its 1 tensors (a, ...) are in none of the layouts openai, edm, diffusers"),
+        (["weights=other.safetensors"], "its 1 tensors (a, ...) are in none of the layouts openai, edm"),
         ([f"weights={FOLDER / 'torchcfm.safetensors'}", "layout=edm"], "are not of layout=edm: leave layout out"),
         ([f"weights={FOLDER / 'sde_ncsnpp_ve.safetensors'}"], "NCSN++ is trained on images in [0, 1]"),
         ([f"weights={FOLDER / 'ddpm_diffusers.safetensors'}"], "config.json is missing beside"),

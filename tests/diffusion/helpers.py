@@ -182,3 +182,23 @@ def randomized(seed: int = 0) -> LearnedLogSNR:
         for parameter in schedule.parameters():
             parameter.add_(2 * torch.randn(parameter.shape, generator=generator))
     return schedule
+
+
+class ToyOfEDM2(nn.Module):
+    """D = tanh(slope x)/(1 + σ) as the network of EDM's preconditioning, and u = 0.3 ln σ + 0.1."""
+
+    def __init__(self, slope: float = 1.0) -> None:
+        super().__init__()
+        self.slope = slope
+        self.asked: list[Tensor] = []
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
+        sigma = (4 * noise_label).exp().reshape(-1, 1, 1, 1)
+        total = sigma**2 + 0.25
+        noisy = x * total.sqrt()
+        clean = (self.slope * noisy).tanh() / (1 + sigma)
+        return (clean - 0.25 / total * noisy) * total.sqrt() / (0.5 * sigma)
+
+    def log_variance(self, noise_label: Tensor) -> Tensor:
+        self.asked.append(noise_label)
+        return 0.3 * 4 * noise_label + 0.1

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser
-from noising.diffusion.grids import uniform
+from noising.diffusion.grids import karras, uniform
 from noising.diffusion.guidance import Guided, autoguidance, classifier_free, unconditional
+from noising.diffusion.noise_labels import QuarterLogSigma
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Karras, Velocity
 from noising.diffusion.samplers import DDIM, DPMPP2M, Ancestral, Heun
 from noising.diffusion.schedules import Cosine, LinearBeta, LogLinearSigma, Schedule
-from noising.diffusion.variances import LearnedRange
-from tests.diffusion.helpers import PARAMETERIZATIONS, Classed, Crooked, denoiser_of, in_turn, normals
+from noising.diffusion.variances import FixedSmall, LearnedRange
+from tests.diffusion.helpers import PARAMETERIZATIONS, Classed, Crooked, ToyOfEDM2, denoiser_of, in_turn, normals
+from tests.interchange.helpers import fixture
 
 
 class TwoClasses(nn.Module):
@@ -185,3 +188,28 @@ def test_what_cannot_guide_is_refused() -> None:
         Guided(exploding, brighter, 2.0)
     with pytest.raises(ValueError, match=r"^the guide has another schedule"):
         autoguidance(denoiser, denoiser_of(Crooked(), LinearBeta(100)), 2.0)
+
+
+def test_guided_samples_are_those_of_edm2s_code() -> None:
+    """Autoguidance within Heun's method with churn, step by step."""
+    given = fixture("scalars/edm2_phema_lr_loss_sampler")
+    said = given.facts["settings"]["sampler"]
+    strong, weak = (
+        Denoiser(ToyOfEDM2(slope), LogLinearSigma(), Karras(), FixedSmall(), QuarterLogSigma()) for slope in (1.0, 0.5)
+    )
+    guided = autoguidance(strong, weak, scale=said["guidance"])
+    sampler = Heun(
+        said["num_steps"],
+        partial(karras, timesteps=10**12),
+        clip=None,
+        churn=said["S_churn"],
+        churn_min=said["S_min"],
+        churn_max=said["S_max"],
+        churn_noise=said["S_noise"],
+    )
+    noises = [given.inputs["sampler/noise"].double(), *given.inputs["sampler/noises"]]
+    path = list(sampler.path(guided, in_turn(torch.stack(noises))))
+    stored = given.outputs["sampler/eval_x"]  # of both evaluations of a step, after its churn
+    for step in (0, 3, 4):  # the next step has no churn
+        torch.testing.assert_close(path[step].x_t, stored[2 * step + 2], rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(path[-1].x_t, given.outputs["sampler/x_final"].double(), rtol=1e-7, atol=1e-7)

@@ -17,15 +17,24 @@ from noising.diffusion.likelihood.decoders import (
     TanhDiscretizedGaussian,
 )
 from noising.diffusion.likelihood.terms import ModelTerms, variational_bound
-from noising.diffusion.noise_labels import ScaledTime
-from noising.diffusion.objectives import ContinuousBound, Hybrid, Objective, Regression, VariationalBound, WeightedBound
-from noising.diffusion.parameterizations import CleanImage, Epsilon, Parameterization, Velocity
-from noising.diffusion.schedules import Cosine, LinearBeta, LinearLogSNR, RectifiedFlow, Schedule
+from noising.diffusion.noise_labels import QuarterLogSigma, ScaledTime
+from noising.diffusion.objectives import (
+    ContinuousBound,
+    Hybrid,
+    Objective,
+    Regression,
+    UncertaintyWeighted,
+    VariationalBound,
+    WeightedBound,
+)
+from noising.diffusion.parameterizations import CleanImage, Epsilon, Karras, Parameterization, Velocity
+from noising.diffusion.schedules import Cosine, LinearBeta, LinearLogSNR, LogLinearSigma, RectifiedFlow, Schedule
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall, Learned, LearnedRange, ReverseVariance
 from noising.diffusion.weightings import min_snr, snr, uniform
 from tests.diffusion.helpers import (
     Crooked,
+    ToyOfEDM2,
     denoiser_of,
     final_classes,
     gaussian_denoiser,
@@ -34,6 +43,7 @@ from tests.diffusion.helpers import (
     normals,
     randomized,
 )
+from tests.interchange.helpers import fixture
 
 T = torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
 
@@ -138,7 +148,8 @@ def made(schedule: Schedule, variance: ReverseVariance, kind: type[Parameterizat
 
 
 def test_every_final_class_is_tested() -> None:
-    assert final_classes(Objective) == {Regression, WeightedBound, ContinuousBound, VariationalBound, Hybrid}
+    bounds = {WeightedBound, ContinuousBound, VariationalBound, Hybrid}
+    assert final_classes(Objective) == {Regression, UncertaintyWeighted} | bounds
 
 
 def averages_to_the_bound(denoiser: Denoiser, decoder: Decoder) -> None:
@@ -339,3 +350,43 @@ def test_no_signal_at_the_end_is_no_nan() -> None:
     loss = ContinuousBound()(denoiser, x, t, noise)["loss"]
     assert float(loss[0]) > 0
     assert 0 <= float(loss[1]) < 1e-9
+
+
+def test_the_uncertainty_weighted_loss_is_that_of_edm2s_code() -> None:
+    given = fixture("scalars/edm2_phema_lr_loss_sampler")
+    x, noise = given.inputs["loss/images"].double(), given.inputs["loss/noise"].double()
+    log_sigma = 1.6 * given.inputs["loss/level_draw"].double() - 0.8
+    schedule, network = LogLinearSigma(), ToyOfEDM2()
+    denoiser = Denoiser(network, schedule, Karras(), FixedSmall(), QuarterLogSigma())
+    t = schedule.time(-2 * log_sigma)
+    terms = UncertaintyWeighted(uniform)(denoiser, x, t, noise)
+    expected = given.outputs["loss/loss"].double().mean((1, 2, 3))
+    torch.testing.assert_close(terms["loss"], expected, rtol=2e-6, atol=0)
+    torch.testing.assert_close(terms["log_variance"], 0.3 * log_sigma + 0.1)
+    assert len(network.asked) == 1
+    plain = Regression(uniform)(denoiser, x, t, noise)
+    assert torch.equal(terms["mse"], plain["mse"])
+
+
+def test_the_uncertainty_is_least_where_it_is_the_logarithm_of_the_error() -> None:
+    """The derivative in u is 1 − w err²/exp(u); and the network's gradient is that of the error over exp(u)."""
+
+    class Told(Crooked):
+        def __init__(self, u: Tensor) -> None:
+            super().__init__()
+            self.u = nn.Parameter(u)
+
+        def log_variance(self, noise_label: Tensor) -> Tensor:
+            return self.u
+
+    x, noise, schedule = images(5), normals(5, 1, 3, 3), Cosine()
+    error = Regression(uniform)(denoiser_of(Crooked(), schedule), x, T, noise)["loss"].detach()
+    for shift in (-0.5, 0.0, 0.5):
+        network = Told(error.log() + shift)
+        UncertaintyWeighted(uniform)(denoiser_of(network, schedule), x, T, noise)["loss"].sum().backward()
+        torch.testing.assert_close(network.u.grad, torch.full_like(error, 1 - math.exp(-shift)))
+
+
+def test_a_network_without_uncertainty_is_refused() -> None:
+    with pytest.raises(ValueError, match="UncertaintyWeighted needs a network with log_variance, not Crooked"):
+        UncertaintyWeighted(uniform)(denoiser_of(Crooked(), Cosine()), images(5), T, normals(5, 1, 3, 3))

@@ -18,6 +18,7 @@ from torch import Tensor
 from noising.interchange.diffusers_unet import DiffusersUNet
 from noising.interchange.dit import PublishedDiT
 from noising.interchange.edm import EDM
+from noising.interchange.edm2 import EDM2
 from noising.interchange.jit import JiTLayout
 from noising.interchange.layout import Layout
 from noising.interchange.layouts import LAYOUTS
@@ -66,6 +67,8 @@ def published_layouts() -> dict[str, dict[str, Any]]:
 def layout_of(facts: dict[str, Any], shapes: dict[str, Any], resolution: int = 0) -> Layout:
     """The layout of a file, with what its facts say and its tensors do not."""
     said = facts["constructor"]
+    if any(name.endswith("emb_fourier.freqs") for name in shapes):
+        return EDM2.of(shapes, head_width=said.get("channels_per_head", 64), clip_features=said.get("clip_act", 256.0))
     if "x_embedder.proj.weight" in shapes:
         return PublishedDiT.of(shapes, heads=said["num_heads"])
     if any("all_modules." in name for name in shapes):

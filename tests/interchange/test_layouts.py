@@ -9,6 +9,7 @@ from torch import Tensor
 from noising.interchange.diffusers_unet import DiffusersUNet
 from noising.interchange.dit import PublishedDiT
 from noising.interchange.edm import EDM
+from noising.interchange.edm2 import EDM2
 from noising.interchange.jit import JiTLayout
 from noising.interchange.layouts import LAYOUTS
 from noising.interchange.openai import OpenAI
@@ -164,6 +165,7 @@ def test_one_layout_knows_a_file(name: str) -> None:
         "U-ViT": UViTLayout,
         "DiffusionFusion": JiTLayout,
         "edm": EDM,
+        "edm2": EDM2,
         "improved-diffusion": OpenAI,
         "guided-diffusion": OpenAI,
     }

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
+from noising.models.edm2 import EDM2UNet
 from noising.models.song_unet import SongUNet
 from noising.models.u_shape import UShape
 from noising.models.unet import UNet
@@ -36,6 +37,9 @@ DDPM = {"resolution": 32, "width": 128, "multipliers": [1, 2, 2, 2], "blocks": 2
 DDPM |= {"groups": 32, "norm_eps": 1e-6, "scale_shift": False, "corner_padding": True, "endpoint": True, "glorot": True}
 NCSN = {"fourier": True, "pyramid": True, "taps": [1, 3, 3, 1]}
 AT_64 = {"resolution": 64, "multipliers": [1, 2, 2, 2]}
+EDM2 = {"resolution": 64, "classes": 1000}
+OF_LATENTS = EDM2 | {"channels": 4, "out_channels": 4}
+EDM2_AT_32 = {"resolution": 32, "multipliers": [1, 2, 3]}
 
 PUBLISHED = {
     "ddpm": Published(UNet, DDPM, 35_746_307),
@@ -64,6 +68,18 @@ PUBLISHED = {
     "score sde's ddpm++, deep": Published(
         SongUNet, {"resolution": 32, "multipliers": [1, 2, 2, 2], "blocks": 8}, 106_632_579
     ),
+    "edm2 xxs": Published(EDM2UNet, EDM2 | {"width": 64}, 31_307_877),
+    "edm2 xs": Published(EDM2UNet, EDM2 | {"width": 128}, 124_710_949),
+    "edm2 s": Published(EDM2UNet, EDM2, 280_209_381),
+    "edm2 m": Published(EDM2UNet, EDM2 | {"width": 256}, 497_803_173),
+    "edm2 l": Published(EDM2UNet, EDM2 | {"width": 320}, 777_492_325),
+    "edm2 xl": Published(EDM2UNet, EDM2 | {"width": 384}, 1_119_276_837),
+    "edm2 xxs of latents": Published(EDM2UNet, OF_LATENTS | {"width": 64}, 31_309_029),
+    "edm2 xs of latents": Published(EDM2UNet, OF_LATENTS | {"width": 128}, 124_713_253),
+    "edm2 s of latents": Published(EDM2UNet, OF_LATENTS, 280_212_837),
+    "edm2 m of latents": Published(EDM2UNet, OF_LATENTS | {"width": 256}, 497_807_781),
+    "edm2 at 32, 64 channels": Published(EDM2UNet, EDM2_AT_32 | {"width": 64}, 14_696_540),
+    "edm2 at 32, 128 channels": Published(EDM2UNet, EDM2_AT_32 | {"width": 128}, 58_777_628),
 }
 
 Network = TypeVar("Network", bound=nn.Module)

@@ -39,8 +39,10 @@ LEVELS = {
     "adm at 64": "192x3@64 384x3@32A 576x3@16A 768x3@8A | 768x4@8A 576x4@16A 384x4@32A 192x4@64",
     "edm's ddpm++": "256x4@32 256x4@16A 256x4@8 | 256x5@8 256x5@16a 256x5@32",
     "score sde's ddpm++": "128x4@32 256x4@16A 256x4@8 256x4@4 | 256x5@4 256x5@8 256x5@16a 128x5@32",
+    "edm2 s": "192x3@64 384x3@32 576x3@16A 768x3@8A | 768x4@8A 576x4@16A 384x4@32 192x4@64",
 }
 SKIPS = {"ddpm": 12, "iddpm": 16, "iddpm at 64": 16, "adm at 64": 16, "edm's ddpm++": 15, "score sde's ddpm++": 20}
+SKIPS |= {"edm2 s": 16}
 
 
 @pytest.mark.parametrize("name", LEVELS)
@@ -88,6 +90,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "edm's ddpm++ with classes": {"classes": 3},
     "edm's ncsn++": {},
     "edm's ncsn++ with classes": {"classes": 3},
+    "edm2 s": {"head_width": 8, "classes": 3, "log_variance_waves": 0},
 }
 
 
@@ -107,7 +110,7 @@ def batch(network: Any) -> tuple[Tensor, ...]:
     return x, label, *classes, torch.randn(2, 9, generator=generator) if told else None  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("name", ["iddpm", "adm at 64"])
+@pytest.mark.parametrize("name", ["iddpm", "adm at 64", "edm2 s"])
 def test_the_output_is_exactly_zero_before_training(name: str) -> None:
     network = small(name)
     assert torch.equal(network(*batch(network)), torch.zeros(2, network.last.out_channels, 8, 8))
@@ -136,7 +139,7 @@ def test_initial_weights_have_glorots_variance(name: str, scale: float) -> None:
         assert matrix.var().item() == pytest.approx(scale * 2 / 256, rel=0.03)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "adm at 64", "edm's ncsn++ with classes"])  # every kind of layer
+@pytest.mark.parametrize("name", ["ddpm", "adm at 64", "edm's ncsn++ with classes", "edm2 s"])  # every kind of layer
 def test_torch_compiles_it_without_a_break(name: str) -> None:
     network = awake(small(name)).eval()
     same_when_compiled(network, batch(network))

@@ -53,6 +53,10 @@ class Fixed(nn.Module):
         mean = self.number * torch.ones_like(x)
         return torch.cat([mean, *[torch.zeros_like(x)] * (self.outputs - 1)], dim=1)
 
+    def log_variance(self, noise_label: Tensor) -> Tensor:
+        """An uncertainty that changes no weight."""
+        return torch.zeros_like(noise_label)
+
 
 def cosine_alpha_bar(i: int, steps: int) -> float:
     """ᾱ of improved DDPM's equation 17, each β at most .999."""
@@ -120,6 +124,15 @@ def half_life(decay: float, batch: int) -> float:
     return batch * math.log(0.5) / math.log(decay)
 
 
+LATE = 10**9
+"""Updates after which an average is asked for its decay."""
+
+
+def half_life_of_power(gamma: float, batch: int) -> float:
+    """Of the weights τ^γ after that many updates, in images."""
+    return half_life((1 - 1 / (LATE + 1)) ** (gamma + 1), batch)
+
+
 def linear_ends() -> Ends:
     betas = np.linspace(1e-4, 0.02, 1000)
     return 1 - betas[0], float(np.prod(1 - betas))
@@ -151,6 +164,9 @@ SIGMAS = share(0.002 * (80 / 0.002) ** 0.001), share(80.0)
 LABELS = quarter_log(0.001), quarter_log(0.5), quarter_log(1)
 EDM: dict[str, Any] = {"ends": SIGMAS, "labels": LABELS, "weight": edm_weight}
 OF_EDM = {"sampler.clip": None, "grid.rho": 7.0, "times.mean": -1.2, "times.std": 1.2, "sampler.churn": 0.0, **FREE}
+OF_EDM2 = {"sampler.clip": None, "grid.rho": 7.0, "times.mean": -0.8, "times.std": 1.6, "sampler.churn": 0.0, **FREE}
+OF_EDM2 |= {"data.batch_size": 2048, "label_dropout": 0.0, "optimizer.betas": [0.9, 0.99], "data.flip": False}
+OF_EDM2 |= {"optimizer.eps": 8.1e-13, "model.clip_features": 256.0}  # 1e-8 of a sum over 12,288 numbers
 OF_EDM_CIFAR = {"data.batch_size": 512, "trainer.max_steps": 200_000_000 // 512, "model.dropout": 0.13, **OF_EDM}
 OF_EDM_CIFAR |= {"augmentation.probability": 0.12, "data.flip": False}
 VPSDE: dict[str, Any] = {"ends": (math.exp(-0.5 * 19.9e-6 - 1e-4), math.exp(-0.5 * 19.9 - 0.1))}
@@ -243,6 +259,23 @@ CONTRACTS = {
         | {"data.batch_size": 4096, "label_dropout": 0.0, "model.dropout": 0.1, "augmentation": None}
         | {"sampler.churn": 40.0, "sampler.churn_min": 0.05, "sampler.churn_max": 50.0, "sampler.churn_noise": 1.003},
     ),
+    # train_edm2.py, training_loop.py and generate_images.py of github.com/NVlabs/edm2, 4bf8162; γ by the paper's cubic
+    **{
+        f"edm2_imagenet64_{size}": Contract(
+            parameters,
+            **EDM,
+            rates=(0.0, rate * 2500 * 2048 / 1e7, rate * math.sqrt(35_000 / 50_000)),
+            half_life=half_life_of_power(gamma, 2048),
+            evaluations=63,
+            others=OF_EDM2
+            | {"model.width": width, "model.dropout": dropout, "ema.std": std, "trainer.max_steps": mebi_images * 512},
+        )
+        for size, parameters, width, rate, dropout, mebi_images, std, gamma in (
+            ("xs", 124_710_949, 128, 0.012, 0.0, 1024, 0.1, 6.937203937601809),
+            ("s", 280_209_381, 192, 0.010, 0.0, 1024, 0.075, 10.289116448983853),
+            ("m", 497_803_173, 256, 0.009, 0.1, 2048, 0.06, 13.632531257338883),
+        )
+    },
     # configs/vp/cifar10_ddpmpp_continuous.py and losses.py of github.com/yang-song/score_sde_pytorch, cb1f359
     "sde_ddpmpp_cifar10": Contract(
         61_804_419,
@@ -319,7 +352,7 @@ def breaches(recipe: str, *overrides: str) -> dict[str, Any]:
     found["weight"] = (weights, expected, 1e-4)
     found["rates"] = (rates(experiment), contract.rates, 1e-3)
     ema = make(cfg.ema, "ema", EMA, batch_size=cfg.data.batch_size)
-    ema.updates = 10**9
+    ema.updates = LATE
     found["half_life"] = ([half_life(ema.decay_now(), cfg.data.batch_size)], [contract.half_life], 1e-6)
     sampler: Sampler = build_sampler(cfg, cfg.timesteps, theory.schedule)
     denoiser = theory.denoiser(Fixed(theory.variance.outputs, torch.zeros(())))
@@ -410,6 +443,7 @@ COUNTS = {  # of each YAML with the data of its name; a learned variance, classe
     "ncsnpp": (56_397_827, {"resolution": 32, "augmentation_labels": 9}),
     "ncsnpp_64": (62_761_091, {"resolution": 64, "augmentation_labels": 9}),
     "sde_ddpmpp": (61_804_419, {"resolution": 32}),
+    "edm2_64": (280_209_381, {"resolution": 64, "classes": 1000}),
     "uvit": (44_255_328, {"resolution": 32}),
     "jit": (32_557_488, {"resolution": 32, "classes": 10}),
     "dit": (32_480_280, {"resolution": 32, "out_channels": 6, "classes": 10}),

@@ -11,7 +11,8 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from noising.training.ema import EMA, HalfLifeEMA
+from noising.training.ema import EMA, HalfLifeEMA, PowerFunctionEMA, power_exponent
+from tests.interchange.helpers import fixture
 
 
 class Numbers(Dataset[Tensor]):
@@ -200,3 +201,72 @@ def test_half_life_rises_with_the_images_seen() -> None:
 def test_half_lives_that_are_none_are_named(option: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{option} must be above 0"):
         HalfLifeEMA(**{option: value})
+
+
+EDM2 = "scalars/edm2_phema_lr_loss_sampler"
+
+
+@pytest.mark.parametrize("std", [0.05, 0.1])
+def test_a_power_function_is_the_average_of_edm2s_code(std: float) -> None:
+    """Of six weights over 512 steps, at every snapshot that their code stored."""
+    given = fixture(EDM2)
+    denoiser, theta = Denoiser(), given.inputs["theta"]
+    denoiser.weight = denoiser.tied = nn.Parameter(theta[0].float())
+    ema = PowerFunctionEMA(std)
+    assert ema.decay_now() == 0
+    chosen = given.inputs["snapshot_std"] == std
+    steps = (given.inputs["snapshot_nimg"][chosen] / 64).long().tolist()
+    held = dict(zip(steps, given.outputs["snapshots"][chosen], strict=True))
+    decays = []
+    for step in range(1, 513):
+        with torch.no_grad():
+            denoiser.weight.copy_(theta[step])
+        ema.update(denoiser)
+        decays.append(ema.decay)
+        if step in held:
+            torch.testing.assert_close(ema.weights["weight"].double(), held[step], rtol=2e-6, atol=2e-6)
+    assert len(held) == 16
+    place = [0.05, 0.1].index(std)
+    assert decays[:8] == pytest.approx(given.outputs["beta_first_steps"][place].tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize(("std", "power"), [(0.05, 1), (0.075, 2), (0.2, 1)])
+def test_a_power_function_of_the_time_has_its_closed_form(std: float, power: int) -> None:
+    """θ(τ) = τ^m has the average (γ + 1)/(γ + 1 + m) t^m, whatever the length of the training."""
+    denoiser, ema = Denoiser(), PowerFunctionEMA(std)
+    for step in range(1, 2001):
+        with torch.no_grad():
+            denoiser.weight.fill_((step / 2000) ** power)
+        ema.update(denoiser)
+    gamma = ema.exponent
+    assert float(ema.weights["weight"][0]) == pytest.approx((gamma + 1) / (gamma + 1 + power), rel=2e-3)
+
+
+def test_the_exponent_is_that_of_the_standard_deviation() -> None:
+    given = fixture(EDM2)
+    exponents = [power_exponent(std) for std in given.inputs["table_std"].tolist()]
+    assert exponents == pytest.approx(given.outputs["table_exponent"].tolist(), rel=1e-10)
+    for std, gamma in ((0.05, 16.9722), (0.10, 6.9372), (0.075, 10.2891), (0.04, 21.9782), (0.13, 4.6036)):
+        assert power_exponent(std) == pytest.approx(gamma, abs=5e-5)
+        assert ((gamma + 1) / ((gamma + 2) ** 2 * (gamma + 3))) ** 0.5 == pytest.approx(std, rel=1e-5)
+    assert power_exponent(12**-0.5) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("std", [0.0, -0.1, 0.3, float("nan")])
+def test_standard_deviations_of_no_power_function_are_refused(std: float) -> None:
+    with pytest.raises(ValueError, match=r"std must lie between 0 and 0\.2886, got"):
+        PowerFunctionEMA(std)
+
+
+def test_a_power_function_goes_on_from_a_checkpoint() -> None:
+    denoiser, whole, resumed = Denoiser(), PowerFunctionEMA(0.1), PowerFunctionEMA(0.1)
+    for step in range(1, 11):
+        with torch.no_grad():
+            denoiser.weight.fill_(float(step))
+        whole.update(denoiser)
+        if step == 5:
+            resumed.load({"ema": {"decay": whole.decay, "updates": whole.updates, "weights": whole.weights}})
+        elif step > 5:
+            resumed.update(denoiser)
+    assert torch.equal(resumed.weights["weight"], whole.weights["weight"])
+    assert resumed.decay == whole.decay == pytest.approx(0.9 ** (power_exponent(0.1) + 1))

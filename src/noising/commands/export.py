@@ -19,7 +19,8 @@ from noising.trained import TrainedRun, load
 def export(cfg: DictConfig, folder: Path) -> None:
     """Write the averaged weights of cfg.checkpoint to the folder, in the layout cfg.to."""
     if cfg.to is None:
-        raise ConfigError("to is missing: add to=diffusers, openai, edm, score_sde, uvit, jit, dit or safetensors")
+        layouts = "diffusers, openai, edm, edm2, score_sde, uvit, jit, dit or safetensors"
+        raise ConfigError(f"to is missing: add to={layouts}")
     trained = load(cfg.checkpoint)
     network = trained.denoiser.model
     if not isinstance(network, tuple(family for layout in LAYOUTS.values() for family in layout.families)):

@@ -1,7 +1,7 @@
 """Networks of any signature as the denoiser calls them: model(x, noise_label, class_label=None) -> (B, C, H, W)."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -47,6 +47,14 @@ def adapted(network: nn.Module, classes: int = 0) -> nn.Module:
     """The network itself, if its parameters are named as the denoiser's are, or else `Adapted`."""
     ours = _class_parameter(network) == "class_label" and _augmentation_parameter(network) in (None, "augmentation")
     return network if ours else Adapted(network, classes)
+
+
+def log_variance_of(network: nn.Module) -> Callable[[Tensor], Tensor] | None:
+    """A network's estimate of the logarithm of its loss at a noise label, (B,) -> (B,): None if it has none."""
+    found: Callable[[Tensor], Tensor] | None = getattr(
+        network.network if isinstance(network, Adapted) else network, "log_variance", None
+    )
+    return found
 
 
 def output_of(output: Tensor | object) -> Tensor:

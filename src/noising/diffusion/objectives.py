@@ -16,6 +16,7 @@ from noising.diffusion.denoiser import Denoiser, Prediction
 from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.likelihood.terms import step_terms
+from noising.diffusion.networks import log_variance_of
 from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Chain
@@ -29,9 +30,10 @@ Weighting = Callable[[NoiseLevel, Tensor], Tensor]
 
 
 class Objective(nn.Module, ABC):
-    """A training objective, and whether it trains a learned variance or schedule.
+    """A training objective, and whether it trains a learned variance, schedule or uncertainty.
 
     trains_only_variance: one of its terms trains the variance alone, and so has no effect on a fixed one;
+    trains_uncertainty: it requires a network with a ``log_variance``, as `log_variance_of` finds it;
     over_uniform_times: it requires times that are uniform, by their draws or by their weights;
     compared: what its squared error is taken of, None for what the network predicts; earliest: its earliest time.
     """
@@ -39,6 +41,7 @@ class Objective(nn.Module, ABC):
     trains_variance: bool = False
     trains_only_variance: bool = False
     trains_schedule: bool = False
+    trains_uncertainty: bool = False
     over_uniform_times: bool = False
     compared: Parameterization | None = None
     earliest: float = 0.0
@@ -141,6 +144,31 @@ class Regression(WeightedLoss):
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
         return self.weighting(level, gain)
+
+
+class UncertaintyWeighted(Regression):
+    """The regression of an image divided by exp(u), plus u: every noise level comes to count the same.
+
+    u is a function of the noise level that the network learns beside its output (``model.log_variance``), and is least
+    where exp(u) is the mean weighted error at that level. So the sum over levels is of errors relative to what is
+    expected there, whatever the weighting. `weight` is without exp(u).
+
+    Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models" (2024), equations 14 to 16.
+    https://arxiv.org/abs/2312.02696
+    """
+
+    trains_uncertainty = True
+
+    def forward(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None) -> Terms:
+        log_variance = log_variance_of(denoiser.model)
+        if log_variance is None:
+            raise ValueError(
+                f"UncertaintyWeighted needs a network with log_variance, not {type(denoiser.model).__name__}"
+            )
+        terms = super().forward(denoiser, x, t, noise, **condition)
+        label = denoiser.noise_label(denoiser.schedule(t)).flatten()
+        u = log_variance(label.to(x.device, x.dtype, non_blocking=True))  # (B,)
+        return {**terms, "loss": terms["loss"] * torch.exp(-u) + u, "log_variance": u}
 
 
 class WeightedBound(WeightedLoss):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from noising.errors import require
 from noising.interchange.layout import Described, Shapes, numbered
-from noising.interchange.places import down, levels, up
+from noising.interchange.places import at, first_convolution, levels_named, named_by_resolution
 from noising.interchange.tensor_maps import Entry, HeadRows, Storage, SwappedHalves, Transposed, layer
 from noising.interchange.u_shape_layout import AttentionNames, BlockNames, UShapeLayout, require_plain
 from noising.models.blocks import Attention
@@ -50,13 +50,9 @@ class EDM(UShapeLayout):
         """facts: head_width of ADM, heads of DDPM++, groups. The names tell the resolution."""
         prefix = next(name for name in shapes if name.endswith("map_layer0.weight")).removesuffix("map_layer0.weight")
         names = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
-        first = next(name for name in names if name.startswith("enc.") and name.endswith("_conv.weight"))
-        resolution = int(first.removeprefix("enc.").split("x")[0])
+        first, resolution = first_convolution(names)
         width, channels = names[first][0], names[first][1]
-        sides = [resolution >> level for level in range(resolution.bit_length())]
-        levels = {
-            side: f"enc.{side}x{side}_block" for side in sides if f"enc.{side}x{side}_block0.norm0.weight" in names
-        }
+        levels = levels_named(names, resolution, "norm0.weight")
         song = f"dec.{resolution}x{resolution}_aux_conv.weight" in names
         last = f"dec.{resolution}x{resolution}_aux_conv.weight" if song else "out_conv.weight"
         sizes: dict[str, Any] = {
@@ -88,34 +84,23 @@ class EDM(UShapeLayout):
     def rows(self, attention: Attention) -> Storage:
         return HeadRows(attention.heads, (2, 0, 1))
 
-    def at(self, level: int) -> str:
-        """The resolution of a level, as in the names."""
-        side = self.resolution >> level
-        return f"{side}x{side}"
-
     def entries(self) -> Iterator[Entry]:
         network, prefix = self.network, self.prefix
         if isinstance(network, SongUNet):
             yield from self._embeddings_of_song(network)
         else:
             yield from self._embeddings_of_adm(network)
-        yield from layer("first", network.first, f"{prefix}enc.{self.at(0)}_conv")
-        for number, (path, module, level, block) in enumerate(down(network)):
-            place = f"{prefix}enc.{self.at(level)}_{'down' if block is None else f'block{block}'}"
-            yield from self.stage(path, module, place, place)
-            if isinstance(network, SongUNet) and str(number) in network.pyramid:
-                pyramid: Any = network.pyramid[str(number)]
-                there = f"{prefix}enc.{self.at(level)}_aux_residual"
+        yield from layer("first", network.first, f"{prefix}enc.{at(self.resolution, 0)}_conv")
+        for path, name, module in named_by_resolution(network, self.resolution):
+            yield from self.stage(path, module, prefix + name, prefix + name)
+            number = path.removeprefix("down.")
+            if isinstance(network, SongUNet) and number in network.pyramid:
+                pyramid: Any = network.pyramid[number]
+                there = f"{prefix}{name.removesuffix('_down')}_aux_residual"
                 yield from layer(f"pyramid.{number}.convolution", pyramid.convolution, there)
-        least = self.at(levels(network) - 1)
-        for number, module in enumerate(network.middle):
-            place = f"{prefix}dec.{least}_in{number}"
-            yield from self.stage(f"middle.{number}", module, place, place)
-        for path, module, level, block in up(network):
-            place = f"{prefix}dec.{self.at(level)}_{'up' if block is None else f'block{block}'}"
-            yield from self.stage(path, module, place, place)
         song = isinstance(network, SongUNet)
-        ends = (f"dec.{self.at(0)}_aux_norm", f"dec.{self.at(0)}_aux_conv") if song else ("out_norm", "out_conv")
+        full = f"dec.{at(self.resolution, 0)}_aux"
+        ends = (f"{full}_norm", f"{full}_conv") if song else ("out_norm", "out_conv")
         yield from layer("last_norm", network.last_norm, prefix + ends[0])
         yield from layer("last", network.last, prefix + ends[1])
 
@@ -139,13 +124,11 @@ class EDM(UShapeLayout):
     def constants(self) -> dict[str, Tensor]:
         """The filters of the resampling layers."""
         found: dict[str, Tensor] = {}
-        for part, places in (("enc", down(self.network)), ("dec", up(self.network))):
-            for _, module, level, block in places:
-                if block is not None:
-                    continue
-                kernel = module.residual.resample.kernel[None, None]
-                place = f"{self.prefix}{part}.{self.at(level)}_{'down' if part == 'enc' else 'up'}"
-                found |= {f"{place}.{name}.resample_filter": kernel for name in ("conv0", "skip")}
-                if part == "enc" and isinstance(self.network, SongUNet) and len(self.network.pyramid):
-                    found[f"{self.prefix}enc.{self.at(level)}_aux_residual.resample_filter"] = kernel
+        for _, name, module in named_by_resolution(self.network, self.resolution):
+            if not name.endswith(("_down", "_up")):
+                continue
+            kernel, place = module.residual.resample.kernel[None, None], self.prefix + name
+            found |= {f"{place}.{path}.resample_filter": kernel for path in ("conv0", "skip")}
+            if name.endswith("_down") and isinstance(self.network, SongUNet) and len(self.network.pyramid):
+                found[f"{place.removesuffix('_down')}_aux_residual.resample_filter"] = kernel
         return found

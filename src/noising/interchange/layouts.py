@@ -5,6 +5,7 @@ from noising.interchange.diffusers_dit import DiffusersDiT
 from noising.interchange.diffusers_unet import DiffusersUNet
 from noising.interchange.dit import PublishedDiT
 from noising.interchange.edm import EDM
+from noising.interchange.edm2 import EDM2
 from noising.interchange.jit import JiTLayout
 from noising.interchange.layout import Layout, Shapes
 from noising.interchange.openai import OpenAI
@@ -14,6 +15,7 @@ from noising.interchange.uvit import UViTLayout
 LAYOUTS: dict[str, type[Layout]] = {
     "openai": OpenAI,
     "edm": EDM,
+    "edm2": EDM2,
     "diffusers": DiffusersUNet,
     "score_sde": ScoreSDE,
     "dit": PublishedDiT,

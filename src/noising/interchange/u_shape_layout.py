@@ -50,8 +50,9 @@ class UShapeLayout(Layout):
     def stage(self, ours: str, stage: nn.Module, theirs: str, attention: str) -> Iterator[Entry]:
         """The entries of a residual block, there at `theirs`, and of its attention, there at `attention`."""
         assert isinstance(stage, Stage)
+        assert isinstance(stage.residual, Residual)
         yield from self.residual(f"{ours}.residual", stage.residual, theirs)
-        if stage.attention is not None:
+        if isinstance(stage.attention, Attention):
             yield from self.attends(f"{ours}.attention", stage.attention, attention)
 
     def residual(self, ours: str, block: Residual, theirs: str) -> Iterator[Entry]:

@@ -228,7 +228,7 @@ class Stage(Recomputed):
     """
 
     def __init__(
-        self, residual: Residual, attention: Attention | None = None, joins: bool = False, checkpointed: bool = False
+        self, residual: nn.Module, attention: nn.Module | None = None, joins: bool = False, checkpointed: bool = False
     ) -> None:
         super().__init__(checkpointed)
         self.residual, self.attention = residual, attention

@@ -78,6 +78,11 @@ class ClassEmbedding(nn.Embedding):
         return F.embedding(class_label, table)
 
 
+def scaled_one_hot(class_label: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """√K in the column of the class of K, whose mean square is 1; zeros for the number K, no class: (B, K)."""
+    return F.one_hot(class_label, classes + 1)[:, :classes].to(dtype) * math.sqrt(classes)
+
+
 def labels_for(class_label: Tensor | None, classes: int, noise_label: Tensor) -> Tensor | None:
     """The classes that a `ClassEmbedding` is given, (B,): the number ``classes`` for None; None without classes.
 

@@ -22,7 +22,7 @@ from noising.models.blocks import (
     scaled_sum,
     zeroed,
 )
-from noising.models.embeddings import FourierFeatures, Sinusoids
+from noising.models.embeddings import FourierFeatures, Sinusoids, scaled_one_hot
 from noising.models.u_shape import UShape, require_heads, require_sizes
 
 HALF = math.sqrt(0.5)  # two sums of variance 1 add up to variance 1
@@ -126,13 +126,11 @@ class SongUNet(UShape):
     def embed(self, noise_label: Tensor, class_label: Tensor | None, augmentation: Tensor | None) -> Tensor:
         embedded: Tensor = self.noise_features(noise_label)  # (B, waves)
         if self.class_embedding is not None and class_label is not None:
-            of_each = F.one_hot(class_label, self.classes + 1)[:, : self.classes]  # (B, K), zeros without a class
-            of_each = of_each.to(embedded.dtype) * math.sqrt(self.classes)
+            of_each = scaled_one_hot(class_label, self.classes, embedded.dtype)  # (B, K)
             embedded = embedded + self.class_embedding(of_each)  # (B, waves)
         if augmentation is not None and self.augmentation_embedding is not None:
             embedded = embedded + self.augmentation_embedding(augmentation)  # (B, waves)
-        embedded = self.layers(embedded)  # (B, E)
-        return embedded
+        return F.silu(self.layers(embedded))  # (B, E)
 
     def descend(self, x: Tensor, embedded: Tensor) -> tuple[Tensor, list[Tensor]]:
         h, reduced = self.first(x), x  # (B, width, H, W) and (B, channels, H, W)

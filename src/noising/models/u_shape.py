@@ -58,12 +58,13 @@ class UShape(nn.Module, ABC):
         halve: Callable[[int], nn.Module],
         double: Callable[[int], nn.Module],
         attends_once: bool = False,
+        middle: MakeStage | None = None,
     ) -> int:
         """Make the way down, the middle and the way up; returns the number of features at the end.
 
         widths: channels of each level; attends: which levels have attention; blocks: stages a level on the way down,
         one more on the way up; halve, double: layers of a number of channels; attends_once: on the way up only the
-        last stage of a level has attention.
+        last stage of a level has attention; middle: makes the stages of the middle, where they are of another kind.
         """
         features = first.out_channels
         skips = [features]
@@ -77,7 +78,8 @@ class UShape(nn.Module, ABC):
                 self.down.append(stage(features, width, attends[level]))
                 features = width
                 skips.append(features)
-        self.middle.extend([stage(features, features, True), stage(features, features)])
+        turn = middle or stage
+        self.middle.extend([turn(features, features, True), turn(features, features)])
         for level, width in reversed(list(enumerate(widths))):
             for block in range(blocks + 1):
                 here = attends[level] and (block == blocks or not attends_once)
@@ -89,7 +91,7 @@ class UShape(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, noise_label: Tensor, class_label: Tensor | None, augmentation: Tensor | None) -> Tensor:
-        """The embedding that the stages read, before its last activation: (B, E).
+        """The embedding that the stages read: (B, E).
 
         class_label: the number ``classes`` for no class; None for a network without classes. augmentation: None also
         for a network that takes none.
@@ -105,16 +107,15 @@ class UShape(nn.Module, ABC):
         class_label = labels_for(class_label, self.classes, noise_label)  # (B,) or None
         if augmentation is not None and not self.augmentation_labels:
             raise ValueError("augmentation needs a model with augmentation_labels, this one has 0")
-        embedded = F.silu(self.embed(noise_label, class_label, augmentation))  # (B, E)
+        embedded = self.embed(noise_label, class_label, augmentation)  # (B, E)
         h, skips = self.descend(x, embedded)  # (B, C, h, w), the smallest
         for layer in self.middle:
             h = layer(h, embedded)  # (B, C, h, w)
         for layer in self.up:
             if isinstance(layer, Stage) and layer.joins:
-                h = torch.cat([h, skips.pop()], dim=1)  # (B, C + skipped, h, w)
+                h = self.join(h, skips.pop())  # (B, C + skipped, h, w)
             h = layer(h, embedded) if isinstance(layer, Stage) else layer(h)  # (B, C, h, w); doubled (B, C, 2h, 2w)
-        out: Tensor = self.last(F.silu(self.last_norm(h)))  # (B, out_channels, H, W)
-        return out
+        return self.finish(h)  # (B, out_channels, H, W)
 
     def descend(self, x: Tensor, embedded: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The features at the least resolution, (B, C, h, w), and those of every skip connection, first to last."""
@@ -124,6 +125,15 @@ class UShape(nn.Module, ABC):
             h = layer(h, embedded) if isinstance(layer, Stage) else layer(h)  # (B, C, h, w)
             skips.append(h)
         return h, skips
+
+    def join(self, h: Tensor, skip: Tensor) -> Tensor:
+        """Features beside those of a skip connection: (B, C + skipped, h, w)."""
+        return torch.cat([h, skip], dim=1)
+
+    def finish(self, h: Tensor) -> Tensor:
+        """The output (B, out_channels, H, W) of the last features (B, C, H, W)."""
+        out: Tensor = self.last(F.silu(self.last_norm(h)))
+        return out
 
 
 def require_sizes(

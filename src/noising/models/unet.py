@@ -5,6 +5,7 @@ Legend: B images, H and W the image's sides, E embedding width.
 
 from collections.abc import Sequence
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noising.models.blocks import (
@@ -122,4 +123,4 @@ class UNet(UShape):
         embedded: Tensor = self.noise_embedding(noise_label)  # (B, E)
         if self.class_embedding is not None:
             embedded = embedded + self.class_embedding(class_label)  # (B, E)
-        return embedded
+        return F.silu(embedded)

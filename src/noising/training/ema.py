@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -158,6 +159,39 @@ class HalfLifeEMA(EMA):
         seen = self.updates * self.batch_size
         images = self.half_life if self.ramp_up is None else min(self.half_life, self.ramp_up * seen)
         return 0.5 ** (self.batch_size / images) if images else 0.0
+
+
+class PowerFunctionEMA(EMA):
+    """An average in which the weights after n images count in proportion to n^γ, for a width of `std`.
+
+    d = (1 − batch/n)^(γ + 1) after n images: the profile is stretched with the length of the training, so that its
+    standard deviation is always the share `std` of it. Before the first step the average is the weights themselves.
+    With batches of one size batch/n is 1 over the number of steps. Karras et al., "Analyzing and Improving the Training
+    Dynamics of Diffusion Models" (2024), section 3.1. https://arxiv.org/abs/2312.02696
+    """
+
+    def __init__(self, std: float = 0.1) -> None:
+        """std: of the profile, relative to the length of the training; at most √(1/12), where all steps count alike."""
+        super().__init__(0.0)
+        self.std, self.exponent = std, power_exponent(std)
+
+    def update(self, denoiser: nn.Module) -> None:
+        """Update the average by the denoiser's present weights; `decay` is that of the update."""
+        self.decay = self.decay_now()
+        super().update(denoiser)
+
+    def decay_now(self) -> float:
+        return float((1 - 1 / (self.updates + 1)) ** (self.exponent + 1))
+
+
+def power_exponent(std: float) -> float:
+    """γ of the density (γ + 1) τ^γ on [0, 1] whose standard deviation is std: the largest root of a cubic.
+
+    The variance is (γ + 1)/((γ + 2)² (γ + 3)).
+    """
+    if not 0 < std <= 12**-0.5:
+        raise ValueError(f"std must lie between 0 and 0.2886, got {std}")
+    return float(np.roots([1, 7, 16 - std**-2, 12 - std**-2]).real.max())
 
 
 def _of(pl_module: LightningModule) -> nn.Module:

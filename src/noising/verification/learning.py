@@ -46,7 +46,7 @@ def _parameterization(recipe: Recipe) -> Iterator[Identity]:
 
 
 class _Perturbed(nn.Module):
-    """An oracle's output plus a multiple of its input, and a constant for a learned variance."""
+    """An oracle's output plus a multiple of its input, a constant for a learned variance, and an uncertainty."""
 
     def __init__(self, model: OracleModel, outputs: int, off: float) -> None:
         super().__init__()
@@ -55,6 +55,10 @@ class _Perturbed(nn.Module):
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
         output = self.model(x, noise_label) + self.off * x
         return torch.cat([output, torch.full_like(output, 0.1)], 1) if self.outputs > 1 else output
+
+    def log_variance(self, noise_label: Tensor) -> Tensor:
+        """Another number for each level, as the optimum does not depend on it."""
+        return 0.1 * noise_label
 
 
 def _objective(recipe: Recipe, timesteps: int) -> Identity:
