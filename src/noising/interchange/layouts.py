@@ -6,12 +6,14 @@ from noising.interchange.edm import EDM
 from noising.interchange.layout import Layout, Shapes
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
+from noising.interchange.vdm import VDM
 
 LAYOUTS: dict[str, type[Layout]] = {
     "openai": OpenAI,
     "edm": EDM,
     "diffusers": DiffusersUNet,
     "score_sde": ScoreSDE,
+    "vdm": VDM,
 }
 
 
