@@ -226,7 +226,10 @@ def test_files_that_are_no_weights_are_refused_in_a_line(noising: Command, tmp_p
         ([f"checkpoint={learned}"], "to is missing: add to=diffusers"),
         ([f"checkpoint={learned}", "to=edm"], "EDM's ADM halves and doubles in residual blocks"),
         ([f"checkpoint={learned}", "to=score_sde"], "this layout is of SongUNet, the run's network is a UNet"),
-        ([f"checkpoint={learned}", "to=tensorflow"], "to must be diffusers, openai, edm, score_sde or safetensors"),
+        (
+            [f"checkpoint={learned}", "to=tensorflow"],
+            "to must be diffusers, openai, edm, score_sde, vdm or",
+        ),
         ([f"weights={FOLDER / 'torchcfm.safetensors'}"], "takes images of 3 channels, data=digits has 1"),
     ):
         outcome = noising("convert", *words, "hydra.run.dir=refused")

@@ -19,6 +19,7 @@ from noising.interchange.edm import EDM
 from noising.interchange.layout import Layout
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
+from noising.interchange.vdm import VDM
 
 FOLDER = Path(__file__).parent / "fixtures"
 
@@ -34,7 +35,7 @@ class Fixture(NamedTuple):
     @property
     def side(self) -> int:
         """Of the images."""
-        return self.inputs["x"].shape[-1]
+        return self.inputs["x" if "x" in self.inputs else "z"].shape[-2]
 
 
 def fixture(name: str) -> Fixture:
@@ -56,6 +57,8 @@ def published_layouts() -> dict[str, dict[str, Any]]:
 def layout_of(facts: dict[str, Any], shapes: dict[str, Any], resolution: int = 0) -> Layout:
     """The layout of a file, with what its facts say and its tensors do not."""
     said = facts["constructor"]
+    if "score_model/conv_in/kernel" in shapes:
+        return VDM.of(shapes, resolution)
     if any("all_modules." in name for name in shapes):
         return ScoreSDE.of(shapes, said.get("data", {}).get("image_size", resolution), label_scale=4.0)
     if "time_embedding.linear_1.weight" in shapes:

@@ -9,6 +9,7 @@ import torch
 from noising.models.song_unet import SongUNet
 from noising.models.u_shape import UShape
 from noising.models.unet import UNet
+from noising.models.vdm_unet import VDMUNet
 
 
 class Published(NamedTuple):
@@ -31,6 +32,9 @@ DDPM = {"resolution": 32, "width": 128, "multipliers": [1, 2, 2, 2], "blocks": 2
 DDPM |= {"groups": 32, "norm_eps": 1e-6, "scale_shift": False, "corner_padding": True, "endpoint": True, "glorot": True}
 NCSN = {"fourier": True, "pyramid": True, "taps": [1, 3, 3, 1]}
 AT_64 = {"resolution": 64, "multipliers": [1, 2, 2, 2]}
+
+VDM_LINE, VDM_CURVE = 2, 1 + 1 + 1024 + 1024 + 1024
+"""Parameters of VDM's schedules, which its authors' counts include: a line's two, and those of a monotone network."""
 
 PUBLISHED = {
     "ddpm": Published(UNet, DDPM, 35_746_307),
@@ -58,5 +62,10 @@ PUBLISHED = {
     "score sde's ddpm++": Published(SongUNet, {"resolution": 32, "multipliers": [1, 2, 2, 2]}, 61_804_419),
     "score sde's ddpm++, deep": Published(
         SongUNet, {"resolution": 32, "multipliers": [1, 2, 2, 2], "blocks": 8}, 106_632_579
+    ),
+    "vdm": Published(VDMUNet, {"resolution": 32}, 30_578_181 - VDM_LINE),
+    "vdm of augmented images": Published(VDMUNet, {"resolution": 32, "width": 256}, 122_140_677 - VDM_CURVE),
+    "vdm of augmented images, the paper's": Published(
+        VDMUNet, {"resolution": 32, "width": 256, "attention": True}, 139_279_877 - VDM_CURVE
     ),
 }

@@ -1,9 +1,12 @@
 """Writing a run's weights in the layout of another project, compared with the run before they are in place."""
 
+import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save
@@ -21,7 +24,7 @@ from noising.trained import TrainedRun, load
 def export(cfg: DictConfig, folder: Path) -> None:
     """Write the averaged weights of cfg.checkpoint to the folder, in the layout cfg.to."""
     if cfg.to is None:
-        raise ConfigError("to is missing: add to=diffusers, openai, edm, score_sde or safetensors")
+        raise ConfigError("to is missing: add to=diffusers, openai, edm, score_sde, vdm or safetensors")
     trained = load(cfg.checkpoint)
     network = trained.denoiser.model
     if not isinstance(network, tuple(family for layout in LAYOUTS.values() for family in layout.families)):
@@ -33,16 +36,24 @@ def export(cfg: DictConfig, folder: Path) -> None:
             written = _diffusers(trained)
         else:
             weights = network.state_dict() if cfg.to == "safetensors" else _original(cfg, trained)
-            written = {"model.safetensors": weights, "config.json": config}
+            file = "model.safetensors" if cfg.to == "safetensors" else LAYOUTS[cfg.to].file
+            written = {file: weights, "config.json": config}
     for name, content in written.items():
-        if name.endswith(".safetensors"):
-            plain = {key: tensor.contiguous().clone() for key, tensor in content.items()}
-            encoded = save(plain, metadata={"format": "pt"})
-        else:
-            encoded = json.dumps(content, indent=2).encode()
+        encoded = json.dumps(content, indent=2).encode() if name.endswith(".json") else _encoded(name, content)
         with replacing(folder / name) as target:
             target.write(encoded)
     print_files(*(folder / name for name in written))
+
+
+def _encoded(name: str, tensors: Mapping[str, Tensor]) -> bytes:
+    """A file of tensors, by its name as a safetensors file or as an archive of numpy's arrays."""
+    if name.endswith(".npz"):
+        archive = io.BytesIO()
+        arrays: dict[str, Any] = {key: tensor.cpu().numpy() for key, tensor in tensors.items()}
+        np.savez(archive, **arrays)
+        return archive.getvalue()
+    plain = {key: tensor.contiguous().clone() for key, tensor in tensors.items()}
+    return save(plain, metadata={"format": "pt"})
 
 
 def _original(cfg: DictConfig, trained: TrainedRun) -> dict[str, Tensor]:
@@ -54,7 +65,7 @@ def _original(cfg: DictConfig, trained: TrainedRun) -> dict[str, Tensor]:
     there = layout.write(network.state_dict())
     back = layout.read(there)
     assert all(torch.equal(back[name], tensor) for name, tensor in network.state_dict().items())
-    return there
+    return {**there, **layout.with_schedule(trained.denoiser.schedule)}
 
 
 def _diffusers(trained: TrainedRun) -> dict[str, Any]:

@@ -131,12 +131,12 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "weights": (_PATH, "{}={}: expected a file of weights or a folder, or null"),
     "check": (_PATH, "{}={}: expected a .safetensors file, or null"),
     "layout": (
-        Literal["openai", "edm", "diffusers", "score_sde"] | None,
-        "{} must be openai, edm, diffusers or score_sde, or null (as the names tell), got {}",
+        Literal["openai", "edm", "diffusers", "score_sde", "vdm"] | None,
+        "{} must be openai, edm, diffusers, score_sde or vdm, or null (as the names tell), got {}",
     ),
     "convert to": (
-        Literal["diffusers", "openai", "edm", "score_sde", "safetensors"] | None,
-        "{} must be diffusers, openai, edm, score_sde or safetensors, got {}",
+        Literal["diffusers", "openai", "edm", "score_sde", "vdm", "safetensors"] | None,
+        "{} must be diffusers, openai, edm, score_sde, vdm or safetensors, got {}",
     ),
     "averaged": (bool, "{} must be true or false, got {}"),
     "unchecked": (bool, "{} must be true or false, got {}"),

@@ -5,6 +5,7 @@ Times and noise are drawn outside, so that a loss can be compared with another i
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 
@@ -173,7 +174,8 @@ class ContinuousBound(Objective):
             return -decoder.log_prob(x, unused, level.perturb(x, noise), level)
 
         at, apart = log_snr.detach(), log_snr - log_snr.detach()
-        value, slope = torch.func.jvp(decoded, (at,), (torch.ones_like(at),))[:2]
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch's own, at its first use
+            value, slope = torch.func.jvp(decoded, (at,), (torch.ones_like(at),))[:2]
         nats: Tensor = prior + value + slope * apart
         return nats / (x[0].numel() * math.log(2))
 

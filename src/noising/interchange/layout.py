@@ -47,6 +47,8 @@ class Layout(ABC):
     """The classes of the networks that it is of."""
     unused: tuple[str, ...] = ()
     """Last names of tensors that a file may hold beside the network's."""
+    file: str = "model.safetensors"
+    """The name of a file that is written."""
     schedule: str | None = None
     """What the names of a learned schedule's tensors begin with; None if files hold none."""
 

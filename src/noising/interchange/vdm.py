@@ -33,6 +33,7 @@ class VDM(UShapeLayout):
     families = (VDMUNet,)
     block = BlockNames("/GroupNorm_0", "/conv1", "/cond_proj", "/GroupNorm_1", "/conv2", "/nin_shortcut")
     attention = AttentionNames("/GroupNorm_0", ("/q", "/k", "/v"), "/proj_out")
+    file = "model.npz"
     schedule = "gamma/"
 
     @classmethod
@@ -42,12 +43,12 @@ class VDM(UShapeLayout):
     @classmethod
     def network_of(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
         """facts: groups."""
-        *_, inputs, width = shapes["score_model/conv_in/kernel"]
+        inputs, width = (shapes["score_model/conv_in/kernel"][axis] for axis in (2, 3))
         channels, blocks = shapes["score_model/conv_out/kernel"][-1], 0
         while f"score_model/down.block_{blocks}/conv1/kernel" in shapes:
             blocks += 1
         labels, features = shapes["score_model/dense0/kernel"][0] - width, inputs // channels - 1
-        require(features in (0, 2 * len(FREQUENCIES)), f"its input has {features} Fourier features a channel, not 4")
+        require(features in (0, 2 * len(FREQUENCIES)), f"Fourier features must be 4 a channel or none, got {features}")
         options = {
             "channels": channels,
             "out_channels": channels,
