@@ -7,14 +7,14 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from noising.diffusion.samplers import DDIM
 from noising.trained import load
-from tests.helpers import Command, write_images
+from tests.commands.helpers import images
+from tests.helpers import Command
 from tests.interchange.helpers import FOLDER, fixture
 
 HEADS = {  # what the files do not tell
@@ -26,17 +26,6 @@ HEADS = {  # what the files do not tell
     "iddpm_shiftonly": ["file.heads=1", "file.groups=8"],
     "sde_ddpmpp_rectifiedflow": [],
 }
-
-
-def images(folder: Path, side: int, classes: int) -> list[str]:
-    """The options of a small data set of that size and number of classes."""
-    rng = np.random.default_rng(0)
-    ramp = np.add.outer(np.arange(side), np.arange(side))[:, :, None]
-    for number in range(max(classes, 1)):
-        colours = rng.integers(0, 256 // side, (12, 1, 1, 3))
-        write_images(folder / "images" / f"{number}", (ramp * colours // 2).astype(np.uint8))
-    labels = ["data.labels=true", "label_dropout=0.0"] if classes else []
-    return ["data=image_folder", f"data.root={folder / 'images'}", f"data.resolution={side}", *labels]
 
 
 @pytest.fixture
@@ -226,10 +215,7 @@ def test_files_that_are_no_weights_are_refused_in_a_line(noising: Command, tmp_p
         ([f"checkpoint={learned}"], "to is missing: add to=diffusers"),
         ([f"checkpoint={learned}", "to=edm"], "EDM's ADM halves and doubles in residual blocks"),
         ([f"checkpoint={learned}", "to=score_sde"], "this layout is of SongUNet, the run's network is a UNet"),
-        (
-            [f"checkpoint={learned}", "to=tensorflow"],
-            "to must be diffusers, openai, edm, score_sde, vdm or",
-        ),
+        ([f"checkpoint={learned}", "to=tensorflow"], "to must be diffusers, openai, edm"),
         ([f"weights={FOLDER / 'torchcfm.safetensors'}"], "takes images of 3 channels, data=digits has 1"),
     ):
         outcome = noising("convert", *words, "hydra.run.dir=refused")

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from noising.interchange.layouts import LAYOUTS
 from noising.models.unet import UNet
 from noising.runs.folder import replacing
 from noising.trained import TrainedRun, load
+
+log = logging.getLogger(__name__)
 
 
 def export(cfg: DictConfig, folder: Path) -> None:
@@ -65,6 +68,9 @@ def _original(cfg: DictConfig, trained: TrainedRun) -> dict[str, Tensor]:
     there = layout.write(network.state_dict())
     back = layout.read(there)
     assert all(torch.equal(back[name], tensor) for name, tensor in network.state_dict().items())
+    scale, own = layout.image_scale, getattr(trained.denoiser.schedule.geometry, "image_scale", 1.0)
+    if scale != own:
+        log.warning("to=%s: its code scales images by %.6g, and this network was trained with %.6g", cfg.to, scale, own)
     return {**there, **layout.with_schedule(trained.denoiser.schedule)}
 
 

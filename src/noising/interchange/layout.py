@@ -47,6 +47,8 @@ class Layout(ABC):
     """The classes of the networks that it is of."""
     unused: tuple[str, ...] = ()
     """Last names of tensors that a file may hold beside the network's."""
+    image_scale: float = 1.0
+    """Factor by which its code scales images in [−1, 1] before noise is added."""
     file: str = "model.safetensors"
     """The name of a file that is written."""
     schedule: str | None = None

@@ -33,6 +33,7 @@ class VDM(UShapeLayout):
     families = (VDMUNet,)
     block = BlockNames("/GroupNorm_0", "/conv1", "/cond_proj", "/GroupNorm_1", "/conv2", "/nin_shortcut")
     attention = AttentionNames("/GroupNorm_0", ("/q", "/k", "/v"), "/proj_out")
+    image_scale = IMAGE_SCALE
     file = "model.npz"
     schedule = "gamma/"
 
