@@ -34,7 +34,7 @@ from noising.diffusion.drawing import class_labels_for, require_drawing
 from noising.diffusion.likelihood.estimators import BoundEstimator
 from noising.diffusion.networks import adapted, require_fitting
 from noising.diffusion.objectives import require_losses
-from noising.diffusion.recipe import Recipe, rising
+from noising.diffusion.recipe import Recipe, rising, uneven
 from noising.diffusion.samplers import Sampler
 from noising.errors import ConfigError
 from noising.metrics.measurement import SampleQuality, sample_quality
@@ -207,6 +207,8 @@ class Experiment:
     def module(self) -> DiffusionModule:
         """The LightningModule."""
         cfg, recipe = self.config, self.recipe
+        if (warning := uneven(recipe)) is not None:
+            log.warning(warning)
         validation, test = self._bound("validation_bound", "val"), self._bound("bound", "test")
         optimizer, lr_schedule = self._optimizer, self._lr_schedule
         # what they are called with, and what they give, is known only when they are called

@@ -15,8 +15,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from noising.interchange.diffusers_unet import DiffusersUNet
+from noising.interchange.dit import PublishedDiT
 from noising.interchange.edm import EDM
 from noising.interchange.layout import Layout
+from noising.interchange.layouts import LAYOUTS
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
 from noising.interchange.vdm import VDM
@@ -49,9 +51,14 @@ def fixture(name: str) -> Fixture:
 
 
 def published_layouts() -> dict[str, dict[str, Any]]:
-    """Of 15 published networks the name, the constructor of the authors' code, and each tensor's name and shape."""
+    """Of published networks the name, the constructor of the authors' code, and each tensor's name and shape.
+
+    Left out are those that no layout knows.
+    """
     with gzip.open(FOLDER / "layouts_full_size.json.gz") as file:
-        return {facts["name"]: facts for facts in json.load(file)}
+        found = {facts["name"]: facts for facts in json.load(file)}
+    known = LAYOUTS.values()
+    return {name: facts for name, facts in found.items() if any(layout.recognizes(facts["keys"]) for layout in known)}
 
 
 def layout_of(facts: dict[str, Any], shapes: dict[str, Any], resolution: int = 0) -> Layout:
@@ -59,6 +66,8 @@ def layout_of(facts: dict[str, Any], shapes: dict[str, Any], resolution: int = 0
     said = facts["constructor"]
     if "score_model/conv_in/kernel" in shapes:
         return VDM.of(shapes, resolution)
+    if "x_embedder.proj.weight" in shapes:
+        return PublishedDiT.of(shapes, heads=said["num_heads"])
     if any("all_modules." in name for name in shapes):
         return ScoreSDE.of(shapes, said.get("data", {}).get("image_size", resolution), label_scale=4.0)
     if "time_embedding.linear_1.weight" in shapes:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from noising.interchange.diffusers_unet import DiffusersUNet
+from noising.interchange.dit import PublishedDiT
 from noising.interchange.edm import EDM
+from noising.interchange.layouts import LAYOUTS
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
 from tests.interchange.helpers import FOLDER, Fixture, fixture, layout_of, published_layouts
@@ -67,12 +69,17 @@ def test_every_tensor_of_a_published_network_has_its_name_and_shape(name: str) -
         assert {key: tuple(tensor.shape) for key, tensor in layout.write(here).items()} == shapes
         read = layout.read({key: torch.empty(shape) for key, shape in shapes.items()})
     assert {key: tensor.shape for key, tensor in read.items()} == {key: tensor.shape for key, tensor in here.items()}
-    assert sum(parameter.numel() for parameter in layout.network.parameters()) + fixed(name) == facts["parameters"]
+    assert (
+        sum(parameter.numel() for parameter in layout.network.parameters()) + fixed(name, layout.network)
+        == facts["parameters"]
+    )
 
 
-def fixed(name: str) -> int:
-    """Numbers that the authors count as parameters and that are never trained: NCSN++'s Fourier frequencies."""
-    return 128 if name.startswith("score SDE") else 0
+def fixed(name: str, network: torch.nn.Module) -> int:
+    """Numbers that the authors count and that are never trained: NCSN++'s Fourier frequencies, tables of positions."""
+    return (
+        128 if name.startswith("score SDE") else sum(b.numel() for n, b in network.named_buffers() if n == "positions")
+    )
 
 
 @pytest.mark.parametrize(
@@ -84,6 +91,7 @@ def fixed(name: str) -> int:
         ("edm_ncsnpp", "a flat filter"),
         ("edm_adm_class", "half the groups"),
         ("sde_ddpmpp_rectifiedflow", "skip connections not scaled"),
+        ("dit_sit_class_sigma", "sines and cosines changed"),
     ],
 )
 def test_another_reading_of_the_same_names_is_far_off(name: str, fault: str) -> None:
@@ -138,14 +146,15 @@ def read_shapes(given: Fixture, shapes: dict[str, tuple[int, ...]]) -> None:
         layout.read({key: torch.empty(shape) for key, shape in shapes.items()})
 
 
-@pytest.mark.parametrize("name", ["torchcfm", "edm_adm_class", "edm_ncsnpp", "sde_ncsnpp_ve", "ddpm_diffusers", "vdm"])
+@pytest.mark.parametrize(
+    "name", ["torchcfm", "edm_adm_class", "edm_ncsnpp", "sde_ncsnpp_ve", "ddpm_diffusers", "dit_sit_class_sigma", "vdm"]
+)
 def test_incomplete_files_are_refused_in_words(name: str) -> None:
     """A tensor that is missing, or of another form, wherever the network is read from it."""
     given = fixture(name)
     whole = {key: tuple(tensor.shape) for key, tensor in own(given.weights).items()}
     faulty = [{key: shape for key, shape in whole.items() if key != lost} for lost in [*whole][::11]]
-    of_images = ((3, 3, 3), (3, 15, 64))  # a convolution's of the image's three channels, with Fourier features in VDM
-    first = next(key for key, shape in whole.items() if shape[-3:] in of_images)
+    first = next(key for key, shape in whole.items() if len(shape) == 4)  # of the image's channels
     faulty += [{key: shape for key, shape in whole.items() if key != first}]
     faulty += [{**whole, first: (0, *whole[first][1:])}, {**whole, first: whole[first][:1]}]
     faulty += [{key.replace("0", "x"): shape for key, shape in whole.items()}]
@@ -157,6 +166,12 @@ def test_incomplete_files_are_refused_in_words(name: str) -> None:
 @pytest.mark.parametrize("name", published_layouts())
 def test_one_layout_knows_a_file(name: str) -> None:
     facts = published_layouts()[name]
-    known = [layout for layout in (DiffusersUNet, EDM, OpenAI, ScoreSDE) if layout.recognizes(facts["keys"])]
-    expected = {"diffusers": DiffusersUNet, "edm": EDM, "improved-diffusion": OpenAI, "guided-diffusion": OpenAI}
+    known = [layout for layout in LAYOUTS.values() if layout.recognizes(facts["keys"])]
+    expected = {
+        "diffusers": DiffusersUNet,
+        "DiT": PublishedDiT,
+        "edm": EDM,
+        "improved-diffusion": OpenAI,
+        "guided-diffusion": OpenAI,
+    }
     assert known == [expected.get(facts["repo"].split("/")[-1], ScoreSDE)]

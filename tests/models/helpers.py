@@ -1,10 +1,15 @@
-"""The published networks: how each is built here, and the number of parameters that its authors' code has."""
+"""The published networks: how each is built here, and the number of parameters that its authors' code has.
+
+And what is asked of every network: that torch compiles it, computes its features again, and has its derivatives.
+"""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor, nn
 
 from noising.models.song_unet import SongUNet
 from noising.models.u_shape import UShape
@@ -69,3 +74,56 @@ PUBLISHED = {
         VDMUNet, {"resolution": 32, "width": 256, "attention": True}, 139_279_877 - VDM_CURVE
     ),
 }
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def awake(network: Network) -> Network:
+    """The network with no weight at its start, where many are zero."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def same_when_compiled(network: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Torch compiles it in one graph, which gives the same output."""
+    torch._dynamo.reset()
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*inputs), network(*inputs), rtol=1e-5, atol=1e-5)
+
+
+def same_when_checkpointed(build: Callable[[bool], nn.Module], inputs: tuple[Any, ...], at_most: float = 0.5) -> None:
+    """The gradients are the same, dropout included, and less is stored for them; build: checkpointing -> a network."""
+    found = []
+    for checkpointing in (False, True):
+        network, stored = build(checkpointing), 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal stored
+            stored += tensor.numel()
+            return tensor
+
+        torch.manual_seed(3)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            loss = network(*inputs).square().sum()
+        loss.backward()
+        found.append((stored, {name: parameter.grad for name, parameter in network.named_parameters()}))
+    (whole, expected), (less, gradients) = found
+    assert less < at_most * whole
+    for parameter, gradient in expected.items():
+        assert gradient is not None, parameter
+        torch.testing.assert_close(gradients[parameter], gradient, rtol=1e-5, atol=1e-6)
+
+
+def derivative_in_forward_mode(network: nn.Module, inputs: tuple[Any, ...]) -> None:
+    """The derivative in the image along a direction is that of differences; inputs: the image, then what is told."""
+    network = network.double().eval()
+    x, *others = (i.double() if i is not None and i.is_floating_point() else i for i in inputs)
+    direction = torch.randn(x.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    _, slope = torch.func.jvp(lambda x: network(x, *others), (x,), (direction,))
+    step = 1e-5
+    with torch.no_grad():
+        ahead, behind = (network(x + sign * step * direction, *others) for sign in (1, -1))
+    torch.testing.assert_close(slope, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)

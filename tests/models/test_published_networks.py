@@ -17,7 +17,13 @@ from noising.models.blocks import Double, FilteredConvolution, Halve, HalvingCon
 from noising.models.song_unet import SongUNet
 from noising.models.u_shape import UShape
 from noising.models.unet import UNet
-from tests.models.helpers import PUBLISHED
+from tests.models.helpers import (
+    PUBLISHED,
+    awake,
+    derivative_in_forward_mode,
+    same_when_checkpointed,
+    same_when_compiled,
+)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -97,15 +103,6 @@ def small(name: str, **others: Any) -> UShape:
     return PUBLISHED[name].build("cpu", **{option: value for option, value in options.items() if value is not None})
 
 
-def awake(network: UShape) -> UShape:
-    """The network with no weight at its start, where many are zero."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return network
-
-
 def batch(network: Any) -> tuple[Tensor, ...]:
     """Two images, their noise labels, classes where there are, and augmentation labels where there are."""
     generator = torch.Generator().manual_seed(2)
@@ -147,46 +144,21 @@ def test_initial_weights_have_glorots_variance(name: str, scale: float) -> None:
 @pytest.mark.parametrize("name", ["ddpm", "adm at 64", "edm's ncsn++ with classes", "vdm"])  # every kind of layer
 def test_torch_compiles_it_without_a_break(name: str) -> None:
     network = awake(small(name)).eval()
-    torch._dynamo.reset()
-    compiled = torch.compile(network, fullgraph=True, backend="eager")
-    torch.testing.assert_close(compiled(*batch(network)), network(*batch(network)), rtol=1e-5, atol=1e-5)
+    same_when_compiled(network, batch(network))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_checkpointing_gives_the_same_gradients_and_stores_less(name: str) -> None:
-    found = []
-    for checkpointing in (False, True):
-        network = awake(small(name, checkpointing=checkpointing, dropout=0.1))
-        stored = 0
+    def build(checkpointing: bool) -> UShape:
+        return awake(small(name, checkpointing=checkpointing, dropout=0.1))
 
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal stored
-            stored += tensor.numel()
-            return tensor
-
-        torch.manual_seed(3)
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            loss = network(*batch(network)).square().sum()
-        loss.backward()
-        found.append((stored, {name: parameter.grad for name, parameter in network.named_parameters()}))
-    (whole, expected), (less, gradients) = found
-    assert less < 0.5 * whole
-    for parameter, gradient in expected.items():
-        assert gradient is not None
-        torch.testing.assert_close(gradients[parameter], gradient, rtol=1e-5, atol=1e-6)
+    same_when_checkpointed(build, batch(build(False)))
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_it_has_a_derivative_in_forward_mode(name: str) -> None:
-    network = awake(small(name)).double().eval()
-    x, label, *others = batch(network)
-    others = [o.double() if o is not None and o.is_floating_point() else o for o in others]
-    x, label, direction = x.double(), label.double(), torch.randn(x.shape, dtype=torch.float64)
-    _, slope = torch.func.jvp(lambda x: network(x, label, *others), (x,), (direction,))
-    step = 1e-5
-    with torch.no_grad():
-        ahead, behind = (network(x + sign * step * direction, label, *others) for sign in (1, -1))
-    torch.testing.assert_close(slope, (ahead - behind) / (2 * step), rtol=1e-5, atol=1e-6)
+    network = awake(small(name))
+    derivative_in_forward_mode(network, batch(network))
 
 
 @pytest.mark.parametrize(("taps", "size"), [([1, 1], 8), ([1, 3, 3, 1], 8), ([1, 3, 3, 1], 4)])

@@ -4,6 +4,7 @@ Nothing is written before what it would hold has been compared: with outputs of 
 some, and with real images.
 """
 
+import inspect
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,10 @@ from noising.training.ema import averaged
 
 log = logging.getLogger(__name__)
 
-OWN = ("weights", "known", "layout", "averaged", "file", "check", "unchecked", "checkpoint", "to", "parameters")
+OWN = (
+    *("weights", "known", "layout", "averaged", "entry", "file"),
+    *("parameters", "check", "unchecked", "checkpoint", "to"),
+)
 """Options of this command, which are none of the run that it writes."""
 FACTS = ("channels", "out_channels", "resolution", "classes", "augmentation_labels")
 """Arguments of a network that come from the data and the theory, never from the config of the model."""
@@ -42,7 +46,7 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
     if cfg.checkpoint is not None:
         export(cfg, run_dir)
         return
-    file = read_weights(cfg.weights, cfg.averaged)
+    file = read_weights(cfg.weights, cfg.averaged, cfg.entry)
     with config_errors(f"weights={cfg.weights}"):
         layout = cfg.layout or recognized(file.shapes)
         _require_layout(layout, file)
@@ -110,7 +114,8 @@ def _config(cfg: DictConfig, described: Described, schedule: HeldSchedule | None
     """The config of the run: the given one with the network of the file, and with its schedule if it holds one."""
     config = _without_own(cfg)
     family = described.family
-    of_training = {name: cfg.model[name] for name in ("dropout", "checkpointing") if name in cfg.model}
+    known = {"dropout", "checkpointing"} & inspect.signature(family).parameters.keys()
+    of_training = {name: cfg.model[name] for name in sorted(known) if name in cfg.model}
     options = {name: value for name, value in described.options.items() if name not in FACTS}
     config.model = {"_target_": _path(family), **of_training, **options}
     if schedule is not None:
@@ -132,6 +137,7 @@ def _require_facts(cfg: DictConfig, described: Described, experiment: Experiment
     outputs = file["channels"] * experiment.recipe.variance.outputs
     if file["out_channels"] != outputs:
         advice = "learned_range" if file["out_channels"] == 2 * file["channels"] else "fixed_large"
+        advice += ", or file.drops_variance=true for SiT" if "drops_variance" in file else ""
         raise ConfigError(f"{place} gives {file['out_channels']} channels, not {outputs}: use variance={advice}")
     classes = file.get("classes", 0)
     if classes and not experiment.num_classes:
@@ -168,7 +174,7 @@ def _of_weights(cfg: DictConfig, file: ForeignWeights, layout: str, experiment: 
     found.append(Check("tensors with numbers that are not finite", ", ".join(lost[:3]) or "0", "0", not lost))
     if cfg.check is not None:
         found.append(same_output(experiment.module.denoiser, cfg.check))
-    if layout == "diffusers":
+    if layout.startswith("diffusers"):
         from noising.commands.diffusers_check import same_as_diffusers  # here: diffusers takes seconds to import
 
         found += same_as_diffusers(network, file)

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,12 +12,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.serialization import safe_globals
 
 from noising.errors import ConfigError
 from noising.runs.sizes import UnfoldingError, require_archive_size
 from noising.trained import digest
 
-AVERAGED, RAW = ("ema_model", "ema", "model_ema", "ema_state_dict"), ("net_model", "model", "net", "state_dict")
+AVERAGED = ("ema_model", "ema", "model_ema", "model_ema1", "ema_state_dict")
+RAW = ("net_model", "model", "net", "state_dict")
 """Entries of a training's file that hold a network's weights."""
 AVERAGED_BRANCH, RAW_BRANCH = "ema_params/", "params/"
 """What the names of weights begin with in a flattened checkpoint of Flax."""
@@ -47,17 +50,18 @@ class ForeignWeights(NamedTuple):
         return {"file": str(self.path), "sha256": digest(self.path), "entry": self.entry}
 
 
-def read_weights(place: str, averaged: bool = True) -> ForeignWeights:
+def read_weights(place: str, averaged: bool = True, entry: str | None = None) -> ForeignWeights:
     """Read a file of weights, or the one in a folder as diffusers writes it.
 
-    averaged: of a training's file that holds both, the averaged weights, else the raw ones. Raises ConfigError.
+    averaged: of a training's file that holds both, the averaged weights, else the raw ones; entry: instead of either,
+    the entry of this name. Raises ConfigError.
     """
     path = Path(place)
     if not path.exists():
         raise ConfigError(f"weights={place}: there is no such file or folder")
     config = None
     if path.is_dir():
-        folder = path / "unet" if (path / "unet").is_dir() else path
+        folder = next((path / name for name in ("unet", "transformer") if (path / name).is_dir()), path)
         found = [folder / name for name in IN_A_FOLDER if (folder / name).is_file()]
         if not found:
             raise ConfigError(f"weights={place}: expected {' or '.join(IN_A_FOLDER)} in {folder}")
@@ -68,10 +72,10 @@ def read_weights(place: str, averaged: bool = True) -> ForeignWeights:
         raise ConfigError(f"weights={place} {PICKLED.format(name=path.name, stem=path.stem)}")
     try:
         content = READERS.get(path.suffix, _torch_file)(path)
-        tensors, entry = _chosen(content, averaged)
+        tensors, chosen = _chosen(content, averaged, entry)
     except ValueError as error:
         raise ConfigError(f"weights={place}: {error}") from error
-    return ForeignWeights(path, tensors, config, entry)
+    return ForeignWeights(path, tensors, config, chosen)
 
 
 def _config(path: Path) -> dict[str, Any] | None:
@@ -107,7 +111,10 @@ def _numpy_archive(path: Path) -> dict[str, Tensor]:
 def _torch_file(path: Path) -> Any:
     try:
         require_archive_size(path)
-        with warnings.catch_warnings(action="ignore"):
+        with (
+            warnings.catch_warnings(action="ignore"),
+            safe_globals([Namespace]),
+        ):  # plain values, as argparse keeps them
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnfoldingError as error:
         raise ValueError(str(error)) from error
@@ -122,19 +129,21 @@ READERS: dict[str, Callable[[Path], Any]] = {".safetensors": _safetensors, ".npz
 """Readers by the end of a file's name; any other file is one of torch's."""
 
 
-def _chosen(content: Any, averaged: bool) -> tuple[dict[str, Tensor], str | None]:
+def _chosen(content: Any, averaged: bool, entry: str | None) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a file's content, and the entry that they stood in."""
     if not isinstance(content, Mapping):
         raise ValueError("it holds no state dict")
-    if all(isinstance(value, Tensor) for value in content.values()):
+    if entry is None and all(isinstance(value, Tensor) for value in content.values()):
         inside = {name.removeprefix("state_dict/"): value for name, value in content.items() if "state_dict/" in name}
         return _of_tree(inside or dict(content), averaged)
-    for name in AVERAGED if averaged else RAW:
+    for name in (AVERAGED if averaged else RAW) if entry is None else (entry,):
         held = content.get(name)
         if isinstance(held, Mapping) and "shadow_params" in held:
             return _by_order(held["shadow_params"], content.get("model")), name
         if isinstance(held, Mapping) and held and all(isinstance(value, Tensor) for value in held.values()):
             return dict(held), name
+    if entry is not None:
+        raise ValueError(f"it has no entry {entry} with weights, but {', '.join(map(str, [*content][:8]))}")
     kind, other = ("averaged", "false") if averaged else ("raw", "true")
     raise ValueError(f"it has no entry with {kind} weights, but {', '.join(map(str, content))}: try averaged={other}")
 

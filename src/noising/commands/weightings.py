@@ -1,4 +1,4 @@
-"""`weightings`: the weight w(λ) of every weighting in a config, and of the experiments on the same data."""
+"""`weightings`: the weight w(λ) of every weighting in a config, of the experiments on its data, of the nine losses."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ RESOLUTION, LEVELS = 32, 256  # size and grey levels of the images that the loss
 
 def weightings(cfg: DictConfig, run_dir: Path) -> None:
     """Draw weightings.png in run_dir."""
-    recipe = _curves(cfg)
+    recipe = build_recipe(cfg, RESOLUTION, LEVELS)
     choices = GlobalHydra.instance().config_loader().get_group_options  # those in the user's own folder included
     overrides = HydraConfig.get().overrides.task
     own: dict[str, LossWeights] = {}
@@ -37,7 +37,7 @@ def weightings(cfg: DictConfig, run_dir: Path) -> None:
         if not any(all(map(torch.equal, curves, others)) for others in experiments.values()):
             experiments[experiment] = curves
     path = run_dir / "weightings.png"
-    weighting_curves(path, own, recipe, experiments)
+    weighting_curves(path, own, loss_curves(recipe), experiments, recipe.schedule)
     print(f"w(λ) of every weighting and experiment is plotted in {relative(path)}")
 
 

@@ -131,14 +131,16 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "weights": (_PATH, "{}={}: expected a file of weights or a folder, or null"),
     "check": (_PATH, "{}={}: expected a .safetensors file, or null"),
     "layout": (
-        Literal["openai", "edm", "diffusers", "score_sde", "vdm"] | None,
-        "{} must be openai, edm, diffusers, score_sde or vdm, or null (as the names tell), got {}",
+        Literal["openai", "edm", "diffusers", "score_sde", "uvit", "jit", "dit", "diffusers_dit", "vdm"] | None,
+        "{} must be openai, edm, diffusers, score_sde, uvit, jit, dit, diffusers_dit, vdm or null (as names tell), "
+        "got {}",
     ),
     "convert to": (
-        Literal["diffusers", "openai", "edm", "score_sde", "vdm", "safetensors"] | None,
-        "{} must be diffusers, openai, edm, score_sde, vdm or safetensors, got {}",
+        Literal["diffusers", "openai", "edm", "score_sde", "uvit", "jit", "dit", "vdm", "safetensors"] | None,
+        "{} must be diffusers, openai, edm, score_sde, uvit, jit, dit, vdm or safetensors, got {}",
     ),
     "averaged": (bool, "{} must be true or false, got {}"),
+    "entry": (str | None, "{} must be the name of an entry, or null, got {}"),
     "unchecked": (bool, "{} must be true or false, got {}"),
     "parameters": _whole(1, null=True),
 }

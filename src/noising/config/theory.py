@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig
 
-from noising.config.instantiate import make, make_function, tried
+from noising.config.instantiate import locate, make, make_function, parameters, tried
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.objectives import Objective
@@ -32,6 +32,7 @@ def build_recipe(config: DictConfig, resolution: int, levels: int) -> Recipe:
     def part(group: str, kind: type[T], **facts: Any) -> T:
         return make(config[group], group, kind, timesteps=config.timesteps, **facts)
 
+    _require_comparing(config.objective)
     decoder = part("decoder", Decoder, levels=levels)
     weighting = make_function(config.weighting, "weighting", timesteps=config.timesteps)
     recipe = Recipe(
@@ -46,6 +47,16 @@ def build_recipe(config: DictConfig, resolution: int, levels: int) -> Recipe:
     for conflict in conflicts(recipe):
         raise ConfigError(conflict)
     return recipe
+
+
+def _require_comparing(node: DictConfig) -> None:
+    """Raise ConfigError if an objective is to compare what it has no choice of."""
+    target = locate(node.get("_target_"), "objective")
+    if node.get("compared") is not None and "compared" not in parameters(target):
+        raise ConfigError(
+            f"objective.compared: the loss of {getattr(target, '__name__', target)} is the same whatever is compared; "
+            "use objective=regression, weighted_bound or hybrid, or leave it out"
+        )
 
 
 LATE_ENOUGH = 0.85

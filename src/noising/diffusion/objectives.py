@@ -8,6 +8,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.likelihood.terms import prior_at, step_terms
+from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Chain
 from noising.diffusion.weightings import uniform
@@ -32,13 +34,16 @@ class Objective(nn.Module, ABC):
     """A training objective, and whether it trains a learned variance or schedule.
 
     trains_only_variance: one of its terms trains the variance alone, and so has no effect on a fixed one;
-    over_uniform_times: it requires times that are uniform, by their draws or by their weights.
+    over_uniform_times: it requires times that are uniform, by their draws or by their weights;
+    compared: what its squared error is taken of, None for what the network predicts; earliest: its earliest time.
     """
 
     trains_variance: bool = False
     trains_only_variance: bool = False
     trains_schedule: bool = False
     over_uniform_times: bool = False
+    compared: Parameterization | None = None
+    earliest: float = 0.0
 
     @abstractmethod
     def forward(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None) -> Terms:
@@ -77,14 +82,48 @@ def require_losses(
     require(terms["loss"].requires_grad, "returns a loss without a gradient")
 
 
+def in_space_of(
+    compared: Parameterization | None, weighting: Weighting = uniform, sigma_floor: float | None = None
+) -> Weighting:
+    """The weighting by which the output's squared error is that of `compared`, weighted by `weighting`.
+
+    At a given x_t, a network that predicts one mix of x and ε has an estimate of every other, and their errors differ
+    by a factor: ‖target_b − output_b‖² = (gain_b/gain_a)² ‖target_a − output_a‖². So what is predicted (a) and what is
+    compared (b) are two choices. sigma_floor: the least σ that gain_b is divided by, for a comparison of x̂ with the
+    velocity or the noise, whose weight is infinite where σ = 0. Li & He, "Back to Basics: Let Denoising Generative
+    Models Denoise" (2025), table 1; their floor is 0.05. https://arxiv.org/abs/2511.13720
+    """
+    if compared is None:
+        require(sigma_floor is None, "sigma_floor is the least σ of a comparison: choose objective.compared as well")
+        return weighting
+    require(sigma_floor is None or sigma_floor > 0, f"sigma_floor must be positive, got {sigma_floor}")
+    return partial(_compared_weight, compared, weighting, sigma_floor)
+
+
+def _compared_weight(
+    compared: Parameterization, weighting: Weighting, sigma_floor: float | None, level: NoiseLevel, gain: Tensor
+) -> Tensor:
+    gain_b = compared.gain(level)
+    if sigma_floor is not None:
+        gain_b = gain_b * level.sigma / level.sigma.clamp(min=sigma_floor)
+    return weighting(level, gain_b) * (gain_b / gain) ** 2
+
+
 class WeightedLoss(Objective, ABC):
     """`weight` times the mean squared error of the network's output, with a weighting to choose."""
 
     last_time: float = 1.0  # the upper limit that t is clamped to
 
-    def __init__(self, weighting: Weighting = uniform) -> None:
+    def __init__(
+        self,
+        weighting: Weighting = uniform,
+        compared: Parameterization | None = None,
+        sigma_floor: float | None = None,
+    ) -> None:
+        """compared, sigma_floor: the space of the squared error, as in `in_space_of`; None: that of the output."""
         super().__init__()
-        self.weighting = weighting
+        self.compared = compared
+        self.weighting = in_space_of(compared, weighting, sigma_floor)
 
     def forward(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None) -> Terms:
         level = denoiser.schedule(t.clamp(max=self.last_time))
@@ -97,7 +136,8 @@ class Regression(WeightedLoss):
     """w ‖a x + b ε − output‖²/D, averaged over the times.
 
     With the uniform weighting this is the loss of DDPM (ε), of v-prediction, of EDM and of rectified flow, each with
-    its parameterization. Ho et al. (2020), equation 14.
+    its parameterization; with `compared`, the same loss for a network that predicts another mix of x and ε. Ho et al.
+    (2020), equation 14.
     """
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
@@ -192,6 +232,7 @@ class ChainObjective(Objective, ABC):
     def __init__(self, timesteps: int, decoder: Decoder) -> None:
         super().__init__()
         self.timesteps = timesteps
+        self.earliest = 1 / timesteps
         self.decoder = decoder
         self._made: Chain | None = None
 
@@ -248,10 +289,20 @@ class Hybrid(ChainObjective):
 
     trains_only_variance = True
 
-    def __init__(self, weighting: Weighting, timesteps: int, decoder: Decoder, bound_weight: float = 0.001) -> None:
+    def __init__(
+        self,
+        weighting: Weighting,
+        timesteps: int,
+        decoder: Decoder,
+        bound_weight: float = 0.001,
+        compared: Parameterization | None = None,
+        sigma_floor: float | None = None,
+    ) -> None:
+        """compared, sigma_floor: the space of the regression's squared error, as in `in_space_of`."""
         super().__init__(timesteps, decoder)
         require(bound_weight > 0, f"bound_weight must be positive, got {bound_weight}")
-        self.weighting = weighting
+        self.compared = compared
+        self.weighting = in_space_of(compared, weighting, sigma_floor)
         self.bound_weight = bound_weight
 
     def forward(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None) -> Terms:

@@ -6,6 +6,7 @@ Conflicts are found before anything costly, such as data or a network, is built.
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,11 +16,18 @@ from noising.diffusion.noise_labels import NoiseLabel
 from noising.diffusion.objectives import Objective
 from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
-from noising.diffusion.times import TimeSampler
+from noising.diffusion.times import BatchSlot, TimeSampler
 from noising.diffusion.variances import ReverseVariance
 from noising.errors import config_errors
 
 _MAX_LOG_SNR = 200.0  # upper limit of |λ|, far beyond those at which α² or σ² is 0 in float32
+_WAYS_OUT = {
+    "α": "parameterization=velocity, flow or clean_image",
+    "σ": "objective.sigma_floor=0.05, or parameterization=velocity or flow",
+}
+"""What avoids a weight that is infinite, or too large beside others, where α or σ is 0 or nearly so."""
+_DRAWS = 2**14  # number of times by which the spread of a weight is judged
+_MAX_SPREAD = 1000.0  # the largest weight over the median, above which `uneven` has a message
 
 
 class Recipe(NamedTuple):
@@ -103,6 +111,61 @@ def conflicts(recipe: Recipe) -> Iterator[str]:
     if not weight.isnan().all() and not (weight.isfinite() & (weight >= 0)).all():
         worst = float(weight[~(weight.isfinite() & (weight >= 0))][0])
         yield f"weighting: some level has the weight {worst:g}; a weight must be finite and not negative"
+        return
+    if (fault := _infinite(recipe)) is not None:
+        yield fault
+
+
+def _infinite(recipe: Recipe) -> str | None:
+    """A message on a comparison whose weight is infinite, at a time that is drawn or on average over the times."""
+    schedule, objective = recipe.schedule, recipe.objective
+    if objective.compared is None:
+        return None
+    earliest = _earliest(recipe)
+    level = schedule(torch.tensor([earliest, 1000 * earliest, 1.0], dtype=torch.float64).clamp(max=1))
+    t = level.t.flatten()
+    weight = objective.weight(schedule, level, recipe.parameterization.gain(level)).detach().flatten()
+    if not weight.isfinite().all():
+        at = int((~weight.isfinite()).nonzero()[0])
+        end = "α" if float(level.log_snr.flatten()[at]) < 0 else "σ"
+        if weight[at].isnan():  # a weight on x̂ over a gain of 0
+            return f"{_comparison(recipe)}, the weight at t = {t[at]:.3g} is 0/0, as {end} is 0; use weighting=uniform"
+        return f"{_comparison(recipe)}, the weight at t = {t[at]:.3g} is infinite, as {end} is 0; use {_WAYS_OUT[end]}"
+    # where t is continuous and σ falls to 0 as t does, 1/σ² of a straight line has no mean: it grows faster than 1/t
+    share = (weight * recipe.times.density(t, schedule) * t)[:2]
+    if earliest < 1e-6 and bool(share[0] > 10 * share[1]):
+        return (
+            f"{_comparison(recipe)}, the mean weight is infinite, by the levels near t = 0, where σ is 0; use "
+            f"{_WAYS_OUT['σ']}, or times=grid"
+        )
+    return None
+
+
+def uneven(recipe: Recipe) -> str | None:
+    """A message on a comparison that leaves most of the loss to a few levels, by the times as they are drawn."""
+    schedule, objective = recipe.schedule, recipe.objective
+    if objective.compared is None:
+        return None
+    t, _ = recipe.times.sample(BatchSlot(np.random.default_rng(0), 0, _DRAWS, _DRAWS), schedule)
+    level = schedule(t.clamp(min=_earliest(recipe)))
+    weight = objective.weight(schedule, level, recipe.parameterization.gain(level)).detach().flatten()
+    spread = float(weight.max() / weight.median())
+    if not spread > _MAX_SPREAD:
+        return None
+    log_snr = float(level.log_snr.flatten()[int(weight.argmax())])
+    return (
+        f"{_comparison(recipe)}, the largest weight (at λ = {log_snr:.1f}) is {spread:,.0f} times the median: clipping "
+        f"turns such a step into a lost one; tune the learning rate, or use {_WAYS_OUT['α' if log_snr < 0 else 'σ']}"
+    )
+
+
+def _earliest(recipe: Recipe) -> float:
+    return max(recipe.times.earliest, recipe.objective.earliest)
+
+
+def _comparison(recipe: Recipe) -> str:
+    predicted, compared = _name(recipe.parameterization), _name(recipe.objective.compared)
+    return f"objective.compared: for {predicted} compared as {compared}"
 
 
 def rising(schedule: Schedule) -> str | None:

@@ -49,6 +49,7 @@ class TimeSampler(ABC):
     """A distribution of training times."""
 
     learns: bool = False  # whether it needs `observe` to be called with the losses of all ranks
+    earliest: float = SMALLEST  # no time before it is drawn, up to a rounding
 
     @abstractmethod
     def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
@@ -82,6 +83,7 @@ class Grid(TimeSampler):
 
     def __init__(self, timesteps: int) -> None:
         self.timesteps = timesteps
+        self.earliest = 1 / timesteps
 
     def sample(self, draw: BatchSlot, schedule: Schedule) -> tuple[Tensor, Tensor]:
         t = draw.own(draw.generator.integers(1, self.timesteps + 1, draw.total) / self.timesteps)
@@ -161,6 +163,7 @@ class LossAware(TimeSampler):
         require(history >= 1, f"history must be at least 1, got {history}")
         require(0 < uniform_share <= 1, f"uniform_share must be in (0, 1], got {uniform_share}")
         self.timesteps = timesteps
+        self.earliest = 1 / timesteps
         self.uniform_share = uniform_share
         self._losses = np.zeros((timesteps, history))  # a ring buffer for each step
         self._seen = np.zeros(timesteps, dtype=np.int64)

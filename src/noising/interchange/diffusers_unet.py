@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from noising.errors import require
+from noising.interchange.diffusers_config import foreign, options_said
 from noising.interchange.layout import Described, Shapes
 from noising.interchange.places import Place, down, levels, up
 from noising.interchange.tensor_maps import SAME, Entry, Pointwise, Separate, Storage, SwappedHalves, layer
@@ -111,24 +112,22 @@ class DiffusersUNet(UShapeLayout):
         config: Mapping[str, Any] = facts.get("config") or OF_DDPM
         known = "config" in facts or shapes["conv_in.weight"][0] == OF_DDPM["block_out_channels"][0]
         require(known, "config.json is missing beside the file: it says what network the weights are of")
-        said = DEFAULTS | {name: value for name, value in config.items() if name in DEFAULTS}
-        for name, values in KNOWN.items():
-            require(said[name] in values, _foreign(name, said[name], values[0]))
+        said = options_said(config, DEFAULTS, KNOWN)
         downs, ups, widths = list(said["down_block_types"]), list(said["up_block_types"]), said["block_out_channels"]
         attending = set(downs) == {"AttnDownBlock2D"}
         residual = "ResnetDownsampleBlock2D" in downs or (attending and said["downsample_type"] == "resnet")
         plain, resampling = ("ResnetDownsampleBlock2D", "resnet") if residual else ("DownBlock2D", "conv")
         expected = [kind if kind == "AttnDownBlock2D" else plain for kind in downs]
-        require(downs == expected, _foreign("down_block_types", downs, expected))
+        require(downs == expected, foreign("down_block_types", downs, expected))
         mirrored = [MIRRORED[kind] for kind in reversed(downs)]
-        require(ups == mirrored, _foreign("up_block_types", ups, mirrored))
+        require(ups == mirrored, foreign("up_block_types", ups, mirrored))
         if "AttnDownBlock2D" in downs:  # the other kinds do not read these
             for name in ("downsample_type", "upsample_type"):
-                require(said[name] == resampling, _foreign(name, said[name], resampling))
+                require(said[name] == resampling, foreign(name, said[name], resampling))
         groups, of_attention = said["norm_num_groups"], said["attn_norm_num_groups"]
         scales = said["resnet_time_scale_shift"] == "scale_shift"  # whose middle attention has no norm without groups
         allowed = (groups,) if scales else (None, groups)
-        require(of_attention in allowed, _foreign("attn_norm_num_groups", of_attention, groups))
+        require(of_attention in allowed, foreign("attn_norm_num_groups", of_attention, groups))
         width, resolution, head_width = widths[0], said["sample_size"], said["attention_head_dim"]
         options = {
             "channels": said["in_channels"],
@@ -193,8 +192,3 @@ class DiffusersUNet(UShapeLayout):
                 yield from layer(f"{path}.1", module[1], f"{there}.conv")
             else:
                 yield from layer(path, module, f"{there}.conv")
-
-
-def _foreign(name: str, value: Any, expected: Any) -> str:
-    """The message for an option of a config.json that none of the networks here has."""
-    return f"{name}={value} in config.json is of no network here, which have {name}={expected}"

@@ -1,11 +1,15 @@
 """The layouts by name, and which one a file's names are of."""
 
 from noising.errors import require
+from noising.interchange.diffusers_dit import DiffusersDiT
 from noising.interchange.diffusers_unet import DiffusersUNet
+from noising.interchange.dit import PublishedDiT
 from noising.interchange.edm import EDM
+from noising.interchange.jit import JiTLayout
 from noising.interchange.layout import Layout, Shapes
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
+from noising.interchange.uvit import UViTLayout
 from noising.interchange.vdm import VDM
 
 LAYOUTS: dict[str, type[Layout]] = {
@@ -13,6 +17,10 @@ LAYOUTS: dict[str, type[Layout]] = {
     "edm": EDM,
     "diffusers": DiffusersUNet,
     "score_sde": ScoreSDE,
+    "dit": PublishedDiT,
+    "diffusers_dit": DiffusersDiT,
+    "uvit": UViTLayout,
+    "jit": JiTLayout,
     "vdm": VDM,
 }
 

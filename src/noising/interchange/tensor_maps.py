@@ -33,6 +33,13 @@ class SwappedHalves(Storage):
         return [self.read([ours])]
 
 
+class BatchAxis(Storage):
+    """A table for all images, stored with an axis of length one for them before the others."""
+
+    def write(self, ours: Tensor) -> Sequence[Tensor]:
+        return [ours[None]]
+
+
 class Transposed(Storage):
     """A matrix stored as (inputs, outputs)."""
 
@@ -51,6 +58,23 @@ class HeightWidthInOut(Storage):
 
     def write(self, ours: Tensor) -> Sequence[Tensor]:
         return [ours.permute(2, 3, 1, 0)]
+
+
+@dataclass(frozen=True)
+class Repeated(Storage):
+    """One tensor here, of which each of several parts has a copy there."""
+
+    copies: int
+    storage: Storage = SAME
+
+    def read(self, theirs: Sequence[Tensor]) -> Tensor:
+        first, *others = theirs
+        if not all(torch.equal(first, other) for other in others):
+            raise ValueError(f"its {self.copies} copies of a tensor of shape {tuple(first.shape)} differ")
+        return self.storage.read([first])
+
+    def write(self, ours: Tensor) -> Sequence[Tensor]:
+        return [*self.storage.write(ours)] * self.copies
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 Legend: B images, C channels, H and W pixels, E embedding width, N attention heads, P = H * W pixels.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,10 @@ def group_norm(groups: int, eps: float = 1e-5, channels_per_group: int = 1) -> M
     return lambda channels: nn.GroupNorm(min(groups, channels // channels_per_group), channels, eps)
 
 
-def zeroed(layer: nn.Conv2d) -> nn.Conv2d:
+Zeroed = TypeVar("Zeroed", nn.Conv2d, nn.Linear)
+
+
+def zeroed(layer: Zeroed) -> Zeroed:
     """The layer with weight and bias set to zero, so that a residual block that ends in it starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)
@@ -197,27 +202,41 @@ class Attention(nn.Module):
         return scaled_sum(x, mixed, self.skip_scale)  # (B, C, H, W)
 
 
-class Stage(nn.Module):
+class Recomputed(nn.Module, ABC):
+    """A part of a network that, if checkpointed, does not store its features for the gradient, but computes them again.
+
+    checkpointed: whether it does, when a gradient is needed.
+    """
+
+    def __init__(self, checkpointed: bool = False) -> None:
+        super().__init__()
+        self.checkpointed = checkpointed
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        if self.checkpointed and torch.is_grad_enabled():
+            again: Tensor = checkpoint(self.compute, *inputs, use_reentrant=False)
+            return again
+        return self.compute(*inputs)
+
+    @abstractmethod
+    def compute(self, *inputs: Tensor) -> Tensor:
+        """The part's output."""
+
+
+class Stage(Recomputed):
     """A residual block, followed by self-attention where the level has it.
 
     joins: on the way up, the block reads the features of the same level on the way down beside its input.
-    checkpointed: the features within are not stored for the gradient, but computed again when it is needed.
     """
 
     def __init__(
         self, residual: Residual, attention: Attention | None = None, joins: bool = False, checkpointed: bool = False
     ) -> None:
-        super().__init__()
+        super().__init__(checkpointed)
         self.residual, self.attention = residual, attention
-        self.joins, self.checkpointed = joins, checkpointed
+        self.joins = joins
 
-    def forward(self, x: Tensor, embedded: Tensor) -> Tensor:
-        if self.checkpointed and torch.is_grad_enabled():
-            again: Tensor = checkpoint(self.compute, x, embedded, use_reentrant=False)
-            return again
-        return self.compute(x, embedded)
-
-    def compute(self, x: Tensor, embedded: Tensor) -> Tensor:
+    def compute(self, x: Tensor, embedded: Tensor) -> Tensor:  # type: ignore[override]
         """The stage's output (B, C, h, w)."""
         x = self.residual(x, embedded)  # (B, C, h, w)
         return x if self.attention is None else self.attention(x)  # (B, C, h, w)

@@ -96,3 +96,16 @@ class ClassEmbedding(nn.Embedding):
     def forward(self, class_label: Tensor) -> Tensor:
         table = self.weight if self.learns_none else F.pad(self.weight, (0, 0, 0, 1))  # (classes + 1, E)
         return F.embedding(class_label, table)
+
+
+def labels_for(class_label: Tensor | None, classes: int, noise_label: Tensor) -> Tensor | None:
+    """The classes that a `ClassEmbedding` is given, (B,): the number ``classes`` for None; None without classes.
+
+    noise_label: (B,), for the number of images. Raises ValueError for a class where there are none.
+    """
+    if classes:
+        none = torch.full(noise_label.shape, classes, device=noise_label.device)  # (B,)
+        return none if class_label is None else class_label
+    if class_label is not None:
+        raise ValueError("class_label needs a model with classes, this one was built with classes=0")
+    return None

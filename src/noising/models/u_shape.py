@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from noising.errors import require
 from noising.models.blocks import Stage
+from noising.models.embeddings import labels_for
 
 MAX_WIDTH, MAX_BLOCKS = 2**16, 1000  # beyond them a network would exceed any memory or take hours to build
 
@@ -101,10 +102,7 @@ class UShape(nn.Module, ABC):
         class_label: Tensor | None = None,
         augmentation: Tensor | None = None,
     ) -> Tensor:
-        if self.classes and class_label is None:
-            class_label = torch.full(noise_label.shape, self.classes, device=noise_label.device)  # (B,)
-        elif not self.classes and class_label is not None:
-            raise ValueError("class_label needs a model with classes, this one was built with classes=0")
+        class_label = labels_for(class_label, self.classes, noise_label)  # (B,) or None
         if augmentation is not None and not self.augmentation_labels:
             raise ValueError("augmentation needs a model with augmentation_labels, this one has 0")
         embedded = F.silu(self.embed(noise_label, class_label, augmentation))  # (B, E)

@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from noising.diffusion.loss_weights import LossWeights, loss_weights
+from noising.diffusion.loss_weights import LossWeights, loss_weights, nine_comparisons
 from noising.diffusion.recipe import Recipe
+from noising.diffusion.schedules import Schedule
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import Optimal
 from noising.oracles.oracle import oracle_denoiser
@@ -72,23 +73,42 @@ def recipe_curves(path: Path, recipe: Recipe, timesteps: int) -> None:
 
 
 def weighting_curves(
-    path: Path, own: Mapping[str, LossWeights], recipe: LossWeights, experiments: Mapping[str, LossWeights]
+    path: Path,
+    own: Mapping[str, LossWeights],
+    recipe: LossWeights,
+    experiments: Mapping[str, LossWeights],
+    schedule: Schedule,
 ) -> None:
-    """Plot w(λ) p(λ) of every weighting in one config, beside p(λ) of that config, and of every experiment."""
-    figure = Figure(figsize=(13, 5.2), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
+    """Plot w(λ) p(λ) of every weighting in one config, beside p(λ) of that config, and of every experiment.
+
+    Beside them stand the nine losses of what may be predicted and what may be compared, on the config's schedule.
+    """
+    figure = Figure(figsize=(19, 5.2), layout="constrained")
+    left, right, nine = figure.subplots(1, 3, sharey=True)
     for axes, losses in ((left, own), (right, experiments)):
         for name, curves in losses.items():
             _plot_relative(axes, curves, curves.weight, label=name, linewidth=1.5)
     _plot_relative(left, recipe, recipe.density, color="k", linestyle="--", label="p(λ) alone", linewidth=1)
     left.set_title("every weighting in this config: its schedule, parameterization, times and objective", fontsize=10)
     right.set_title("the experiments, each with its own parts", fontsize=10)
-    for axes in (left, right):  # beyond these λ an image of 8 bits is clean, or hidden
+    _plot_nine(nine, schedule)
+    for axes in (left, right, nine):  # beyond these λ an image of 8 bits is clean, or hidden
         axes.set(xlabel="λ = log α²/σ²  [nats]", yscale="log", xlim=(-12.0, 12.0), ylim=(1e-3, 1e3))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     left.set_ylabel("w(λ): weight on ‖ε − ε̂‖² times p(λ), relative to λ = 0")
     save_figure(figure, path, dpi=120)
+
+
+def _plot_nine(axes: Axes, schedule: Schedule) -> None:
+    """Plot the weight of what is predicted for each of the nine, by colour, where each is compared, by line."""
+    level = schedule(_times(4000))
+    colours, lines = {"x": "C0", "ε": "C1", "v": "C2"}, {"x": "-", "ε": "--", "v": ":"}
+    for predicted, compared, weight in nine_comparisons(schedule, level):
+        style = {"color": colours[predicted], "linestyle": lines[compared], "linewidth": 1.5}
+        axes.plot(level.log_snr.flatten().cpu(), weight.cpu(), label=f"{predicted}, compared as {compared}", **style)
+    axes.set_title("what the network predicts and what is compared: w of its own error", fontsize=10)
+    axes.set_ylabel("w: weight on ‖target − output‖², with weighting=uniform")
 
 
 def _plot_relative(axes: Axes, curves: LossWeights, values: Tensor, **style: Any) -> None:
