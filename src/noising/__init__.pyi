@@ -75,6 +75,7 @@ from .diffusion.samplers import (
 from .diffusion.schedules import (
     VPSDE as VPSDE,
     Cosine as Cosine,
+    LearnedLine as LearnedLine,
     LearnedLogSNR as LearnedLogSNR,
     LinearBeta as LinearBeta,
     LinearLogSNR as LinearLogSNR,
@@ -116,6 +117,7 @@ from .experiment import Experiment as Experiment
 from .metrics.quality import ImageMetric as ImageMetric, QualityMetric as QualityMetric
 from .models.song_unet import SongUNet as SongUNet
 from .models.unet import UNet as UNet
+from .models.vdm_unet import VDMUNet as VDMUNet
 from .randomness import Streams as Streams
 from .runs.declarations import Declaration as Declaration
 from .training.ema import EMA as EMA, HalfLifeEMA as HalfLifeEMA
