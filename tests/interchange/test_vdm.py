@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from noising.diffusion.denoiser import Denoiser
+from noising.diffusion.gaussian import Gaussian
+from noising.diffusion.likelihood.decoders import SoftmaxGaussian
+from noising.diffusion.likelihood.terms import prior_at
+from noising.diffusion.noise_labels import ScaledLogSNR
+from noising.diffusion.objectives import ContinuousBound
+from noising.diffusion.parameterizations import Epsilon
 from noising.diffusion.schedules import LearnedLine, LearnedLogSNR
+from noising.diffusion.transitions import Chain
+from noising.diffusion.variances import FixedSmall
 from noising.interchange.vdm import VDM
 from noising.models.blocks import Attention
 from noising.models.vdm_unet import VDMUNet
@@ -54,6 +63,54 @@ def test_a_noised_image_is_vdms() -> None:
     expected = (1 - variance).sqrt() * encoded + variance.sqrt() * noise
     found = schedule(t).perturb(images / 127.5 - 1, noise)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def last(images: Tensor) -> Tensor:
+    """Images with channels last, as Flax has them, with channels first."""
+    return images.permute(0, 3, 1, 2)
+
+
+def test_every_term_of_the_loss_is_vdms() -> None:
+    """Reconstruction, prior and diffusion term of two images, with the noise that the authors' code drew."""
+    given = fixture("vdm")
+    layout = VDM.of({name: tuple(x.shape) for name, x in given.weights.items()}, 8)
+    layout.network.load_state_dict(layout.read(given.weights))
+    schedule, network = loaded(given.weights), layout.network.eval()
+    x, of = last(given.inputs["images"]) / 127.5 - 1, given.outputs
+    conditioning = given.inputs["conditioning"][:, None]
+    label = ScaledLogSNR(13.3 + SHIFT, -5 + SHIFT, clamped=False)
+    denoiser = Denoiser(network, schedule, Epsilon(), FixedSmall(), label)
+    t = (of["loss_t0"].double() + torch.arange(2) / 2) % 1
+    dims = x[0].numel() * math.log(2)
+    with torch.no_grad():
+        found = ContinuousBound(SoftmaxGaussian())(denoiser, x, t, last(of["loss_eps"]), augmentation=conditioning)
+        start, end = (schedule(torch.tensor(time, dtype=torch.float64)) for time in (0.0, 1.0))
+        z_0 = start.perturb(x, last(of["loss_eps_0"]))
+        reconstruction = -SoftmaxGaussian().log_prob(x, Gaussian(x, start.log_snr), z_0, start)
+        prior = prior_at(end, 1.0, x)
+        with_its_own_noise = -SoftmaxGaussian().log_prob(
+            x, Gaussian(x, start.log_snr), start.perturb(x, last(of["loss_eps"])), start
+        )
+    torch.testing.assert_close(prior.float(), of["loss_klz"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(reconstruction, of["loss_recon"], rtol=1e-4, atol=0)
+    diffusion = dims * found["loss"] - prior - with_its_own_noise  # the objective has one noise for both
+    torch.testing.assert_close(diffusion.float(), of["loss_diff"], rtol=1e-4, atol=0)
+
+
+def test_a_step_of_the_chain_is_vdms() -> None:
+    given = fixture("vdm")
+    layout = VDM.of({name: tuple(x.shape) for name, x in given.weights.items()}, 8)
+    layout.network.load_state_dict(layout.read(given.weights))
+    label = ScaledLogSNR(13.3 + SHIFT, -5 + SHIFT, clamped=False)
+    denoiser = Denoiser(layout.network.eval(), loaded(given.weights), Epsilon(), FixedSmall(), label)
+    steps = int(given.inputs["step_T"])
+    transition = Chain.uniform(denoiser.schedule, steps)[steps - int(given.inputs["step_i"])]
+    z = last(given.inputs["z"])
+    with torch.no_grad():
+        prediction = denoiser.at(z, transition.later, augmentation=given.inputs["conditioning"][:, None])
+        reverse = denoiser.reverse(transition, z, prediction)
+    found = reverse.mean + (reverse.log_variance / 2).exp() * last(given.outputs["step_eps"])
+    torch.testing.assert_close(found.float(), last(given.outputs["step_z_s"]), rtol=0, atol=1e-5)
 
 
 def network_of_gamma(seed: int = 0) -> dict[str, Tensor]:
