@@ -46,7 +46,8 @@ def converted(noising: Command, tmp_path: Path) -> Any:
 def test_arrays_become_a_run_with_their_schedule_and_come_back_to_the_bit(
     converted: Any, noising: Command, tmp_path: Path
 ) -> None:
-    given = archive(tmp_path / "vdm.npz", fixture("vdm").weights)
+    weights = fixture("vdm").weights
+    given = archive(tmp_path / "vdm.npz", {**weights, "gamma/w": -weights["gamma/w"]})  # |w| is meant
     outcome = converted("vdm.npz", CHECK)
     assert outcome.code == 0, outcome.err
     checks = json.loads((tmp_path / "run" / "summary.json").read_text())["converted"]["checks"]

@@ -47,6 +47,8 @@ def test_the_line_is_gamma_of_scaled_images_and_comes_back_to_the_bit() -> None:
     torch.testing.assert_close(-slope, given.outputs["gamma_slope_of_t"].double(), rtol=1e-6, atol=0)
     for sign in (1, -1):  # the slope there is |w|
         theirs = {"gamma/b": given.weights["gamma/b"], "gamma/w": sign * given.weights["gamma/w"]}
+        with torch.no_grad():
+            assert torch.equal(loaded(theirs).log_snr(t), schedule.log_snr(t))
         back = VDM.with_schedule(loaded(theirs))
         assert back.keys() == theirs.keys()
         assert all(torch.equal(back[name], tensor) for name, tensor in theirs.items())
