@@ -8,7 +8,9 @@ jobs are done. Numbers within sentences stay as they are: their new values are t
 mnist=FOLDER, as torchvision lays it out, the jobs of MNIST are left out.
 """
 
+import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -38,8 +40,12 @@ LOSSES = {
     "simplified, fixed large": ["objective=regression", "variance=fixed_large"],
     "simplified, fixed small": ["objective=regression", "variance=fixed_small"],
 }
+SPACES = {"clean_image": "x", "epsilon": "ε", "velocity": "v"}
+"""What `experiment=nine` predicts and compares."""
 KINDS = {"ancestral": "Ancestral", "ddim": "DDIM", "heun": "Heun", "dpmpp_2m": "DPMPP2M"}
 """Choices of the samplers, and their classes."""
+QUANTILE = 4.302653
+"""Student's t of a 95% interval from three seeds."""
 STEPS = (5, 10, 20, 50, 100)
 SCALES = ("0", "0.5", "1", "1.5", "2", "3", "5", "8")
 NEEDED = re.compile(r"{(\w+)}")
@@ -86,6 +92,7 @@ def jobs_of(mnist: str | None) -> dict[str, Job]:
         "exact": (evaluate, [default, "bound=exact", "splits=[test]"]),
         "matrix": (evaluate, ["--multirun", *sweep]),
         "guidance": (evaluate, ["--multirun", *guided, f"guidance.scale={','.join(SCALES)}"]),
+        "nine": ("train.py", ["--multirun", "experiment=nine", "seed=0,1,2", "trainer.max_steps=400", *fixed]),
         "flow": ("scripts/likelihood.py", [default, "images=64", "solver=runge_kutta4"]),
         "flow_late": ("scripts/likelihood.py", [default, "images=64", "solver=runge_kutta4", "start_time=0.03"]),
         "latents": ("scripts/latents.py", [default]),
@@ -197,6 +204,27 @@ def fill_losses(rows: Path, tables: Tables) -> None:
         tables.set("loss, reverse variance", f"| {loss} |", 4, f"{mean:.3f}")
 
 
+def fill_nine(rows: Path, tables: Tables) -> None:
+    """The bound of each seed, and its difference to that of ε compared as ε, with the interval over the seeds."""
+    (rows / "nine.done").stat()
+    with (rows / "nine" / "sweep.csv").open(encoding="utf-8", newline="") as file:
+        jobs = list(csv.DictReader(file))
+    names = ("parameterization", "parameterization@objective.compared")
+    bounds = {(*(SPACES[job[name]] for name in names), int(job["seed"])): float(job["test/bound"]) for job in jobs}
+    for predicted in SPACES.values():
+        for compared in SPACES.values():
+            found = [bounds[predicted, compared, seed] for seed in range(3)]
+            for seed, value in enumerate(found):
+                tables.set("| predicted | compared |", f"| {predicted} | {compared} |", 2 + seed, f"{value:.3f}")
+            if (predicted, compared) == ("ε", "ε"):
+                continue
+            differences = [value - bounds["ε", "ε", seed] for seed, value in enumerate(found)]
+            mean, half = sum(differences) / 3, QUANTILE * float(np.std(differences, ddof=1)) / math.sqrt(3)
+            tables.set("| predicted | compared |", f"| {predicted} | {compared} |", 5, f"{mean:+.3f}")
+            interval = f"{mean - half:+.3f} to {mean + half:+.3f}"
+            tables.set("| predicted | compared |", f"| {predicted} | {compared} |", 6, interval)
+
+
 def fill_bound(rows: Path, tables: Tables) -> None:
     both = summary(rows, "both_splits")
     for split, row in (("test", "360 test digits"), ("train", "1,309 training digits")):
@@ -233,7 +261,7 @@ def fill_quality(rows: Path, tables: Tables) -> None:
             tables.set("| | value | ± Monte Carlo", row, column, value)
 
 
-FILLS = (fill_recipes, fill_losses, fill_bound, fill_samplers, fill_guidance, fill_quality)
+FILLS = (fill_recipes, fill_losses, fill_nine, fill_bound, fill_samplers, fill_guidance, fill_quality)
 
 
 def beside_real(samples: Image.Image) -> Image.Image:

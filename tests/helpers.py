@@ -141,7 +141,7 @@ def write_images(folder: Path, images: Iterable[NDArray[np.uint8]]) -> Path:
 def composed(*overrides: str) -> DictConfig:
     """The config of `train` with a small network."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", ["model.width=8", "++model.heads=1", "model.groups=4", *overrides])
+        return compose("train", ["model.width=8", "++model.heads=1", "++model.groups=4", *overrides])
 
 
 def same(one: Any, other: Any, place: str = "") -> None:

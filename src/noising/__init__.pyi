@@ -115,8 +115,11 @@ from .diffusion.variances import (
 from .errors import ConfigError as ConfigError, UsageError as UsageError
 from .experiment import Experiment as Experiment
 from .metrics.quality import ImageMetric as ImageMetric, QualityMetric as QualityMetric
+from .models.dit import DiT as DiT
+from .models.jit import JiT as JiT
 from .models.song_unet import SongUNet as SongUNet
 from .models.unet import UNet as UNet
+from .models.uvit import UViT as UViT
 from .models.vdm_unet import VDMUNet as VDMUNet
 from .randomness import Streams as Streams
 from .runs.declarations import Declaration as Declaration

@@ -49,6 +49,10 @@ from tests.helpers import SMALL, Command, write_images
             "schedule=zero_terminal_snr schedule@schedule.schedule=log_linear_sigma",
             "schedule: a variance-exploding schedule cannot end without signal",
         ),
+        (
+            "schedule=rectified_flow parameterization=clean_image parameterization@objective.compared=flow",
+            "objective.compared: for CleanImage compared as Flow, the mean weight is infinite",
+        ),
     ],
 )
 def test_parts_that_cannot_work_together_are_refused_with_the_reason(
@@ -78,6 +82,7 @@ def test_velocity_with_min_snr_is_fine_without_terminal_signal(noising: Command)
         ),
         ("trainer.max_step=3", "trainer.max_step: no such option; did you mean trainer.max_steps?"),
         ("model.widht=3", "model.widht: no such option; did you mean model.width?"),
+        ("compared=flow", "compared: no such option; did you mean parameterization@objective.compared?"),
         ("model.width=big", "model.width=big: expected int"),
         ("model.width=0", "model: width must be"),
         ("timesteps=0", "timesteps must be a whole number from 1 to 1000000, got 0"),

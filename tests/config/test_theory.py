@@ -63,7 +63,7 @@ def test_what_is_compared_is_an_option_of_the_objective() -> None:
         ),
         (
             ["objective.sigma_floor=0.05"],
-            "objective: sigma_floor is the least σ of a comparison: choose objective.compared as well",
+            "objective: sigma_floor is of a comparison: add parameterization@objective.compared=velocity",
         ),
         (
             ["schedule=zero_terminal_snr", f"{COMPARED}=velocity"],

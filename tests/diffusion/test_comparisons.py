@@ -109,10 +109,23 @@ def test_floor_is_jits() -> None:
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
 
 
+def test_floor_is_of_what_is_divided_by_sigma() -> None:
+    """α/0.3 and 1/0.3 instead of α/σ and 1/σ near clean; 1 for the image itself at every level."""
+    for schedule, velocity in PATHS:
+        level = schedule(T)
+        least, signal = level.sigma.clamp(min=0.3), level.alpha
+        assert bool((level.sigma < 0.3).any())
+        sharp = signal**2 + level.sigma**2 if velocity is Velocity else torch.ones_like(signal)
+        expected = {CleanImage: torch.ones_like(signal), Epsilon: (signal / least) ** 2, velocity: (sharp / least) ** 2}
+        for compared, weight in expected.items():
+            found = Regression(uniform, compared(), 0.3).weight(schedule, level, torch.ones_like(signal))
+            torch.testing.assert_close(found, weight, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize(
     ("compared", "floor", "message"),
     [
-        (None, 0.05, "sigma_floor is the least σ of a comparison: choose objective.compared as well"),
+        (None, 0.05, "sigma_floor is of a comparison: add parameterization@objective.compared=velocity"),
         (Flow(), 0.0, "sigma_floor must be positive, got 0.0"),
     ],
 )

@@ -11,16 +11,19 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from noising.interchange.diffusers_unet import DiffusersUNet
 from noising.interchange.dit import PublishedDiT
 from noising.interchange.edm import EDM
+from noising.interchange.jit import JiTLayout
 from noising.interchange.layout import Layout
 from noising.interchange.layouts import LAYOUTS
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
+from noising.interchange.uvit import UViTLayout
 from noising.interchange.vdm import VDM
 
 FOLDER = Path(__file__).parent / "fixtures"
@@ -70,6 +73,10 @@ def layout_of(facts: dict[str, Any], shapes: dict[str, Any], resolution: int = 0
         return PublishedDiT.of(shapes, heads=said["num_heads"])
     if any("all_modules." in name for name in shapes):
         return ScoreSDE.of(shapes, said.get("data", {}).get("image_size", resolution), label_scale=4.0)
+    if "decoder_pred.weight" in shapes:
+        return UViTLayout.of(shapes, heads=said["num_heads"])
+    if any(name.endswith("x_embedder.proj1.weight") for name in shapes):
+        return JiTLayout.of(shapes, class_tokens_at=said["in_context_start"])
     if "time_embedding.linear_1.weight" in shapes:
         return DiffusersUNet.of(shapes, config=said)
     if "time_embed.0.weight" in shapes:
@@ -79,3 +86,10 @@ def layout_of(facts: dict[str, Any], shapes: dict[str, Any], resolution: int = 0
         groups = facts.get("groupnorm_groups", 32)
         return OpenAI.of(shapes, resolution, new_attention_order=order, groups=groups, **heads)
     return EDM.of(shapes, head_width=facts.get("channels_per_head", 64))
+
+
+def read_shapes(given: Fixture, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Read a file of such tensors, without their numbers."""
+    with torch.device("meta"):
+        layout = layout_of(given.facts, shapes, given.side)
+        layout.read({key: torch.empty(shape) for key, shape in shapes.items()})

@@ -9,10 +9,12 @@ from torch import Tensor
 from noising.interchange.diffusers_unet import DiffusersUNet
 from noising.interchange.dit import PublishedDiT
 from noising.interchange.edm import EDM
+from noising.interchange.jit import JiTLayout
 from noising.interchange.layouts import LAYOUTS
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
-from tests.interchange.helpers import FOLDER, Fixture, fixture, layout_of, published_layouts
+from noising.interchange.uvit import UViTLayout
+from tests.interchange.helpers import FOLDER, Fixture, fixture, layout_of, published_layouts, read_shapes
 
 NAMES = sorted(path.stem for path in FOLDER.glob("*.safetensors"))
 LIMIT = 2e-5  # of the largest output: the same code with another convolution library differs by up to 3e-6
@@ -139,13 +141,6 @@ def test_a_file_of_another_network_is_refused_by_name() -> None:
             layout.read(weights)
 
 
-def read_shapes(given: Fixture, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Read a file of such tensors, without their numbers."""
-    with torch.device("meta"):
-        layout = layout_of(given.facts, shapes, given.side)
-        layout.read({key: torch.empty(shape) for key, shape in shapes.items()})
-
-
 @pytest.mark.parametrize(
     "name", ["torchcfm", "edm_adm_class", "edm_ncsnpp", "sde_ncsnpp_ve", "ddpm_diffusers", "dit_sit_class_sigma", "vdm"]
 )
@@ -170,6 +165,8 @@ def test_one_layout_knows_a_file(name: str) -> None:
     expected = {
         "diffusers": DiffusersUNet,
         "DiT": PublishedDiT,
+        "U-ViT": UViTLayout,
+        "DiffusionFusion": JiTLayout,
         "edm": EDM,
         "improved-diffusion": OpenAI,
         "guided-diffusion": OpenAI,

@@ -1,6 +1,6 @@
 """A recipe at published size is a contract: what it builds is what the paper has, number by number, with its source.
 
-Rows that DDPM, improved DDPM, ADM, EDM, score SDE, rectified flow and VDM published, as their papers and code say.
+Rows of published networks, as their papers and their code say.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from noising.experiment import Experiment
 from noising.training.ema import EMA
 from tests.helpers import CONF
 
-DATA = {"cifar10": (32, 10), "imagenet64": (64, 1000), "ffhq64": (64, 0)}  # resolution and classes
+DATA = {"cifar10": (32, 10), "imagenet64": (64, 1000), "ffhq64": (64, 0), "imagefolder": (256, 1000)}
+"""Resolution and classes; a user's own images are taken for ImageNet at 256."""
 
 
 class Unread(ImageData):
@@ -77,6 +78,11 @@ def edm_weight(log_snr: float, t: float) -> float:
 def flow_weight(log_snr: float, t: float) -> float:
     """‖(ε − x) − v̂‖² = ‖x − x̂‖²/t²."""
     return t**-2
+
+
+def velocity_weight(log_snr: float, t: float) -> float:
+    """‖v − v̂‖² = ‖x − x̂‖²/max(t, 0.05)², where their t is 1 − t. Li & He (2025), table 1."""
+    return max(t, 0.05) ** -2
 
 
 def bound_weight(log_snr: float, t: float) -> float:
@@ -160,6 +166,12 @@ EDM: dict[str, Any] = {"ends": SIGMAS, "labels": LABELS, "weight": edm_weight}
 OF_EDM = {"sampler.clip": None, "grid.rho": 7.0, "times.mean": -1.2, "times.std": 1.2, "sampler.churn": 0.0, **FREE}
 OF_EDM_CIFAR = {"data.batch_size": 512, "trainer.max_steps": 200_000_000 // 512, "model.dropout": 0.13, **OF_EDM}
 OF_EDM_CIFAR |= {"augmentation.probability": 0.12, "data.flip": False}
+VPSDE: dict[str, Any] = {"ends": (math.exp(-0.5 * 19.9e-6 - 1e-4), math.exp(-0.5 * 19.9 - 0.1))}
+VPSDE |= {"labels": (0.999, 499.5, 999.0)}
+JIT: dict[str, Any] = {"ends": (0.999**2 / (0.999**2 + 0.001**2), 0.0), "labels": (0.999, 0.5, 0.0)}
+JIT |= {"weight": velocity_weight}
+OF_JIT = {"data.batch_size": 1024, "data.flip": True, "label_dropout": 0.1, "optimizer.betas": [0.9, 0.95], **FREE}
+OF_JIT |= {"optimizer.weight_decay": 0.0, "sampler.clip": None, "times.mean": 0.8, "times.std": 0.8}
 
 CONTRACTS = {
     # scripts/run_cifar.py of github.com/hojonathanho/diffusion, 1e0dceb; the paper's section 4 and appendix B
@@ -195,6 +207,18 @@ CONTRACTS = {
         half_life(0.9999, 2048),
         250,
         {"data.batch_size": 2048, "model.dropout": 0.1, "label_dropout": 0.0, **FREE},
+    ),
+    # train.py, models.py and diffusion/ of github.com/facebookresearch/DiT, ed81ce2; no row of CIFAR-10 is published
+    "dit_s_cifar10": Contract(
+        32_480_280,  # beside them the fixed table of positions
+        linear_ends(),
+        (0.0, 499.0, 999.0),
+        snr,
+        (1e-4, 1e-4, 1e-4),
+        half_life(0.9999, 256),
+        250,
+        {"data.batch_size": 256, "data.flip": True, "label_dropout": 0.1, "optimizer.weight_decay": 0.0}
+        | {"objective.bound_weight": 1 / 1000, **FREE},
     ),
     # train.py, loss.py, training_loop.py and generate.py of github.com/NVlabs/edm, 008a4e5
     "edm_cifar10": Contract(
@@ -234,13 +258,50 @@ CONTRACTS = {
     # configs/vp/cifar10_ddpmpp_continuous.py and losses.py of github.com/yang-song/score_sde_pytorch, cb1f359
     "sde_ddpmpp_cifar10": Contract(
         61_804_419,
-        (math.exp(-0.5 * 19.9e-6 - 1e-4), math.exp(-0.5 * 19.9 - 0.1)),
-        (0.999, 499.5, 999.0),
-        snr,
-        (0.0, 1e-4, 2e-4),
-        half_life(0.9999, 128),
-        1000,
-        {"data.batch_size": 128, "data.flip": True, **CLIPPED},
+        **VPSDE,
+        weight=snr,
+        rates=(0.0, 1e-4, 2e-4),
+        half_life=half_life(0.9999, 128),
+        evaluations=1000,
+        others={"data.batch_size": 128, "data.flip": True, **CLIPPED},
+    ),
+    # configs/cifar10_uvit.py, configs/imagenet64_uvit_large.py, sde.py and utils.py of github.com/baofff/U-ViT, ce55170
+    "uvit_cifar10": Contract(
+        44_255_328,
+        **VPSDE,
+        weight=snr,
+        rates=(0.0, 2e-4, 2e-4),
+        half_life=half_life(0.9999, 128),
+        evaluations=1000,
+        others={"data.batch_size": 128, "data.flip": True, "optimizer.betas": [0.99, 0.999], **FREE}
+        | {"optimizer.weight_decay": 0.03, "trainer.max_steps": 500_000},
+    ),
+    "uvit_imagenet64": Contract(
+        286_827_652,
+        **VPSDE,
+        weight=snr,
+        rates=(0.0, 1.5e-4, 3e-4),
+        half_life=half_life(0.9999, 1024),
+        evaluations=50,
+        others={"data.batch_size": 1024, "label_dropout": 0.0, "optimizer.betas": [0.99, 0.99], **FREE}
+        | {"optimizer.weight_decay": 0.03, "trainer.max_steps": 300_000, "model.null_class": False},
+    ),
+    # README, main_jit.py and denoiser.py of github.com/LTH14/JiT; a copy in king398/DiffusionFusion, 5209f29
+    "jit_imagenet256": Contract(
+        131_123_712,  # 131,320,320 with the fixed positions
+        **JIT,
+        rates=(0.0, 2e-4 * 2500 / 6255, 2e-4),  # 5 epochs of 1,251 steps
+        half_life=half_life(0.9999, 1024),
+        evaluations=98,  # theirs 99: the first step is Euler's here
+        others=OF_JIT | {"trainer.max_steps": 600 * 1251, "trainer.precision": "bf16-mixed"},
+    ),
+    "jit_s_cifar10": Contract(
+        32_557_488,  # 32,582,064 with the fixed positions
+        **JIT,
+        rates=(0.0, 2e-4, 2e-4),  # 5 epochs of 49 steps
+        half_life=half_life(0.9999, 1024),
+        evaluations=98,
+        others=OF_JIT,
     ),
     # ImageGeneration/configs and losses.py of github.com/gnobitab/RectifiedFlow, 5a1fd4d
     "rectified_flow_cifar10": Contract(
@@ -374,6 +435,9 @@ COUNTS = {  # of each YAML with the data of its name; a learned variance, classe
     "ncsnpp_64": (62_761_091, {"resolution": 64, "augmentation_labels": 9}),
     "sde_ddpmpp": (61_804_419, {"resolution": 32}),
     "vdm": (30_578_179, {"resolution": 32}),
+    "uvit": (44_255_328, {"resolution": 32}),
+    "jit": (32_557_488, {"resolution": 32, "classes": 10}),
+    "dit": (32_480_280, {"resolution": 32, "out_channels": 6, "classes": 10}),
 }
 
 

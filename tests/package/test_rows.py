@@ -54,6 +54,10 @@ def done(tmp_path: Path) -> Path:
     for kind in ROWS.KINDS.values():
         for steps in ROWS.STEPS:
             _write_job(folder / "matrix" / f"{kind}{steps}", sampler={"_target_": f"samplers.{kind}", "steps": steps})
+    spaces = [(one, other, seed) for one in ROWS.SPACES for other in ROWS.SPACES for seed in range(3)]
+    lines = ["parameterization,parameterization@objective.compared,seed,test/bound"]
+    lines += [f"{one},{other},{seed},{77.7777 + number}" for number, (one, other, seed) in enumerate(spaces)]
+    (folder / "nine" / "sweep.csv").write_text("\n".join(lines) + "\n")
     for scale in ROWS.SCALES:
         _write_job(folder / "guidance" / scale, guidance={"scale": float(scale)})
     return folder
@@ -70,7 +74,7 @@ def copied(folder: Path) -> list[Path]:
 
 @pytest.mark.parametrize(
     ("fill", "cells"),
-    [("recipes", 18), ("losses", 16), ("bound", 10), ("samplers", 20), ("guidance", 24), ("quality", 12)],
+    [("recipes", 18), ("losses", 16), ("nine", 43), ("bound", 10), ("samplers", 20), ("guidance", 24), ("quality", 12)],
 )
 def test_every_cell_is_found(fill: str, cells: int, done: Path, tmp_path: Path) -> None:
     pages = copied(tmp_path)

@@ -262,7 +262,9 @@ class Composer:
         parent, _, name = key.rpartition(".")
         paths = [path for path in _paths(config) if path != key and not path.startswith("hydra")]
         last_names = {path: path.rpartition(".")[2] for path in paths}
-        right = next((path for path, last in last_names.items() if last == name), None)
+        # of a group that stands elsewhere too, group@place
+        placed = (choice for choice in config.hydra.runtime.choices if choice.partition("@")[2].endswith(f".{name}"))
+        right = next(placed, None) or next((path for path, last in last_names.items() if last == name), None)
         others = [sibling.rpartition(".")[2] for sibling in siblings if sibling != key]  # a group of other commands
         if not right and (sibling := nearest(name, others)):
             right = f"{parent}.{sibling}" if parent else sibling

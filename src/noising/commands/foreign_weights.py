@@ -1,6 +1,7 @@
 """Files of weights of other projects, read without running code that they may hold."""
 
 import json
+import re
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -114,14 +115,15 @@ def _torch_file(path: Path) -> Any:
         with (
             warnings.catch_warnings(action="ignore"),
             safe_globals([Namespace]),
-        ):  # plain values, as argparse keeps them
+        ):  # argparse's plain values
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnfoldingError as error:
         raise ValueError(str(error)) from error
     except Exception as error:  # the unpickler raises nearly anything
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        fault = f"it holds {named[1]}" if named else "it is damaged, or no file of weights and plain values"
         raise ValueError(
-            "it is damaged, or no file of weights and plain values (code in it was not run): give a .safetensors file, "
-            "or what torch.save writes of a state_dict"
+            f"{fault} (code in it was not run): give a .safetensors file, or what torch.save writes of a state_dict"
         ) from error
 
 

@@ -132,8 +132,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "check": (_PATH, "{}={}: expected a .safetensors file, or null"),
     "layout": (
         Literal["openai", "edm", "diffusers", "score_sde", "uvit", "jit", "dit", "diffusers_dit", "vdm"] | None,
-        "{} must be openai, edm, diffusers, score_sde, uvit, jit, dit, diffusers_dit, vdm or null (as names tell), "
-        "got {}",
+        "{} must be openai, edm, diffusers, score_sde, uvit, jit, dit, diffusers_dit or vdm, or null, got {}",
     ),
     "convert to": (
         Literal["diffusers", "openai", "edm", "score_sde", "uvit", "jit", "dit", "vdm", "safetensors"] | None,

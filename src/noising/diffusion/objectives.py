@@ -94,7 +94,7 @@ def in_space_of(
     Models Denoise" (2025), table 1; their floor is 0.05. https://arxiv.org/abs/2511.13720
     """
     if compared is None:
-        require(sigma_floor is None, "sigma_floor is the least σ of a comparison: choose objective.compared as well")
+        require(sigma_floor is None, "sigma_floor is of a comparison: add parameterization@objective.compared=velocity")
         return weighting
     require(sigma_floor is None or sigma_floor > 0, f"sigma_floor must be positive, got {sigma_floor}")
     return partial(_compared_weight, compared, weighting, sigma_floor)
@@ -105,7 +105,8 @@ def _compared_weight(
 ) -> Tensor:
     gain_b = compared.gain(level)
     if sigma_floor is not None:
-        gain_b = gain_b * level.sigma / level.sigma.clamp(min=sigma_floor)
+        _, b = compared.mix(level)  # 0 for x, whose error is divided by no σ
+        gain_b = torch.where(b == 0, gain_b, gain_b * level.sigma / level.sigma.clamp(min=sigma_floor))
     return weighting(level, gain_b) * (gain_b / gain) ** 2
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from noising.errors import require
 from noising.interchange.layout import Described, Layout, Shapes, numbered
 from noising.interchange.tensor_maps import SAME, BatchAxis, Entry, Scaled, Storage, SwappedHalves, layer
-from noising.interchange.token_layout import side_of, usual_heads
+from noising.interchange.token_layout import heads_of, side_of
 from noising.models.dit import DiT
 
 
@@ -51,7 +51,6 @@ class DiTLayout(Layout):
         outputs = shapes[f"{names.last_out}.weight"][0] // patch**2
         table, null_class = shapes.get(f"{names.table}.weight"), facts.get("null_class", True)
         drops = facts.get("drops_variance", False)
-        of_width = width // facts["head_width"] if "head_width" in facts else usual_heads(width)
         return {
             "channels": channels,
             "out_channels": outputs // 2 if drops else outputs,
@@ -60,7 +59,7 @@ class DiTLayout(Layout):
             "patch": patch,
             "width": width,
             "depth": numbered(shapes, f"{names.blocks}."),
-            "heads": facts.get("heads", of_width),
+            "heads": heads_of(width, facts),
             "mlp_ratio": shapes[f"{names.blocks}.0.{names.layer_in}.weight"][0] / width,
             "drops_variance": drops,
         }

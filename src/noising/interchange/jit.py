@@ -35,7 +35,7 @@ class JiTLayout(TokenLayout):
         """facts: class_tokens_at. Shapes tell the resolution."""
         prefix = next(name for name in shapes if name.endswith(FIRST)).removesuffix(FIRST)
         names = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
-        bottleneck, channels, patch, _ = names[FIRST]
+        bottleneck, channels, patch = (names[FIRST][axis] for axis in (0, 1, 3))
         width, inner = names["x_embedder.proj2.weight"][0], names["blocks.0.mlp.w3.weight"][1]
         depth, tokens = numbered(names, "blocks."), names.get("in_context_posemb", (1, 0))[1]
         usual = gated_width(4.0, width) == inner

@@ -37,7 +37,7 @@ class OpenAI(UShapeLayout):
 
     @classmethod
     def recognizes(cls, shapes: Shapes) -> bool:
-        return "time_embed.0.weight" in shapes
+        return "time_embed.0.weight" in shapes and "input_blocks.0.0.weight" in shapes
 
     @classmethod
     def network_of(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:

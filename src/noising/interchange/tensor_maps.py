@@ -33,13 +33,6 @@ class SwappedHalves(Storage):
         return [self.read([ours])]
 
 
-class BatchAxis(Storage):
-    """A table for all images, stored with an axis of length one for them before the others."""
-
-    def write(self, ours: Tensor) -> Sequence[Tensor]:
-        return [ours[None]]
-
-
 class Transposed(Storage):
     """A matrix stored as (inputs, outputs)."""
 
@@ -58,6 +51,13 @@ class HeightWidthInOut(Storage):
 
     def write(self, ours: Tensor) -> Sequence[Tensor]:
         return [ours.permute(2, 3, 1, 0)]
+
+
+class BatchAxis(Storage):
+    """A table for all images, stored with an axis of length one for them before the others."""
+
+    def write(self, ours: Tensor) -> Sequence[Tensor]:
+        return [ours[None]]
 
 
 @dataclass(frozen=True)

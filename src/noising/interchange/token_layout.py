@@ -1,7 +1,7 @@
 """What the layouts of transformers over patches share: the names within a block, and sizes read from shapes."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import nn
@@ -10,6 +10,9 @@ from noising.errors import require
 from noising.interchange.layout import Layout
 from noising.interchange.tensor_maps import Entry, layer
 from noising.models.tokens import TokenAttention
+
+PUBLISHED_HEADS = {384: 6, 512: 8, 768: 12, 1024: 16, 1152: 16}
+"""Token width -> attention heads, of DiT-S, B, L and XL, and of U-ViT-S, M, L and H."""
 
 
 class TokenLayout(Layout):
@@ -38,9 +41,16 @@ def side_of(patches: int) -> int:
     return side
 
 
-def usual_heads(width: int) -> int:
-    """The attention heads of the published networks of a width: 64 numbers wide each, and 16 at most."""
-    return max(1, min(16, width // 64))
+def heads_of(width: int, facts: Mapping[str, Any]) -> int:
+    """The attention heads of tokens of a width: said by the facts, else those of the published networks.
+
+    Raises ValueError for a width that none of them has.
+    """
+    if "head_width" in facts:
+        return width // int(facts["head_width"])
+    heads: int = facts.get("heads") or PUBLISHED_HEADS.get(width, 0)
+    require(heads > 0, f"its names do not tell the heads of {width} channels: say it by file.heads")
+    return heads
 
 
 def require_same_channels(network: nn.Module, channels: int, out_channels: int) -> None:

@@ -7,7 +7,7 @@ from torch import nn
 
 from noising.interchange.layout import Described, Shapes, numbered
 from noising.interchange.tensor_maps import BatchAxis, Entry, layer
-from noising.interchange.token_layout import TokenLayout, require_same_channels, side_of, usual_heads
+from noising.interchange.token_layout import TokenLayout, heads_of, require_same_channels, side_of
 from noising.models.uvit import UViT
 
 
@@ -24,8 +24,8 @@ class UViTLayout(TokenLayout):
 
     @classmethod
     def network_of(cls, shapes: Shapes, resolution: int, **facts: Any) -> Described:
-        """facts: heads; null_class: the last row of the classes means "no class". Shapes tell the resolution."""
-        width, channels, patch, _ = shapes["patch_embed.proj.weight"]
+        """facts: heads or head_width; null_class: the classes' last row is "no class". Shapes tell the resolution."""
+        width, channels, patch = (shapes["patch_embed.proj.weight"][axis] for axis in (0, 1, 3))
         rows = shapes["label_emb.weight"][0] if "label_emb.weight" in shapes else 0
         null_class = bool(facts.get("null_class", False))
         options = {
@@ -36,7 +36,7 @@ class UViTLayout(TokenLayout):
             "null_class": null_class,
             "width": width,
             "depth": 2 * numbered(shapes, "in_blocks."),
-            "heads": facts.get("heads") or usual_heads(width),
+            "heads": heads_of(width, facts),
             "patch": patch,
             "mlp_ratio": shapes["mid_block.mlp.fc1.weight"][0] / width,
             "qkv_bias": "mid_block.attn.qkv.bias" in shapes,

@@ -94,12 +94,9 @@ class JiT(nn.Module):
         self.class_tokens, self.class_tokens_at = class_tokens, at
         side = resolution // patch
 
-        def norm(width: int) -> nn.Module:
-            return nn.RMSNorm(width, NORM_EPS)
-
         def block(dropout: float) -> ModulatedBlock:
-            attention = TokenAttention(width, heads, norm=norm, dropout=dropout)
-            return ModulatedBlock(width, norm, attention, GatedFeedForward(width, inner, dropout), checkpointing)
+            attention = TokenAttention(width, heads, norm=Norm, dropout=dropout)
+            return ModulatedBlock(width, Norm, attention, GatedFeedForward(width, inner, dropout), checkpointing)
 
         self.noise_embedding = NoiseEmbedding(WAVES, width)
         self.class_embedding = ClassEmbedding(classes, width) if classes else None
@@ -111,7 +108,7 @@ class JiT(nn.Module):
         self.register_buffer("sine", rotation.sine, persistent=False)
         middle = range(depth // 4, 3 * (depth // 4))
         self.blocks = nn.ModuleList(block(dropout if number in middle else 0.0) for number in range(depth))
-        self.last = ModulatedPixels(width, norm, patch**2 * out_channels)
+        self.last = ModulatedPixels(width, Norm, patch**2 * out_channels)
         initialize_modulated(self)
         if self.class_positions is not None:
             nn.init.normal_(self.class_positions, std=0.02)
@@ -132,6 +129,16 @@ class JiT(nn.Module):
                 rotation = Rotation(self.cosine, self.sine)
             tokens = block(tokens, embedded, rotation)  # (B, T, D)
         return as_image(self.last(tokens[:, ahead:], embedded), self.patch)  # (B, out_channels, H, W)
+
+
+class Norm(nn.RMSNorm):
+    """Root-mean-square normalization over a token or a head, computed in the type of its weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, NORM_EPS)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return super().forward(vectors.to(self.weight.dtype))
 
 
 class Bottleneck(nn.Sequential):

@@ -188,12 +188,12 @@ class ModulatedBlock(Recomputed):
     def compute(self, tokens: Tensor, embedded: Tensor, *rotation: Rotation) -> Tensor:  # type: ignore[override]
         """The block's output (B, T, D); embedded: (B, D), behind its activation; rotation: of the attention, if any."""
         read = self.modulation(embedded).chunk(6, dim=1)  # (B, D) each
-        for norm, part, (shift, scale, gate), told in (
+        for norm, part, (shift, scale, gate), others in (
             (self.attention_norm, self.attention, read[:3], rotation),
             (self.feed_forward_norm, self.feed_forward, read[3:], ()),
         ):
             read_by = modulated(norm(tokens), shift, scale)  # (B, T, D)
-            tokens = torch.addcmul(tokens, gate[:, None], part(read_by, *told))  # (B, T, D)
+            tokens = torch.addcmul(tokens, gate[:, None], part(read_by, *others))  # (B, T, D)
         return tokens
 
 

@@ -105,8 +105,8 @@ def _plot_nine(axes: Axes, schedule: Schedule) -> None:
     level = schedule(_times(4000))
     colours, lines = {"x": "C0", "ε": "C1", "v": "C2"}, {"x": "-", "ε": "--", "v": ":"}
     for predicted, compared, weight in nine_comparisons(schedule, level):
-        style = {"color": colours[predicted], "linestyle": lines[compared], "linewidth": 1.5}
-        axes.plot(level.log_snr.flatten().cpu(), weight.cpu(), label=f"{predicted}, compared as {compared}", **style)
+        (line,) = axes.plot(level.log_snr.flatten().cpu(), weight.cpu(), lines[compared], color=colours[predicted])
+        line.set_label(f"{predicted}, compared as {compared}")
     axes.set_title("what the network predicts and what is compared: w of its own error", fontsize=10)
     axes.set_ylabel("w: weight on ‖target − output‖², with weighting=uniform")
 
