@@ -133,3 +133,19 @@ def test_another_theory_is_not_taken_for_vdms(converted: Any) -> None:
     outcome = converted(np_file, CHECK, "noise_label.log_snr_max=20")  # another label than VDM's
     assert outcome.code == 2
     assert "nothing is written, since a check does not hold" in outcome.err
+
+
+def test_a_file_without_a_schedule_takes_the_runs_and_other_images_are_warned_of(
+    converted: Any, noising: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = {name: tensor for name, tensor in fixture("vdm").weights.items() if "gamma/" not in name}
+    archive(tmp_path / "fixed.npz", weights)
+    outcome = converted("fixed.npz", "schedule=linear_log_snr", "~schedule.image_scale")
+    assert outcome.code == 0, outcome.err
+    assert type(load(tmp_path / "run").denoiser.schedule).__name__ == "LinearLogSNR"
+    outcome = noising("convert", "checkpoint=run", "to=vdm", "hydra.run.dir=out")
+    assert outcome.code == 0, outcome.err
+    warning = "to=vdm: its code scales images by 0.996094, and this network was trained with 1"
+    assert warning in outcome.err + outcome.out + caplog.text
+    with np.load(tmp_path / "out" / "model.npz", allow_pickle=False) as back:
+        assert set(back.files) == weights.keys()
