@@ -57,6 +57,7 @@ SMALL = [
 
 # what a choice cannot go without
 COMPANIONS = {
+    "learned_line": ["objective=continuous_bound", "decoder=softmax_gaussian"],
     "learned_log_snr": ["objective=continuous_bound"],
     "rectified_flow": ["parameterization=flow"],
     "zero_terminal_snr": ["parameterization=velocity"],

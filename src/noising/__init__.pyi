@@ -76,6 +76,7 @@ from .diffusion.samplers import (
 from .diffusion.schedules import (
     VPSDE as VPSDE,
     Cosine as Cosine,
+    LearnedLine as LearnedLine,
     LearnedLogSNR as LearnedLogSNR,
     LinearBeta as LinearBeta,
     LinearLogSNR as LinearLogSNR,
@@ -121,6 +122,7 @@ from .models.jit import JiT as JiT
 from .models.song_unet import SongUNet as SongUNet
 from .models.unet import UNet as UNet
 from .models.uvit import UViT as UViT
+from .models.vdm_unet import VDMUNet as VDMUNet
 from .randomness import Streams as Streams
 from .runs.declarations import Declaration as Declaration
 from .training.ema import EMA as EMA, HalfLifeEMA as HalfLifeEMA, PowerFunctionEMA as PowerFunctionEMA

@@ -30,6 +30,10 @@ from tests.helpers import SMALL, Command, write_images
         ),
         ("variance=learned_range", "variance: LearnedRange is learned, but objective Regression never trains it"),
         ("objective=hybrid", "objective: Hybrid adds a bound that trains only the variance"),
+        (
+            "schedule=learned_line objective=continuous_bound",
+            "decoder: LearnedLine learns its ends from the decoder's term also, and DiscretizedGaussian needs",
+        ),
         ("schedule=learned_log_snr", "schedule: LearnedLogSNR is learned, but objective Regression cannot train it"),
         (
             "variance=optimal objective=variational_bound",
@@ -74,7 +78,7 @@ def test_velocity_with_min_snr_is_fine_without_terminal_signal(noising: Command)
         ("schedul=linear", "schedul: no such option; did you mean schedule?"),
         (
             "schedule=linaer",
-            "schedule=linaer: no such choice; did you mean linear? (choices: cosine, learned_log_snr, linear, ",
+            "schedule=linaer: no such choice; did you mean linear? (choices: cosine, learned_line, learned_log_snr, ",
         ),
         ("trainer.max_step=3", "trainer.max_step: no such option; did you mean trainer.max_steps?"),
         ("model.widht=3", "model.widht: no such option; did you mean model.width?"),

@@ -22,6 +22,7 @@ from noising.diffusion.samplers import WeightedSum
 from noising.diffusion.schedules import (
     VPSDE,
     Cosine,
+    LearnedLine,
     LearnedLogSNR,
     LinearBeta,
     LinearLogSNR,
@@ -57,6 +58,7 @@ SCHEDULES: dict[str, Schedule] = {
     "vpsde": VPSDE(),
     "rectified_flow": RectifiedFlow(),
     "learned": LearnedLogSNR(),
+    "learned_line": LearnedLine(image_scale=255 / 256),
     "zero_terminal": ZeroTerminalSNR(LinearBeta(1000)),
     "shifted": ResolutionShift(Cosine(1000), 32),
 }

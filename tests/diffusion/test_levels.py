@@ -15,8 +15,9 @@ from noising.diffusion.transitions import Chain
 from noising.diffusion.weightings import sigmoid
 from tests.diffusion.helpers import PARAMETERIZATIONS, SCHEDULES, final_classes, normals
 
-GEOMETRIES: list[Geometry] = [VariancePreserving(), VarianceExploding(), Straight()]
+GEOMETRIES: list[Geometry] = [VariancePreserving(), VariancePreserving(0.9), VarianceExploding(), Straight()]
 STARTS = {"linear_log_snr": 13.3, "learned": 13.3, "log_linear_sigma": -2 * math.log(0.002)}
+STARTS["learned_line"] = torch.tensor(13.3).item() + 2 * math.log(255 / 256)  # a parameter in float32
 """λ(0) of the schedules that never are clean; that of all others is +∞."""
 ENDS_IN_NOISE = ("rectified_flow", "zero_terminal")
 
@@ -40,7 +41,8 @@ def test_every_log_snr_is_on_the_line_and_nothing_else_is(geometry: Geometry) ->
 def test_infinite_log_snr_is_the_image_or_the_noise(geometry: Geometry) -> None:
     alpha, sigma = geometry.scales(torch.tensor([torch.inf, -torch.inf], dtype=torch.float64))
     noise = (1.0, torch.inf) if isinstance(geometry, VarianceExploding) else (0.0, 1.0)
-    assert list(zip(alpha.tolist(), sigma.tolist(), strict=True)) == [(1.0, 0.0), noise]
+    image = getattr(geometry, "image_scale", 1.0)
+    assert list(zip(alpha.tolist(), sigma.tolist(), strict=True)) == [(image, 0.0), noise]
 
 
 def test_perturb_mixes_each_image_at_its_own_level(schedule: Schedule) -> None:

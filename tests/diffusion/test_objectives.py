@@ -28,7 +28,15 @@ from noising.diffusion.objectives import (
     WeightedBound,
 )
 from noising.diffusion.parameterizations import CleanImage, Epsilon, Karras, Parameterization, Velocity
-from noising.diffusion.schedules import Cosine, LinearBeta, LinearLogSNR, LogLinearSigma, RectifiedFlow, Schedule
+from noising.diffusion.schedules import (
+    Cosine,
+    LearnedLine,
+    LinearBeta,
+    LinearLogSNR,
+    LogLinearSigma,
+    RectifiedFlow,
+    Schedule,
+)
 from noising.diffusion.transitions import Chain
 from noising.diffusion.variances import FixedLarge, FixedSmall, Learned, LearnedRange, ReverseVariance
 from noising.diffusion.weightings import min_snr, snr, uniform
@@ -340,6 +348,38 @@ def test_training_the_shape_steadies_the_estimate() -> None:
         losses.append(loss.detach())
     assert losses[-1].std() < 0.7 * losses[0].std()
     assert float(losses[-1].mean()) == pytest.approx(float(losses[0].mean()), rel=0.02)
+
+
+def test_a_line_whose_ends_are_learned_follows_the_whole_bound() -> None:
+    """Its loss and its gradient are those of prior, reconstruction and diffusion, each written out."""
+    x, noise = images(5), normals(5, 1, 3, 3)
+    schedule = LearnedLine(4.0, -3.0, image_scale=255 / 256)
+    denoiser, decoder = denoiser_of(Crooked(), schedule), SoftmaxGaussian(8)
+    found = ContinuousBound(decoder)(denoiser, x, T, noise)["loss"]
+    found_gradients = torch.autograd.grad(found.mean(), list(schedule.parameters()))
+
+    level, rate = schedule(T), schedule.log_snr_rate(T)
+    error = (denoiser.at(level.perturb(x, noise), level).output - noise).square().mean((1, 2, 3))
+    diffusion = -0.5 * rate * error
+    start, end = (schedule(torch.tensor(t, dtype=torch.float64)) for t in (0.0, 1.0))
+    grey = torch.linspace(-1, 1, 8, dtype=torch.float64)
+    z_0 = start.alpha * x + start.sigma * noise
+    logits = -0.5 * ((z_0[..., None] - start.alpha * grey) / start.sigma) ** 2
+    own = -0.5 * ((z_0 - start.alpha * x) / start.sigma) ** 2
+    reconstruction = -(own - logits.logsumexp(-1)).mean((1, 2, 3))
+    prior = 0.5 * ((end.alpha * x) ** 2 + end.sigma**2 - 1 - 2 * end.sigma.log()).mean((1, 2, 3))
+    expected = (diffusion + reconstruction + prior) / math.log(2)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=0)
+    gradients = torch.autograd.grad(expected.mean(), list(schedule.parameters()))
+    torch.testing.assert_close(found_gradients, gradients, rtol=1e-6, atol=0)
+    assert all(float(gradient.abs()) > 1e-3 for gradient in gradients)
+
+
+def test_a_line_whose_ends_are_learned_needs_a_decoder_without_a_network() -> None:
+    denoiser = denoiser_of(Crooked(), LearnedLine())
+    for decoder in (None, DiscretizedGaussian(8)):
+        with pytest.raises(ValueError, match="a schedule that learns its ends needs a decoder without a network"):
+            ContinuousBound(decoder)(denoiser, images(2), T[:2], normals(2, 1, 3, 3))
 
 
 def test_no_signal_at_the_end_is_no_nan() -> None:

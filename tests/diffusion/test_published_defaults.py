@@ -19,6 +19,7 @@ from noising.diffusion.parameterizations import Karras
 from noising.diffusion.samplers import DDIM, Ancestral, Heun
 from noising.diffusion.schedules import (
     Cosine,
+    LearnedLine,
     LearnedLogSNR,
     LinearBeta,
     LinearLogSNR,
@@ -47,8 +48,9 @@ DEFAULTS: list[tuple[Choice, dict[str, float]]] = [
     (SigmoidAlphaBar, {"start": -3, "end": 3, "temperature": 1, "smallest": 1e-9}),
     # Kingma et al. (2021), appendices B and H
     (LinearLogSNR, {"log_snr_max": 13.3, "log_snr_min": -5}),
+    (LearnedLine, {"log_snr_max": 13.3, "log_snr_min": -5, "image_scale": 1}),
     (LearnedLogSNR, {"log_snr_max": 13.3, "log_snr_min": -5, "width": 128}),
-    (ScaledLogSNR, {"log_snr_max": 20, "log_snr_min": -20}),
+    (ScaledLogSNR, {"log_snr_max": 20, "log_snr_min": -20, "clamped": True}),
     # Karras et al. (2022), table 1
     (LogLinearSigma, {"sigma_min": 0.002, "sigma_max": 80}),
     (LogNormal, {"mean": -1.2, "std": 1.2}),

@@ -25,6 +25,7 @@ from noising.interchange.layouts import LAYOUTS
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
 from noising.interchange.uvit import UViTLayout
+from noising.interchange.vdm import VDM
 
 FOLDER = Path(__file__).parent / "fixtures"
 
@@ -40,7 +41,7 @@ class Fixture(NamedTuple):
     @property
     def side(self) -> int:
         """Of the images."""
-        return self.inputs["x"].shape[-1]
+        return self.inputs["x" if "x" in self.inputs else "z"].shape[-2]
 
 
 def fixture(name: str) -> Fixture:
@@ -69,6 +70,8 @@ def layout_of(facts: dict[str, Any], shapes: dict[str, Any], resolution: int = 0
     said = facts["constructor"]
     if any(name.endswith("emb_fourier.freqs") for name in shapes):
         return EDM2.of(shapes, head_width=said.get("channels_per_head", 64), clip_features=said.get("clip_act", 256.0))
+    if "score_model/conv_in/kernel" in shapes:
+        return VDM.of(shapes, resolution)
     if "x_embedder.proj.weight" in shapes:
         return PublishedDiT.of(shapes, heads=said["num_heads"])
     if any("all_modules." in name for name in shapes):

@@ -22,13 +22,13 @@ LIMIT = 2e-5  # of the largest output: the same code with another convolution li
 
 
 def own(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that the network has: score SDE stores noise levels beside them."""
-    return {name: tensor for name, tensor in weights.items() if not name.endswith("sigmas")}
+    """The tensors that the network has: score SDE stores noise levels beside them, and VDM its schedule."""
+    return {name: tensor for name, tensor in weights.items() if not name.endswith("sigmas") and "gamma/" not in name}
 
 
 def outputs(network: torch.nn.Module, given: Fixture) -> dict[str, Tensor]:
     """What the network here gives for the fixture's inputs, under the names of the fixture's outputs."""
-    inputs, facts = given.inputs, given.facts
+    inputs, facts, said = given.inputs, given.facts, given.facts["constructor"]
     if "F_x" in inputs:  # EDM's network within its preconditioning
         x, label, classes = inputs["F_x"], inputs["F_c_noise"], inputs.get("class_labels")
         number = None if classes is None else torch.where(classes.any(1), classes.argmax(1), classes.shape[1])
@@ -37,6 +37,10 @@ def outputs(network: torch.nn.Module, given: Fixture) -> dict[str, Tensor]:
     if facts["network"].endswith("NCSNpp") and facts["constructor"]["model"]["scale_by_sigma"]:
         sigma = inputs["labels"]
         return {"out": network(inputs["x"], sigma.log() / 4) / sigma[:, None, None, None]}
+    if "eps_hat" in given.outputs:  # VDM's, with channels last
+        label = 1000 * (inputs["gamma"] - said["gamma_min"]) / (said["gamma_max"] - said["gamma_min"])
+        output = network(inputs["z"].permute(0, 3, 1, 2), label, None, inputs["conditioning"][:, None])
+        return {"eps_hat": output.permute(0, 2, 3, 1)}
     label = next(inputs[name] for name in ("timesteps", "labels", "t") if name in inputs)
     return {"out": network(inputs["x"], label, inputs.get("y"))}
 
@@ -139,7 +143,7 @@ def test_a_file_of_another_network_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["torchcfm", "edm_adm_class", "edm_ncsnpp", "sde_ncsnpp_ve", "ddpm_diffusers", "dit_sit_class_sigma"]
+    "name", ["torchcfm", "edm_adm_class", "edm_ncsnpp", "sde_ncsnpp_ve", "ddpm_diffusers", "dit_sit_class_sigma", "vdm"]
 )
 def test_incomplete_files_are_refused_in_words(name: str) -> None:
     """A tensor that is missing, or of another form, wherever the network is read from it."""

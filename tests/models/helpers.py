@@ -15,6 +15,7 @@ from noising.models.edm2 import EDM2UNet
 from noising.models.song_unet import SongUNet
 from noising.models.u_shape import UShape
 from noising.models.unet import UNet
+from noising.models.vdm_unet import VDMUNet
 
 
 class Published(NamedTuple):
@@ -40,6 +41,9 @@ AT_64 = {"resolution": 64, "multipliers": [1, 2, 2, 2]}
 EDM2 = {"resolution": 64, "classes": 1000}
 OF_LATENTS = EDM2 | {"channels": 4, "out_channels": 4}
 EDM2_AT_32 = {"resolution": 32, "multipliers": [1, 2, 3]}
+
+VDM_LINE, VDM_CURVE = 2, 1 + 1 + 1024 + 1024 + 1024
+"""Parameters of VDM's schedules, which its authors' counts include: a line's two, and those of a monotone network."""
 
 PUBLISHED = {
     "ddpm": Published(UNet, DDPM, 35_746_307),
@@ -80,6 +84,11 @@ PUBLISHED = {
     "edm2 m of latents": Published(EDM2UNet, OF_LATENTS | {"width": 256}, 497_807_781),
     "edm2 at 32, 64 channels": Published(EDM2UNet, EDM2_AT_32 | {"width": 64}, 14_696_540),
     "edm2 at 32, 128 channels": Published(EDM2UNet, EDM2_AT_32 | {"width": 128}, 58_777_628),
+    "vdm": Published(VDMUNet, {"resolution": 32}, 30_578_181 - VDM_LINE),
+    "vdm of augmented images": Published(VDMUNet, {"resolution": 32, "width": 256}, 122_140_677 - VDM_CURVE),
+    "vdm of augmented images, the paper's": Published(
+        VDMUNet, {"resolution": 32, "width": 256, "attention": True}, 139_279_877 - VDM_CURVE
+    ),
 }
 
 Network = TypeVar("Network", bound=nn.Module)

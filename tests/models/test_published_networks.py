@@ -40,9 +40,11 @@ LEVELS = {
     "edm's ddpm++": "256x4@32 256x4@16A 256x4@8 | 256x5@8 256x5@16a 256x5@32",
     "score sde's ddpm++": "128x4@32 256x4@16A 256x4@8 256x4@4 | 256x5@4 256x5@8 256x5@16a 128x5@32",
     "edm2 s": "192x3@64 384x3@32 576x3@16A 768x3@8A | 768x4@8A 576x4@16A 384x4@32 192x4@64",
+    "vdm": "128x32@32 | 128x33@32",
+    "vdm of augmented images, the paper's": "256x32@32A | 256x33@32A",
 }
 SKIPS = {"ddpm": 12, "iddpm": 16, "iddpm at 64": 16, "adm at 64": 16, "edm's ddpm++": 15, "score sde's ddpm++": 20}
-SKIPS |= {"edm2 s": 16}
+SKIPS |= {"edm2 s": 16, "vdm": 33, "vdm of augmented images, the paper's": 33}
 
 
 @pytest.mark.parametrize("name", LEVELS)
@@ -91,6 +93,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "edm's ncsn++": {},
     "edm's ncsn++ with classes": {"classes": 3},
     "edm2 s": {"head_width": 8, "classes": 3, "log_variance_waves": 0},
+    "vdm": {"multipliers": None, "attention": True, "groups": 4, "augmentation_labels": 9, "frequencies": [0]},
 }
 
 
@@ -98,7 +101,8 @@ def small(name: str, **others: Any) -> UShape:
     """The network with all its parts, two levels, few channels."""
     sizes = {"resolution": 8, "width": 16, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.0}
     torch.manual_seed(0)
-    return PUBLISHED[name].build("cpu", **sizes | SMALL[name] | others)
+    options = sizes | SMALL[name] | others
+    return PUBLISHED[name].build("cpu", **{option: value for option, value in options.items() if value is not None})
 
 
 def batch(network: Any) -> tuple[Tensor, ...]:
@@ -106,8 +110,8 @@ def batch(network: Any) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(2)
     x, label = torch.randn(2, 3, 8, 8, generator=generator), torch.tensor([3.0, 0.7])
     classes = (torch.tensor([1, network.classes]),) if network.classes else (None,)
-    told = getattr(network, "augmentation_embedding", None) is not None
-    return x, label, *classes, torch.randn(2, 9, generator=generator) if told else None  # type: ignore[return-value]
+    augmentation = torch.randn(2, 9, generator=generator) if network.augmentation_labels else None
+    return x, label, *classes, augmentation  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("name", ["iddpm", "adm at 64", "edm2 s"])
@@ -139,7 +143,9 @@ def test_initial_weights_have_glorots_variance(name: str, scale: float) -> None:
         assert matrix.var().item() == pytest.approx(scale * 2 / 256, rel=0.03)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "adm at 64", "edm's ncsn++ with classes", "edm2 s"])  # every kind of layer
+@pytest.mark.parametrize(
+    "name", ["ddpm", "adm at 64", "edm's ncsn++ with classes", "edm2 s", "vdm"]
+)  # every kind of layer
 def test_torch_compiles_it_without_a_break(name: str) -> None:
     network = awake(small(name)).eval()
     same_when_compiled(network, batch(network))

@@ -26,7 +26,8 @@ EVERY = {str(command): command for page in PAGES for command in commands(page)}
 SHORT = {str(command): command for page in PAGES for command in commands(page) if command.short}
 OWN_PARTS = {
     str(command): command
-    for line in blocks("docs/extending.md", "bash")[0].splitlines()
+    for block in blocks("docs/extending.md", "bash")
+    for line in block.splitlines()
     if (command := command_of(line)) is not None
 }
 EQUATIONS = re.findall(r"\$\$(.+?)\$\$\n\n(.+?)\n(?:\n|\Z)", PAGES["docs/equations.md"], re.DOTALL)
@@ -37,7 +38,7 @@ OPTION = re.compile(r"--[\w-]+")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with the mine.py of docs/extending.md and names for its parts; its modules are forgotten afterwards."""
     place = tmp_path_factory.mktemp("docs")
-    (place / "mine.py").write_text(blocks("docs/extending.md", "python")[0])
+    (place / "mine.py").write_text("\n\n".join(blocks("docs/extending.md", "python")))
     for group, part in (("model", "Net"), ("schedule", "Lingering")):
         (place / "conf" / group).mkdir(parents=True)
         (place / "conf" / group / "mine.yaml").write_text(f"_target_: mine.{part}\n")

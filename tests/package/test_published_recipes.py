@@ -146,6 +146,19 @@ def share(sigma: float) -> float:
     return 1 / (1 + sigma**2)
 
 
+def vdm_gamma(t: float) -> float:
+    """−13.3 + 18.3 t, two parameters in float32: −λ of images times 255/256."""
+    return float(np.float32(-13.3)) + float(np.float32(18.3)) * t
+
+
+def vdm_share(t: float) -> float:
+    return 1 / (1 + math.exp(vdm_gamma(t) - 2 * math.log(255 / 256)))
+
+
+def vdm_label(t: float) -> float:
+    return 1000 * (vdm_gamma(t) + 13.3) / 18.3
+
+
 def quarter_log(t: float) -> float:
     """ln(σ)/4 where log σ is linear in t from .002 to 80."""
     return (math.log(0.002) + t * math.log(80 / 0.002)) / 4
@@ -335,6 +348,18 @@ CONTRACTS = {
         126,  # the paper's adaptive solver takes 127 on average
         {"data.batch_size": 128, "model.dropout": 0.15, "data.flip": True, **CLIPPED},
     ),
+    # configs/cifar10.py, model_vdm.py and experiment.py of github.com/google-research/vdm, 0c60a89
+    "vdm_cifar10": Contract(
+        30_578_179,  # 30,578,181 with the two of its schedule
+        (vdm_share(1e-4), vdm_share(1.0)),
+        (vdm_label(0.001), vdm_label(0.5), vdm_label(1.0)),
+        lambda log_snr, t: 0.5 * 18.3 * math.exp(log_snr) / math.log(2),
+        (2e-4 / 101, 2e-4, 2e-4),  # a rise in 100 steps
+        half_life(0.9999, 128),
+        1000,
+        {"data.batch_size": 128, "model.dropout": 0.1, "data.flip": False, "trainer.max_steps": 10_000_000, **FREE}
+        | {"optimizer.betas": [0.9, 0.99], "optimizer.weight_decay": 0.01, "sampler.clip": None},
+    ),
 }
 
 
@@ -411,7 +436,7 @@ def weight_at(experiment: Experiment, contract: Contract, log_snr: float) -> tup
     (curvature,) = torch.autograd.grad(slope, number)
     one = torch.ones((), dtype=torch.float64)
     image = theory.denoiser(Fixed(theory.variance.outputs, one)).at(x, level).x[0, 0, 0, 0]
-    return contract.weight(float(level.log_snr), float(t)), float(curvature / 2 / image.square())
+    return contract.weight(float(level.log_snr.detach()), float(t)), float((curvature / 2 / image.square()).detach())
 
 
 @pytest.mark.parametrize("recipe", CONTRACTS)
@@ -444,6 +469,7 @@ COUNTS = {  # of each YAML with the data of its name; a learned variance, classe
     "ncsnpp_64": (62_761_091, {"resolution": 64, "augmentation_labels": 9}),
     "sde_ddpmpp": (61_804_419, {"resolution": 32}),
     "edm2_64": (280_209_381, {"resolution": 64, "classes": 1000}),
+    "vdm": (30_578_179, {"resolution": 32}),
     "uvit": (44_255_328, {"resolution": 32}),
     "jit": (32_557_488, {"resolution": 32, "classes": 10}),
     "dit": (32_480_280, {"resolution": 32, "out_channels": 6, "classes": 10}),

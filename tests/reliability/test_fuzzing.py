@@ -29,9 +29,10 @@ SMALLER = tuple(option for option in SMALL if not option.startswith("bound"))
 GROUPS = fuzzing.groups()
 OF_OTHERS = {"benchmark", "divergence", "guidance", "solver", "experiment"}
 """Groups that `train` does not take, and the one whose files are of many groups."""
-ONE_OF_A_CLASS = ("unet", "ddpm", "ncsnpp")  # networks; the other files have fewer of the same options
+ONE_OF_A_CLASS = ("unet", "ddpm", "ncsnpp", "vdm")  # networks; the other files have fewer of the same options
 WORKING = {  # what else a choice needs
     "objective=hybrid": ["variance=learned_range"],
+    "schedule=learned_line": ["objective=continuous_bound", "decoder=softmax_gaussian"],
     "schedule=learned_log_snr": ["objective=continuous_bound"],
     "data=image_folder": ["data.root=images", "data.resolution=8", "data.batch_size=4"],
 }

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from noising.data.image_data import ImageData
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.drawing import in_evaluation
+from noising.diffusion.levels import NoiseLevel
 from noising.diffusion.likelihood.decoders import Decoder
 from noising.diffusion.likelihood.terms import step_terms
 from noising.diffusion.transitions import Chain
@@ -43,12 +44,14 @@ class Check(NamedTuple):
     holds: bool | None
 
 
-def same_output(network: nn.Module, file: str) -> Check:
+def same_output(denoiser: Denoiser, file: str) -> Check:
     """The outputs of a network against those stored in a fixture. Raises ConfigError if the file is no fixture."""
+    network = denoiser.model
     try:
         stored = {name.split("/")[-1]: tensor for name, tensor in load_file(file).items()}
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"check={file} is no safetensors file ({error})") from error
+    stored |= _of_vdm(denoiser, stored)
     found = {ours: next((stored[n] for n in names if n in stored), None) for ours, names in NAMES.items()}
     x, noise_label, output = found["x"], found["noise_label"], found["output"]
     if x is None or noise_label is None or output is None:
@@ -66,6 +69,25 @@ def same_output(network: nn.Module, file: str) -> Check:
     except (ValueError, RuntimeError, IndexError) as error:
         raise ConfigError(f"check={file} is not of this network: {one_line(error)}") from error
     return compared(f"outputs of {file}", ours, output)
+
+
+def _of_vdm(denoiser: Denoiser, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a fixture of VDM's code under the names here; nothing for other fixtures.
+
+    Its images have their channels last, its γ is −λ of images scaled as by the run's schedule, and what it appends to
+    the embedding is a label of the augmentation here.
+    """
+    if not stored.keys() >= {"z", "gamma", "eps_hat"} or stored["gamma"].ndim != 1 or stored["z"].ndim != 4:
+        return {}
+    shift = getattr(denoiser.schedule.geometry, "shift", 0.0)
+    log_snr = shift - stored["gamma"].double()
+    level = NoiseLevel(torch.zeros_like(log_snr), log_snr, *denoiser.schedule.scales(log_snr))
+    found = {
+        "x": stored["z"].permute(0, 3, 1, 2),
+        "noise_label": denoiser.noise_label(level),
+        "output": stored["eps_hat"].permute(0, 3, 1, 2),
+    }
+    return found | ({"augmentation": stored["conditioning"][:, None]} if "conditioning" in stored else {})
 
 
 def compared(name: str, ours: Tensor, theirs: Tensor) -> Check:

@@ -21,7 +21,7 @@ from noising.commands.tables import print_files, print_table, relative
 from noising.config.secrets import without_secrets
 from noising.errors import ConfigError, config_errors, require
 from noising.experiment import Experiment
-from noising.interchange.layout import Described
+from noising.interchange.layout import Described, HeldSchedule
 from noising.interchange.layouts import LAYOUTS, recognized
 from noising.runs.folder import Run, replacing
 from noising.runs.status import run_status
@@ -53,7 +53,8 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
     data = Experiment(_without_own(cfg)).data
     with config_errors(f"weights={cfg.weights}"):
         described = LAYOUTS[layout].describe(file.shapes, data.resolution, **_facts(cfg, file))
-    config = _config(cfg, described)
+        schedule = LAYOUTS[layout].schedule_of(file.tensors)
+    config = _config(cfg, described, schedule)
     experiment = Experiment(config, data)
     _require_facts(cfg, described, experiment)
     try:
@@ -63,7 +64,13 @@ def convert(cfg: DictConfig, run_dir: Path) -> None:
     network = module.denoiser.model
     with config_errors(f"weights={cfg.weights}"):
         network.load_state_dict(described.layout(network).read(file.tensors))
+    if schedule is not None:
+        module.denoiser.schedule.load_state_dict(schedule.weights)
     checks, theory = _of_weights(cfg, file, layout, experiment), _of_theory(experiment)
+    if schedule is not None:
+        ends = module.denoiser.schedule.log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        name = f"the file's schedule, {schedule.family.__name__}: λ at t = 0 and t = 1"
+        checks.append(Check(name, "{:.4f} and {:.4f}".format(*ends), "", None))
     print_table(f"{cfg.weights}: {layout}", Check._fields, map(_cells, [*checks, *theory]), words=(0, 3))
     if any(check.holds is False for check in checks):
         raise ConfigError(f"weights={cfg.weights}: nothing is written, since a check does not hold")
@@ -103,15 +110,21 @@ def _without_own(cfg: DictConfig) -> DictConfig:
     return DictConfig({name: cfg._get_node(name) for name in cfg if name not in OWN})
 
 
-def _config(cfg: DictConfig, described: Described) -> DictConfig:
-    """The config of the run: the given one with the network of the file."""
+def _config(cfg: DictConfig, described: Described, schedule: HeldSchedule | None) -> DictConfig:
+    """The config of the run: the given one with the network of the file, and with its schedule if it holds one."""
     config = _without_own(cfg)
     family = described.family
     known = {"dropout", "checkpointing"} & inspect.signature(family).parameters.keys()
     of_training = {name: cfg.model[name] for name in sorted(known) if name in cfg.model}
     options = {name: value for name, value in described.options.items() if name not in FACTS}
-    config.model = {"_target_": f"{family.__module__}.{family.__qualname__}", **of_training, **options}
+    config.model = {"_target_": _path(family), **of_training, **options}
+    if schedule is not None:
+        config.schedule = {"_target_": _path(schedule.family), **schedule.options}
     return config
+
+
+def _path(family: type) -> str:
+    return f"{family.__module__}.{family.__qualname__}"
 
 
 def _require_facts(cfg: DictConfig, described: Described, experiment: Experiment) -> None:
@@ -160,7 +173,7 @@ def _of_weights(cfg: DictConfig, file: ForeignWeights, layout: str, experiment: 
     lost = [name for name, tensor in file.tensors.items() if not tensor.isfinite().all()]
     found.append(Check("tensors with numbers that are not finite", ", ".join(lost[:3]) or "0", "0", not lost))
     if cfg.check is not None:
-        found.append(same_output(network, cfg.check))
+        found.append(same_output(experiment.module.denoiser, cfg.check))
     if layout.startswith("diffusers"):
         from noising.commands.diffusers_check import same_as_diffusers  # here: diffusers takes seconds to import
 

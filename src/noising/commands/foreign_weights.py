@@ -4,10 +4,11 @@ import json
 import re
 import warnings
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -21,6 +22,8 @@ from noising.trained import digest
 AVERAGED = ("ema_model", "ema", "model_ema", "model_ema1", "ema_state_dict")
 RAW = ("net_model", "model", "net", "state_dict")
 """Entries of a training's file that hold a network's weights."""
+AVERAGED_BRANCH, RAW_BRANCH = "ema_params/", "params/"
+"""What the names of weights begin with in a flattened checkpoint of Flax."""
 IN_A_FOLDER = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors")
 PICKLED = (
     "is a pickle, which runs the code in it when it is opened: export it where its own code is, by `import pickle, "
@@ -69,7 +72,7 @@ def read_weights(place: str, averaged: bool = True, entry: str | None = None) ->
     if path.suffix == ".pkl":
         raise ConfigError(f"weights={place} {PICKLED.format(name=path.name, stem=path.stem)}")
     try:
-        content = _safetensors(path) if path.suffix == ".safetensors" else _torch_file(path)
+        content = READERS.get(path.suffix, _torch_file)(path)
         tensors, chosen = _chosen(content, averaged, entry)
     except ValueError as error:
         raise ConfigError(f"weights={place}: {error}") from error
@@ -91,6 +94,21 @@ def _safetensors(path: Path) -> dict[str, Any]:
         raise ValueError(f"it is no safetensors file, or a damaged one ({error})") from error
 
 
+def _numpy_archive(path: Path) -> dict[str, Tensor]:
+    try:
+        require_archive_size(path)
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except UnfoldingError as error:
+        raise ValueError(str(error)) from error
+    except Exception as error:  # zip's, zlib's and numpy's own
+        raise ValueError("it is damaged, or no .npz file of arrays of numbers (code in it was not run)") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub":
+            raise ValueError(f"its {name} holds no numbers that numpy knows: store it as float32")
+    return {name: torch.from_numpy(array.astype(array.dtype.newbyteorder("="))) for name, array in arrays.items()}
+
+
 def _torch_file(path: Path) -> Any:
     try:
         require_archive_size(path)
@@ -109,13 +127,17 @@ def _torch_file(path: Path) -> Any:
         ) from error
 
 
+READERS: dict[str, Callable[[Path], Any]] = {".safetensors": _safetensors, ".npz": _numpy_archive}
+"""Readers by the end of a file's name; any other file is one of torch's."""
+
+
 def _chosen(content: Any, averaged: bool, entry: str | None) -> tuple[dict[str, Tensor], str | None]:
     """The tensors of a file's content, and the entry that they stood in."""
     if not isinstance(content, Mapping):
         raise ValueError("it holds no state dict")
     if entry is None and all(isinstance(value, Tensor) for value in content.values()):
         inside = {name.removeprefix("state_dict/"): value for name, value in content.items() if "state_dict/" in name}
-        return (inside or dict(content)), None
+        return _of_tree(inside or dict(content), averaged)
     for name in (AVERAGED if averaged else RAW) if entry is None else (entry,):
         held = content.get(name)
         if isinstance(held, Mapping) and "shadow_params" in held:
@@ -126,6 +148,19 @@ def _chosen(content: Any, averaged: bool, entry: str | None) -> tuple[dict[str, 
         raise ValueError(f"it has no entry {entry} with weights, but {', '.join(map(str, [*content][:8]))}")
     kind, other = ("averaged", "false") if averaged else ("raw", "true")
     raise ValueError(f"it has no entry with {kind} weights, but {', '.join(map(str, content))}: try averaged={other}")
+
+
+def _of_tree(tensors: dict[str, Tensor], averaged: bool) -> tuple[dict[str, Tensor], str | None]:
+    """The tensors of a flattened Flax checkpoint without the name of their branch, and that name; others as they are.
+
+    A file with one branch of weights holds those, whether they are averages or not.
+    """
+    held = [branch for branch in (AVERAGED_BRANCH, RAW_BRANCH) if any(name.startswith(branch) for name in tensors)]
+    if not held:
+        return tensors, None
+    branch = held[0] if averaged else held[-1]
+    inside = {name.removeprefix(branch): tensor for name, tensor in tensors.items() if name.startswith(branch)}
+    return _of_tree(inside, averaged)[0], branch.rstrip("/")
 
 
 def _by_order(averages: Any, model: Any) -> dict[str, Tensor]:

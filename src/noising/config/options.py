@@ -131,12 +131,12 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "weights": (_PATH, "{}={}: expected a file of weights or a folder, or null"),
     "check": (_PATH, "{}={}: expected a .safetensors file, or null"),
     "layout": (
-        Literal["openai", "edm", "edm2", "diffusers", "score_sde", "uvit", "jit", "dit", "diffusers_dit"] | None,
-        "{} must be openai, edm, edm2, diffusers, score_sde, uvit, jit, dit, diffusers_dit, or null, got {}",
+        Literal["openai", "edm", "edm2", "diffusers", "score_sde", "uvit", "jit", "dit", "diffusers_dit", "vdm"] | None,
+        "{} must be openai, edm, edm2, diffusers, score_sde, uvit, jit, dit, diffusers_dit, vdm, or null, got {}",
     ),
     "convert to": (
-        Literal["diffusers", "openai", "edm", "edm2", "score_sde", "uvit", "jit", "dit", "safetensors"] | None,
-        "{} must be diffusers, openai, edm, edm2, score_sde, uvit, jit, dit or safetensors, got {}",
+        Literal["diffusers", "openai", "edm", "edm2", "score_sde", "uvit", "jit", "dit", "vdm", "safetensors"] | None,
+        "{} must be diffusers, openai, edm, edm2, score_sde, uvit, jit, dit, vdm or safetensors, got {}",
     ),
     "averaged": (bool, "{} must be true or false, got {}"),
     "entry": (str | None, "{} must be the name of an entry, or null, got {}"),

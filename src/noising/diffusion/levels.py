@@ -8,11 +8,14 @@ float64. `cast_to` converts them where they meet an image. Only a learned schedu
 weights.
 """
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from noising.errors import require
 
 
 def cast_to(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -58,13 +61,23 @@ class Geometry(ABC):
 
 
 class VariancePreserving(Geometry):
-    """α² = sigmoid(λ), σ² = 1 − α²: data of unit variance keep it. Ho et al. (2020)."""
+    """α² = sigmoid(λ), σ² = 1 − α²: data of unit variance keep it. Ho et al. (2020).
+
+    With an image_scale s the images are multiplied by it before: (α/s)² + σ² = 1, with λ of the images as they were.
+    """
+
+    def __init__(self, image_scale: float = 1.0) -> None:
+        require(image_scale > 0, f"image_scale must be positive, got {image_scale}")
+        self.image_scale = image_scale
+        self.shift = 2 * math.log(image_scale)
+        """λ of the images less λ of the scaled ones."""
 
     def scales(self, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.sigmoid(log_snr).sqrt(), torch.sigmoid(-log_snr).sqrt()
+        of_scaled = log_snr - self.shift
+        return self.image_scale * torch.sigmoid(of_scaled).sqrt(), torch.sigmoid(-of_scaled).sqrt()
 
     def measure(self, alpha: Tensor, sigma: Tensor) -> Tensor:
-        return alpha**2 + sigma**2
+        return (alpha / self.image_scale) ** 2 + sigma**2
 
 
 class VarianceExploding(Geometry):

@@ -49,20 +49,22 @@ class LogSNR(NoiseLabel):
 
 
 class ScaledLogSNR(NoiseLabel):
-    """λ mapped linearly from [log_snr_max, log_snr_min] to [0, 1000], and clamped: independent of the schedule.
+    """λ mapped linearly from [log_snr_max, log_snr_min] to [0, 1000]: independent of the schedule.
 
     With a learned schedule the λ of a time changes, so the network must be conditioned on λ and not on t. Kingma et
     al., "Variational Diffusion Models" (2021), appendix B.
     """
 
-    def __init__(self, log_snr_max: float = 20.0, log_snr_min: float = -20.0) -> None:
+    def __init__(self, log_snr_max: float = 20.0, log_snr_min: float = -20.0, clamped: bool = True) -> None:
+        """clamped: levels beyond the ends have the labels of the ends; in VDM they have labels beyond."""
         if not log_snr_max > log_snr_min:
             raise ValueError(f"log_snr_max must be above log_snr_min, got {log_snr_max} and {log_snr_min}")
         self.log_snr_max = log_snr_max
         self.log_snr_min = log_snr_min
+        self.clamped = clamped
 
     def __call__(self, level: NoiseLevel) -> Tensor:
-        within = level.log_snr.clamp(self.log_snr_min, self.log_snr_max)
+        within = level.log_snr.clamp(self.log_snr_min, self.log_snr_max) if self.clamped else level.log_snr
         return 1000 * (self.log_snr_max - within) / (self.log_snr_max - self.log_snr_min)
 
 

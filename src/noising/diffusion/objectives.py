@@ -5,6 +5,7 @@ Times and noise are drawn outside, so that a loss can be compared with another i
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from noising.diffusion.denoiser import Denoiser, Prediction
+from noising.diffusion.gaussian import Gaussian
 from noising.diffusion.levels import NoiseLevel, cast_to
 from noising.diffusion.likelihood.decoders import Decoder
-from noising.diffusion.likelihood.terms import step_terms
+from noising.diffusion.likelihood.terms import prior_at, step_terms
 from noising.diffusion.networks import log_variance_of
 from noising.diffusion.parameterizations import Parameterization
 from noising.diffusion.schedules import Schedule
@@ -193,16 +195,26 @@ class ContinuousBound(Objective):
     minimize the variance of the estimate instead: it gets the gradient of the squared loss, which is twice the loss
     times the loss's gradient, image by image, in the same backward pass. Kingma et al., "Variational Diffusion Models"
     (2021), equation 17 and appendix I.2. https://arxiv.org/abs/2107.00630
+
+    A schedule whose ends are learned is trained by the whole bound: the prior's and the decoder's term are added, and
+    its gradient is that of the bound.
     """
 
     trains_schedule = True
     over_uniform_times = True
+
+    def __init__(self, decoder: Decoder | None = None) -> None:
+        """decoder: for schedules whose ends are learned; it must not use the network."""
+        super().__init__()
+        self.decoder = decoder
 
     def forward(self, denoiser: Denoiser, x: Tensor, t: Tensor, noise: Tensor, **condition: Tensor | None) -> Terms:
         level = denoiser.schedule(t.clamp(max=LAST_TIME))
         rate = denoiser.schedule.log_snr_rate(level.t)
         error = output_error(denoiser, x, level, noise, **condition)
         loss = cast_to(self._weight(rate, level, denoiser.parameterization.gain(level)).flatten(), x) * error
+        if denoiser.schedule.learns_ends:
+            return {"loss": loss + self._at_the_ends(denoiser.schedule, x, noise), "mse": error}
         for curve in (level.log_snr, rate):
             if curve.requires_grad:
                 twice = 2 * loss.detach().reshape_as(curve)
@@ -211,6 +223,30 @@ class ContinuousBound(Objective):
 
     def weight(self, schedule: Schedule, level: NoiseLevel, gain: Tensor) -> Tensor:
         return self._weight(schedule.log_snr_rate(level.t.clamp(max=LAST_TIME)), level, gain)
+
+    def _at_the_ends(self, schedule: Schedule, x: Tensor, noise: Tensor) -> Tensor:
+        """The prior's and the decoder's term in bits/dim, (B,): with gradients in the ends alone.
+
+        The decoder's depends on one learned number, λ(0), and so its derivative is found in forward mode: a gradient
+        would store every grey level of every pixel. The noise is the one of the other times, which no mean notices.
+        """
+        decoder = self.decoder
+        if decoder is None or decoder.uses_network:
+            raise ValueError("a schedule that learns its ends needs a decoder without a network: SoftmaxGaussian")
+        start, end = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        prior = prior_at(schedule(end), 1.0, x)
+        log_snr = schedule.log_snr(start)
+
+        def decoded(log_snr: Tensor) -> Tensor:
+            level = NoiseLevel(start, log_snr, *schedule.scales(log_snr))
+            unused = Gaussian(x, log_snr)
+            return -decoder.log_prob(x, unused, level.perturb(x, noise), level)
+
+        at, apart = log_snr.detach(), log_snr - log_snr.detach()
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # torch's own, at its first use
+            value, slope = torch.func.jvp(decoded, (at,), (torch.ones_like(at),))[:2]
+        nats: Tensor = prior + value + slope * apart
+        return nats / (x[0].numel() * math.log(2))
 
     def _weight(self, rate: Tensor, level: NoiseLevel, gain: Tensor) -> Tensor:
         return -0.5 / math.log(2) * rate * level.log_snr.exp() / gain**2

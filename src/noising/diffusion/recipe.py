@@ -67,6 +67,11 @@ def conflicts(recipe: Recipe) -> Iterator[str]:
             f"schedule: {_name(schedule)} is learned, but objective {_name(objective)} cannot train it: it would make "
             "the task easy, not the model good; use objective=continuous_bound or a fixed schedule"
         )
+    if schedule.learns_ends and recipe.decoder.uses_network:
+        yield (
+            f"decoder: {_name(schedule)} learns its ends from the decoder's term also, and {_name(recipe.decoder)} "
+            "needs the network for it; use decoder=softmax_gaussian or schedule=learned_log_snr, whose ends are fixed"
+        )
     if variance.outputs > 1 and not objective.trains_variance:
         yield (
             f"variance: {_name(variance)} is learned, but objective {_name(objective)} never trains it; "

@@ -6,7 +6,7 @@ A schedule is a curve λ(t) = log α²/σ², falling from clean (t = 0) to noise
     formulas     λ(t) in closed form
     tables       T variances β_i, with ᾱ_i = ∏_{j≤i} (1 − β_j), λ = log ᾱ/(1 − ᾱ), and log ᾱ linear between t = i/T
     wrappers     another schedule, moved or stretched
-    learned      a monotone network between two fixed ends
+    learned      a monotone network between two fixed ends, or a straight line between two that are learned
 """
 
 import math
@@ -23,7 +23,12 @@ MAX_WIDTH = 2**16  # upper limit of the width of `LearnedLogSNR`
 
 
 class Schedule(nn.Module, ABC):
-    """A curve λ(t), t in [0, 1], and the geometry that turns λ into (α, σ); variance-preserving by default."""
+    """A curve λ(t), t in [0, 1], and the geometry that turns λ into (α, σ); variance-preserving by default.
+
+    learns_ends: λ(0) and λ(1) are trained, by the whole bound and not only by the part between them.
+    """
+
+    learns_ends: bool = False
 
     def __init__(self, geometry: Geometry | None = None) -> None:
         super().__init__()
@@ -390,6 +395,32 @@ class LearnedLogSNR(Schedule):
         t = t.to("cpu" if device.type == "mps" else device, non_blocking=True)
         start, end = self._rise(t.new_zeros(())), self._rise(t.new_ones(()))
         return self.log_snr_max - (self.log_snr_max - self.log_snr_min) * ((self._rise(t) - start) / (end - start))
+
+
+class LearnedLine(Schedule):
+    """λ falls on a straight line whose ends are learned: −λ(t) = offset + |slope| t, of the images as they are scaled.
+
+    The bound itself trains them: more noise at t = 0 is easier to reach and harder to decode, less at t = 1 is easier
+    to reach and further from the prior. Kingma et al., "Variational Diffusion Models" (2021), section 3.2; their code
+    has it for CIFAR-10. https://arxiv.org/abs/2107.00630
+    """
+
+    learns_ends = True
+
+    def __init__(self, log_snr_max: float = 13.3, log_snr_min: float = -5.0, image_scale: float = 1.0) -> None:
+        """log_snr_max, log_snr_min: λ(0) and λ(1) of scaled images at first; image_scale: 255/256 in VDM."""
+        geometry = VariancePreserving(image_scale)
+        super().__init__(geometry)
+        _require_falling(log_snr_max, log_snr_min)
+        self.shift = geometry.shift
+        self.offset = nn.Parameter(torch.tensor(-log_snr_max))
+        self.slope = nn.Parameter(torch.tensor(log_snr_max - log_snr_min))
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        device = self.offset.device
+        t = t.to("cpu" if device.type == "mps" else device, non_blocking=True)
+        offset, slope = (parameter.to(t.device).double() for parameter in (self.offset, self.slope))
+        return self.shift - offset - slope.abs() * t
 
 
 def _require_falling(log_snr_max: float, log_snr_min: float) -> None:

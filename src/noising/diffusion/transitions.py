@@ -88,7 +88,7 @@ class Chain:
         self.schedule = schedule
         zero, infinite = times.new_zeros(1), times.new_full((1,), torch.inf)
         self.times = torch.cat([zero, times])
-        clean = (zero, infinite, *schedule.scales(infinite))  # a level that the schedule need not reach
+        clean = (zero, infinite, torch.ones_like(zero), zero)  # a level that the schedule need not reach
         noisy = (field.detach().flatten().cpu() for field in schedule(times))
         self._levels = NoiseLevel(*(torch.cat(fields) for fields in zip(clean, noisy, strict=True)))
         log_snr, variance = self._levels.log_snr, self._levels.sigma[1] ** 2

@@ -26,6 +26,17 @@ class Described(NamedTuple):
     layout: Callable[[Any], "Layout"]
 
 
+class HeldSchedule(NamedTuple):
+    """The learned schedule that a file holds beside the network.
+
+    family, options: its class here and the arguments of its constructor; weights: its state dict.
+    """
+
+    family: type[nn.Module]
+    options: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
 class Layout(ABC):
     """The names and the storage of one project's weights, for one of the networks here.
 
@@ -36,6 +47,12 @@ class Layout(ABC):
     """The classes of the networks that it is of."""
     unused: tuple[str, ...] = ()
     """Last names of tensors that a file may hold beside the network's."""
+    image_scale: float = 1.0
+    """Factor by which its code scales images in [−1, 1] before noise is added."""
+    file: str = "model.safetensors"
+    """The name of a file that is written."""
+    schedule: str | None = None
+    """What the names of a learned schedule's tensors begin with; None if files hold none."""
 
     def __init__(self, network: Any) -> None:
         self.network = network
@@ -88,6 +105,16 @@ class Layout(ABC):
     def entries(self) -> Iterator[Entry]:
         """An entry for each tensor of the network's state dict."""
 
+    @classmethod
+    def schedule_of(cls, theirs: Mapping[str, Tensor]) -> HeldSchedule | None:
+        """The learned schedule that a file holds, if any. Raises ValueError for one that is of no kind here."""
+        return None
+
+    @classmethod
+    def with_schedule(cls, schedule: nn.Module) -> dict[str, Tensor]:
+        """The tensors of a run's schedule, where the layout holds it."""
+        return {}
+
     def constants(self) -> dict[str, Tensor]:
         """Tensors that the other project stores and that hold nothing learned."""
         return {}
@@ -98,6 +125,8 @@ class Layout(ABC):
         with torch.device("meta"):
             expected = self.write({name: torch.empty(shape) for name, shape in here.items()})
         unused = {name for name in theirs if name.rpartition(".")[2] in self.unused}
+        if self.schedule is not None:
+            unused |= {name for name in theirs if name.startswith(self.schedule)}
         shapes = {name: tuple(tensor.shape) for name, tensor in theirs.items() if name not in unused}
         if missing := sorted(expected.keys() - shapes.keys()):
             raise ValueError(f"the file lacks {missing[0]}{_more(missing)}")

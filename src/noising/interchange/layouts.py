@@ -11,6 +11,7 @@ from noising.interchange.layout import Layout, Shapes
 from noising.interchange.openai import OpenAI
 from noising.interchange.score_sde import ScoreSDE
 from noising.interchange.uvit import UViTLayout
+from noising.interchange.vdm import VDM
 
 LAYOUTS: dict[str, type[Layout]] = {
     "openai": OpenAI,
@@ -22,6 +23,7 @@ LAYOUTS: dict[str, type[Layout]] = {
     "diffusers_dit": DiffusersDiT,
     "uvit": UViTLayout,
     "jit": JiTLayout,
+    "vdm": VDM,
 }
 
 

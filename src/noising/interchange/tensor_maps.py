@@ -43,6 +43,16 @@ class Transposed(Storage):
         return [ours.flatten(1).T]
 
 
+class HeightWidthInOut(Storage):
+    """A convolution's kernel stored as (height, width, inputs, outputs)."""
+
+    def read(self, theirs: Sequence[Tensor]) -> Tensor:
+        return theirs[0].permute(3, 2, 0, 1)
+
+    def write(self, ours: Tensor) -> Sequence[Tensor]:
+        return [ours.permute(2, 3, 1, 0)]
+
+
 class BatchAxis(Storage):
     """A table for all images, stored with an axis of length one for them before the others."""
 

@@ -1,6 +1,6 @@
 """What the layouts of U-Nets share: the names of the layers of a residual block and of self-attention."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -47,6 +47,10 @@ class UShapeLayout(Layout):
         """The storage of the matrix behind the attention."""
         return SAME
 
+    def layer(self, ours: str, module: nn.Module, theirs: str) -> Iterable[Entry]:
+        """The entries of a layer of a residual block."""
+        return layer(ours, module, theirs)
+
     def stage(self, ours: str, stage: nn.Module, theirs: str, attention: str) -> Iterator[Entry]:
         """The entries of a residual block, there at `theirs`, and of its attention, there at `attention`."""
         assert isinstance(stage, Stage)
@@ -58,7 +62,7 @@ class UShapeLayout(Layout):
     def residual(self, ours: str, block: Residual, theirs: str) -> Iterator[Entry]:
         """The entries of a residual block."""
         for own, name in self.block._asdict().items():
-            yield from layer(f"{ours}.{own}", getattr(block, own), f"{theirs}{name}")
+            yield from self.layer(f"{ours}.{own}", getattr(block, own), f"{theirs}{name}")
 
     def attends(self, ours: str, attention: Attention, theirs: str) -> Iterator[Entry]:
         """The entries of self-attention."""

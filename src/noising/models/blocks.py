@@ -112,6 +112,7 @@ class Residual(nn.Module):
         resample: applied to both paths, before their first convolutions.
         projects: whether the shortcut has a 1x1 convolution; None: where the numbers of channels differ.
         skip_scale: factor of the sum.
+        embedding_bias: whether the layer that reads the embedding has a bias.
     """
 
     def __init__(
@@ -125,13 +126,14 @@ class Residual(nn.Module):
         resample: nn.Module | None = None,
         projects: bool | None = None,
         skip_scale: float = 1.0,
+        embedding_bias: bool = True,
     ) -> None:
         super().__init__()
         self.scales, self.skip_scale = scales, skip_scale
         self.norm_in = norm(channels)
         self.resample = resample
         self.conv_in = nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.scale_shift = nn.Linear(embedding, (2 if scales else 1) * out_channels)
+        self.scale_shift = nn.Linear(embedding, (2 if scales else 1) * out_channels, bias=embedding_bias)
         self.norm_out = norm(out_channels)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
@@ -248,11 +250,7 @@ def initialize_by_glorot(network: nn.Module, last: nn.Conv2d, attention: float =
     factor of the variance of the query, key and value matrices, each for itself. Ho et al. (2020) and Song et al.
     (2021) initialize so.
     """
-    for layer in network.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(layer.weight)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+    _draw_layers(network, nn.init.xavier_uniform_)
     last.weight.mul_(1e-5)
     for block in network.modules():
         if isinstance(block, Residual):
@@ -260,3 +258,35 @@ def initialize_by_glorot(network: nn.Module, last: nn.Conv2d, attention: float =
         elif isinstance(block, Attention):
             block.out.weight.mul_(1e-5)
             block.query_key_value.weight.mul_((2 * attention) ** 0.5)  # three matrices in one have fan out 3 C, not C
+
+
+@torch.no_grad()
+def initialize_by_lecun(network: nn.Module, last: nn.Conv2d) -> None:
+    """Give all convolutions and linear layers truncated normal weights of variance 1/(fan in), and biases of zero.
+
+    Zero are last, which ends the network, the layers that end a block, and those that read the embedding in one. Flax
+    initializes so by default, and Kingma et al. (2021) choose the zeros.
+    """
+
+    def draw(weight: Tensor) -> Tensor:
+        # within two of its standard deviations a normal number has 0.8796 of it
+        std = weight[0].numel() ** -0.5 / 0.87962566103423978
+        return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+    _draw_layers(network, draw)
+    last.weight.zero_()
+    for block in network.modules():
+        if isinstance(block, Residual):
+            block.scale_shift.weight.zero_()
+            block.conv_out.weight.zero_()
+        elif isinstance(block, Attention):
+            block.out.weight.zero_()
+
+
+def _draw_layers(network: nn.Module, draw: Callable[[Tensor], Tensor]) -> None:
+    """Draw the weights of all convolutions and linear layers anew; their biases become zero."""
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            draw(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

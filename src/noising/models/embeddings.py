@@ -1,9 +1,10 @@
-"""Embeddings of what the network is told: the noise label and the class.
+"""Embeddings of what the network is told: the noise label and the class; and Fourier features of the image.
 
-Legend: B images, E embedding width.
+Legend: B images, C channels, H and W the image's sides, E embedding width.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +49,25 @@ class FourierFeatures(nn.Module):
     def forward(self, number: Tensor) -> Tensor:
         angles = 2 * math.pi * number.float()[:, None] * self.frequencies  # (B, waves / 2)
         return torch.cat([angles.sin(), angles.cos()], dim=1)  # (B, waves)
+
+
+class PixelFourierFeatures(nn.Module):
+    """Sines and cosines of 2π 2^k times each channel: (B, C, H, W) to (B, 2 C · (number of exponents k), H, W).
+
+    They tell neighbouring grey levels of an image apart. Kingma et al., "Variational Diffusion Models" (2021),
+    appendix C. https://arxiv.org/abs/2107.00630
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, exponents: Sequence[int]) -> None:
+        super().__init__()
+        frequencies = 2 * math.pi * torch.tensor([2.0**exponent for exponent in exponents])
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = (x[:, :, None] * self.frequencies[:, None, None]).flatten(1, 2)  # (B, C · exponents, H, W)
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
 
 
 class NoiseEmbedding(nn.Module):

@@ -11,9 +11,13 @@ from noising.diffusion.levels import NoiseLevel, cast_to
 
 
 class Decoder(ABC):
-    """The observation model at the end of the reverse chain; unit: of the resulting bound."""
+    """The observation model at the end of the reverse chain.
+
+    unit: of the resulting bound; uses_network: whether it reads the last reverse step, or x_1 and its level alone.
+    """
 
     unit: str = "bits/dim"
+    uses_network: bool = True
 
     @abstractmethod
     def log_prob(self, x: Tensor, reverse: Gaussian, x_1: Tensor, level: NoiseLevel) -> Tensor:
@@ -71,6 +75,8 @@ class SoftmaxGaussian(GreyLevelDecoder):
     The exact posterior of a pixel whose grey levels are equally likely. Kingma et al., "Variational Diffusion Models"
     (2021), section 3.3. https://arxiv.org/abs/2107.00630
     """
+
+    uses_network = False
 
     def log_prob(self, x: Tensor, reverse: Gaussian, x_1: Tensor, level: NoiseLevel) -> Tensor:
         precise = _precise(x)

@@ -55,8 +55,12 @@ class Bound(NamedTuple):
 
 def prior_term(chain: Chain, x: Tensor) -> Tensor:
     """L_T = KL(q(x_T | x_0) ‖ N(0, prior_std²)): (B,) nats. x: (B, C, H, W)."""
-    level = chain.level(len(chain))
-    prior = Gaussian(torch.zeros_like(x), torch.full_like(level.sigma, 2 * math.log(chain.schedule.prior_std)))
+    return prior_at(chain.level(len(chain)), chain.schedule.prior_std, x)
+
+
+def prior_at(level: NoiseLevel, prior_std: float, x: Tensor) -> Tensor:
+    """KL(N(α x, σ²) ‖ N(0, prior_std²)) of the level at the end of the chain: (B,) nats."""
+    prior = Gaussian(torch.zeros_like(x), torch.full_like(level.sigma, 2 * math.log(prior_std)))
     return Gaussian(cast_to(level.alpha, x) * x, 2 * level.sigma.log()).kl(prior)
 
 
