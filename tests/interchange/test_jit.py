@@ -97,8 +97,7 @@ def turned_tokens(network: JiT) -> None:
     network.sine[: network.class_tokens] = network.sine[network.class_tokens :][: network.class_tokens].clone()
 
 
-def turned_backwards(network: JiT) -> None:
-    """Alone it changes nothing: a query and a key turn alike. So only the keys do."""
+def keys_at_other_places(network: JiT) -> None:
     for block in network.blocks:
         block.attention.key_norm.register_forward_hook(lambda m, given, out: out.flip(2))  # type: ignore[union-attr]
 
@@ -133,7 +132,7 @@ def rows_and_columns(network: JiT) -> None:
 @pytest.mark.parametrize(
     "fault",
     [
-        *(other_eps, tokens_later, columns_first, turned_tokens, turned_backwards),
+        *(other_eps, tokens_later, columns_first, turned_tokens, keys_at_other_places),
         *(halves_not_pairs, value_gates, shift_for_scale, sines_first, rows_and_columns),
     ],
 )
