@@ -76,6 +76,7 @@ from .diffusion.samplers import (
 from .diffusion.schedules import (
     VPSDE as VPSDE,
     Cosine as Cosine,
+    GreyLevelLogSNR as GreyLevelLogSNR,
     LearnedLine as LearnedLine,
     LearnedLogSNR as LearnedLogSNR,
     LinearBeta as LinearBeta,

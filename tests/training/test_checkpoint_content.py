@@ -94,7 +94,7 @@ def test_a_training_goes_on_from_any_content_or_it_is_one_line(
 ) -> None:
     run = Run(tmp_path)
     run.last_checkpoint.parent.mkdir()
-    config = composed(*SMALL[3:], "trainer.max_steps=30")
+    config = composed("experiment=default", *SMALL[3:], "trainer.max_steps=30")
     experiment, results = Experiment(config), Results(run)
     trainer = experiment.trainer(results, experiment.callbacks(results))
     without = ("config", "made_with", "state_dict", "ema")  # the first two are not gone on from

@@ -222,7 +222,7 @@ def _recorded(folder: Path, multirun: bool, defaults: Callable[[], DictConfig]) 
         values = read_overrides(of_sweep, "hydra", "overrides", "task")
     elif not multirun and of_run.is_file():
         values = read_overrides(of_run)
-        if values is not None and "experiment" not in map(_name, values) and not _of_default(folder):
+        if values is not None and _without_default(folder, values, defaults):
             values = ["~experiment", *values]
     elif not multirun and Run(folder).config_file.is_file():  # a copy without its hidden files
         stored = Run(folder).config
@@ -240,10 +240,14 @@ def _recorded(folder: Path, multirun: bool, defaults: Callable[[], DictConfig]) 
     return _without(values, "resume")
 
 
-def _of_default(folder: Path) -> bool:
-    """Whether a run was started with the experiment that stands for none, which there was not always."""
+def _without_default(folder: Path, recorded: Sequence[str], defaults: Callable[[], DictConfig]) -> bool:
+    """Whether a run named no experiment and had none, as before there was the one that stands for none."""
     record = folder / ".hydra" / "hydra.yaml"
-    return record.is_file() and "\n    experiment: default\n" in record.read_text("utf-8")
+    if "experiment" in map(_name, recorded):
+        return False
+    if record.is_file() and "\n      experiment: default\n" in record.read_text("utf-8"):
+        return False
+    return defaults().hydra.runtime.choices.get("experiment") is not None
 
 
 def _words(stored: Mapping[str, Any], defaults: Any) -> list[str]:
