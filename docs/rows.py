@@ -1,11 +1,12 @@
 """Train and measure every row that README.md and the pages beside this file show, fill their tables, copy the pictures.
 
-    python docs/rows.py rows [jobs=2] [mnist=FOLDER]
+    python docs/rows.py rows [jobs=2] [mnist=FOLDER] [only=small]
 
 A job is a command with a folder of its own below `rows`; those that are finished are not done again, so that the script
 can be stopped and goes on. Each takes one thread, and `jobs` of them run at once. A table is written when all of its
 jobs are done. Numbers within sentences stay as they are: their new values are to be read in `rows`. Without
-mnist=FOLDER, as torchvision lays it out, the jobs of MNIST are left out.
+mnist=FOLDER, as torchvision lays it out, the jobs of MNIST are left out. With only=WORD, the jobs alone are done whose
+names begin with it, and no picture is copied.
 """
 
 import csv
@@ -26,6 +27,7 @@ from PIL import Image
 
 from noising.data.digits import Digits
 from noising.plots.grids import image_grid
+from noising.trained import load
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -34,6 +36,11 @@ RECIPES = (
     *("ddpm", "iddpm", "analytic_dpm", "v_prediction", "zero_terminal_snr", "vdm", "vdm_plus_plus", "edm"),
     *("edm2", "rectified_flow"),
 )
+FAMILIES = ("ddpm", "iddpm", "vdm", "edm", "edm2", "dit", "uvit", "jit", "rectified_flow")
+"""Recipes that are trained small, side by side."""
+SMALL = {"digits": [], "patches": ["data=photo_patches", "+data.resolution=8", "metrics.n=360"]}
+"""What they are trained on, and its options."""
+SMALL_STEPS = "trainer.max_steps=600"
 LOSSES = {
     "hybrid, learned range": [],
     "bound with loss-aware times, learned range": ["objective=variational_bound", "times=loss_aware"],
@@ -104,6 +111,12 @@ def jobs_of(mnist: str | None) -> dict[str, Job]:
         for seed in range(3):
             if (number, seed) != (0, 0):  # a recipe
                 jobs[f"loss{number}_seed{seed}"] = ("train.py", ["experiment=iddpm", f"seed={seed}", *options, *fixed])
+    for data, options in SMALL.items():
+        for name in FAMILIES:
+            finer = ["schedule.log_snr_max=13.3"] if (data, name) == ("patches", "vdm") else []  # 256 grey levels
+            for seed in range(3):
+                words = [f"experiment={name}", f"seed={seed}", SMALL_STEPS, *options, *finer, *fixed]
+                jobs[f"small_{data}_{name}_seed{seed}"] = ("train.py", words)
     jobs["paired"] = ("scripts/compare.py", ["{loss0_seed1}", "{loss1_seed1}", "paired=true"])
     if mnist:
         size = ["schedule=linear", "model.width=16", "trainer.max_steps=500", "ema.decay=0.99", "metrics=null"]
@@ -195,6 +208,26 @@ def fill_recipes(rows: Path, tables: Tables) -> None:
         tables.set("| recipe | schedule", f"experiment={name}`", 7, value)
 
 
+def over_seeds(values: Sequence[float], digits: int) -> str:
+    """The mean over seeds with its standard error."""
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return f"{np.mean(values):,.{digits}f} ± {error:,.{digits}f}"
+
+
+def fill_small(rows: Path, tables: Tables) -> None:
+    """Mean and standard error over the seeds, of each family on each kind of images."""
+    for name in FAMILIES:
+        for place, data in enumerate(SMALL):
+            found = [summary(rows, f"small_{data}_{name}_seed{seed}") for seed in range(3)]
+            for column, (number, digits) in enumerate((("test/bound", 2), ("test/fd", 2)), 1 + 2 * place):
+                value = over_seeds([one[number] for one in found], digits)
+                tables.set("| family |", f"experiment={name}`", column, value)
+        network = load(str(rows / f"small_digits_{name}_seed0")).denoiser.model
+        tables.set("| family |", f"experiment={name}`", 5, f"{sum(p.numel() for p in network.parameters()):,}")
+        rate = np.median([one["train/images_per_second"] for one in found])
+        tables.set("| family |", f"experiment={name}`", 6, f"{rate:,.0f}")
+
+
 def fill_losses(rows: Path, tables: Tables) -> None:
     for number, loss in enumerate(LOSSES):
         found = [summary(rows, f"loss{number}_seed{seed}" if number + seed else "iddpm") for seed in range(3)]
@@ -261,7 +294,7 @@ def fill_quality(rows: Path, tables: Tables) -> None:
             tables.set("| | value | ± Monte Carlo", row, column, value)
 
 
-FILLS = (fill_recipes, fill_losses, fill_nine, fill_bound, fill_samplers, fill_guidance, fill_quality)
+FILLS = (fill_recipes, fill_small, fill_losses, fill_nine, fill_bound, fill_samplers, fill_guidance, fill_quality)
 
 
 def beside_real(samples: Image.Image) -> Image.Image:
@@ -274,6 +307,13 @@ def beside_real(samples: Image.Image) -> Image.Image:
     return Image.fromarray(np.concatenate([left, white, right], axis=1))
 
 
+def copy_pictures(rows: Path) -> None:
+    """Copy the pictures of the pages from the folders of their jobs."""
+    for picture, file in PICTURES.items():
+        shutil.copyfile(rows / f"{file}.png", IMAGES / f"{picture}.png")
+    beside_real(Image.open(rows / "default" / "samples.png")).save(IMAGES / f"{SAMPLES_BESIDE_REAL}.png")
+
+
 def main() -> None:
     """Do the jobs, and fill the tables."""
     rows = Path(sys.argv[1]).resolve()
@@ -282,7 +322,8 @@ def main() -> None:
     started: dict[str, Future[None]] = {}
     with ThreadPoolExecutor(int(options.get("jobs", 2))) as workers:
         for name, job in jobs_of(options.get("mnist")).items():
-            started[name] = workers.submit(run, rows, name, job, started)
+            if name.startswith(options.get("only", "")):
+                started[name] = workers.submit(run, rows, name, job, started)
     tables = Tables(PAGES)
     for write in FILLS:
         try:
@@ -290,9 +331,8 @@ def main() -> None:
         except FileNotFoundError as error:
             print(f"{write.__name__}: {error.filename} is not there, and the table stays as it is")
     tables.write()
-    for picture, file in PICTURES.items():
-        shutil.copyfile(rows / f"{file}.png", IMAGES / f"{picture}.png")
-    beside_real(Image.open(rows / "default" / "samples.png")).save(IMAGES / f"{SAMPLES_BESIDE_REAL}.png")
+    if "only" not in options:
+        copy_pictures(rows)
     for future in started.values():
         future.result()
 
