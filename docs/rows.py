@@ -214,6 +214,11 @@ def over_seeds(values: Sequence[float], digits: int) -> str:
     return f"{np.mean(values):,.{digits}f} ± {error:,.{digits}f}"
 
 
+def parameters(rows: Path, name: str) -> int:
+    """The number of parameters of a job's network."""
+    return sum(parameter.numel() for parameter in load(str(rows / name)).denoiser.model.parameters())
+
+
 def fill_small(rows: Path, tables: Tables) -> None:
     """Mean and standard error over the seeds, of each family on each kind of images."""
     for name in FAMILIES:
@@ -222,8 +227,7 @@ def fill_small(rows: Path, tables: Tables) -> None:
             for column, (number, digits) in enumerate((("test/bound", 2), ("test/fd", 2)), 1 + 2 * place):
                 value = over_seeds([one[number] for one in found], digits)
                 tables.set("| family |", f"experiment={name}`", column, value)
-        network = load(str(rows / f"small_digits_{name}_seed0")).denoiser.model
-        tables.set("| family |", f"experiment={name}`", 5, f"{sum(p.numel() for p in network.parameters()):,}")
+        tables.set("| family |", f"experiment={name}`", 5, f"{parameters(rows, f'small_digits_{name}_seed0'):,}")
         rate = np.median([one["train/images_per_second"] for one in found])
         tables.set("| family |", f"experiment={name}`", 6, f"{rate:,.0f}")
 

@@ -66,10 +66,10 @@ def noising(tmp_path: Path) -> Command:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a finished run of the small configuration, with its figures."""
+    """The folder of a finished run of the small configuration without an experiment or classes, with its figures."""
     folder = tmp_path_factory.mktemp("trained")
     with drawing():
-        outcome = run_command("train", folder, *SMALL, "hydra.run.dir=run")
+        outcome = run_command("train", folder, "experiment=null", *SMALL, "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     return folder / "run"
 

@@ -22,6 +22,7 @@ from noising.diffusion.samplers import WeightedSum
 from noising.diffusion.schedules import (
     VPSDE,
     Cosine,
+    GreyLevelLogSNR,
     LearnedLine,
     LearnedLogSNR,
     LinearBeta,
@@ -54,6 +55,7 @@ SCHEDULES: dict[str, Schedule] = {
     "linear_straight": LinearBeta(1000, geometry=Straight()),
     "sigmoid_alpha_bar": SigmoidAlphaBar(),
     "linear_log_snr": LinearLogSNR(),
+    "grey_levels": GreyLevelLogSNR(17),
     "log_linear_sigma": LogLinearSigma(),
     "vpsde": VPSDE(),
     "rectified_flow": RectifiedFlow(),

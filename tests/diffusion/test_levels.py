@@ -16,7 +16,12 @@ from noising.diffusion.weightings import sigmoid
 from tests.diffusion.helpers import PARAMETERIZATIONS, SCHEDULES, final_classes, normals
 
 GEOMETRIES: list[Geometry] = [VariancePreserving(), VariancePreserving(0.9), VarianceExploding(), Straight()]
-STARTS = {"linear_log_snr": 13.3, "learned": 13.3, "log_linear_sigma": -2 * math.log(0.002)}
+STARTS = {
+    "linear_log_snr": 13.3,
+    "grey_levels": 2 * math.log(48),
+    "learned": 13.3,
+    "log_linear_sigma": -2 * math.log(0.002),
+}
 STARTS["learned_line"] = torch.tensor(13.3).item() + 2 * math.log(255 / 256)  # a parameter in float32
 """λ(0) of the schedules that never are clean; that of all others is +∞."""
 ENDS_IN_NOISE = ("rectified_flow", "zero_terminal")

@@ -19,6 +19,7 @@ from noising.diffusion.parameterizations import Velocity
 from noising.diffusion.schedules import (
     VPSDE,
     Cosine,
+    GreyLevelLogSNR,
     LearnedLogSNR,
     LinearBeta,
     LinearLogSNR,
@@ -147,6 +148,15 @@ def test_perturb_keeps_the_images_type(schedule: Schedule) -> None:
     one = schedule(torch.tensor(0.7))
     assert one.perturb(x.float(), noise.float()).dtype == torch.float32
     torch.testing.assert_close(one.perturb(x, noise)[1], level.perturb(x, noise)[1])
+
+
+@pytest.mark.parametrize(("levels", "log_snr_max"), [(2, 2.197), (17, 7.742), (256, 13.280)])
+def test_three_standard_deviations_of_the_first_noise_are_half_a_grey_level(levels: int, log_snr_max: float) -> None:
+    schedule = GreyLevelLogSNR(levels)
+    start = schedule(torch.zeros(1, dtype=torch.float64))
+    assert float(3 * start.sigma / start.alpha) == pytest.approx(1 / (levels - 1), rel=1e-12)  # half of 2/(K − 1)
+    assert schedule.log_snr_max == pytest.approx(log_snr_max, abs=1e-3)
+    assert float(schedule.log_snr(torch.ones(1, dtype=torch.float64))) == pytest.approx(-5, rel=1e-14)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,8 @@ def test_an_evaluation_is_the_command(trained: Path, tmp_path: Path, monkeypatch
     [
         (lambda run: run.sample(0), "n must be a whole number from 1"),
         (lambda run: run.sample(2, sampler="ddm"), "sampler=ddm: no such choice; did you mean ddim?"),
-        (lambda run: run.sample(2, class_label=10), "class_label=10: expected a class from 0 to 9"),
+        (lambda run: run.sample(2, guidance=2.0), "guidance=classifier_free needs a model that was trained with and "),
+        (lambda run: run.sample(2, class_label=1), "class_label=1: the model was trained without classes"),
         (lambda run: run.sample(2, "step=3"), "step: no such option"),
         (lambda run: run.sample(2, "devices=2"), "devices=2: this call has no option devices; only"),
         (lambda run: run.sample(2, "n=3"), "n=3: give it as the separate argument n=..."),

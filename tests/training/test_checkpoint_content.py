@@ -57,6 +57,10 @@ def altered(content: dict[str, Any], place: tuple[Any, ...], value: Any) -> dict
     return changed
 
 
+AS_TRAINED = ("experiment=null", *SMALL)
+"""Options of the run of the fixture `trained`."""
+
+
 @pytest.fixture
 def content(trained: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = torch.load(Run(trained).last_checkpoint, weights_only=True)
@@ -94,7 +98,7 @@ def test_a_training_goes_on_from_any_content_or_it_is_one_line(
 ) -> None:
     run = Run(tmp_path)
     run.last_checkpoint.parent.mkdir()
-    config = composed("experiment=default", *SMALL[3:], "trainer.max_steps=30")
+    config = composed(*SMALL[3:], "trainer.max_steps=30")
     experiment, results = Experiment(config), Results(run)
     trainer = experiment.trainer(results, experiment.callbacks(results))
     without = ("config", "made_with", "state_dict", "ema")  # the first two are not gone on from
@@ -147,7 +151,7 @@ def test_a_run_is_not_gone_on_with_from_another_networks_checkpoint(
     name = next(name for name, weight in content["state_dict"].items() if weight.ndim == 4)
     for place in (("state_dict", name), ("ema", "weights", name.removeprefix("denoiser."))):
         torch.save(altered(content, place, torch.zeros(2, 2)), tmp_path / "run" / "checkpoints" / "last.ckpt")
-        outcome = noising("train", *SMALL, "trainer.max_steps=21", "hydra.run.dir=run", "resume=true")
+        outcome = noising("train", *AS_TRAINED, "trainer.max_steps=21", "hydra.run.dir=run", "resume=true")
         assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome.err
         assert f"last.ckpt: holds another network than its options describe: {place[0]}" in outcome.err
         assert "of shape (2, 2), not (" in outcome.err
@@ -170,7 +174,7 @@ def test_strides_of_a_checkpoint_do_not_matter(
     assert same.is_contiguous()
     shutil.copytree(trained, tmp_path / "run")
     torch.save(odd, tmp_path / "run" / "checkpoints" / "last.ckpt")
-    outcome = noising("train", *SMALL, "trainer.max_steps=21", "hydra.run.dir=run", "resume=true")
+    outcome = noising("train", *AS_TRAINED, "trainer.max_steps=21", "hydra.run.dir=run", "resume=true")
     assert outcome.code == 0, outcome.err
 
 
@@ -201,7 +205,9 @@ def test_a_summary_of_another_kind_is_one_line(
     shutil.copytree(trained, tmp_path / "run")
     summary = json.loads((trained / "summary.json").read_text()) | entries
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
-    outcome = noising("train", *SMALL, "hydra.run.dir=run", "resume=true")  # prints the summary of what is finished
+    outcome = noising(
+        "train", *AS_TRAINED, "hydra.run.dir=run", "resume=true"
+    )  # prints the summary of what is finished
     assert (outcome.code, outcome.err.count("\n")) == (2, 1), outcome
     assert "summary.json is damaged: delete it and start the run again with resume=true" in outcome.err
     assert noising("compare", "run", "run").code in (0, 2)
@@ -212,5 +218,5 @@ def test_a_declaration_of_another_kind_is_none(trained: Path, noising: Command, 
     summary = json.loads((trained / "summary.json").read_text())
     summary["declared"] |= {"bound": {}, "fd": {"title": 3}, "loss": {"title": "loss", "shown": []}}
     (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
-    outcome = noising("train", *SMALL, "hydra.run.dir=run", "resume=true")
+    outcome = noising("train", *AS_TRAINED, "hydra.run.dir=run", "resume=true")
     assert outcome.code == 0, outcome.err
