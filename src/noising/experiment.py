@@ -32,7 +32,7 @@ from noising.data.torch_dataset import Indexed, TorchDataset
 from noising.diffusion.denoiser import Denoiser
 from noising.diffusion.drawing import class_labels_for, require_drawing
 from noising.diffusion.likelihood.estimators import BoundEstimator
-from noising.diffusion.networks import adapted, log_variance_of, require_fitting
+from noising.diffusion.networks import adapted, log_variance_of, require_fitting, takes_class
 from noising.diffusion.objectives import require_losses
 from noising.diffusion.recipe import Recipe, rising, uneven
 from noising.diffusion.samplers import Sampler
@@ -108,8 +108,15 @@ class Experiment:
 
     @cached_property
     def num_classes(self) -> int:
-        """The number of classes that the network is told, 0 without `label_dropout` or where the data have none."""
-        return 0 if self.config.get("label_dropout") is None else self.data.classes
+        """The number of classes that the network is told.
+
+        It is 0 without `label_dropout`, where the data have none, and for a network of the user's that takes none.
+        """
+        if self.config.get("label_dropout") is None:
+            return 0
+        family = locate(self.config.model.get("_target_"), "model")
+        unable = isinstance(family, type) and issubclass(family, torch.nn.Module) and not takes_class(family)
+        return 0 if unable else self.data.classes
 
     @cached_property
     def augmentation(self) -> Augmentation | None:

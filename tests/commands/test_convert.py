@@ -99,13 +99,13 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "callbacks.quality=null",
         "validation_bound.times=4",
     ]
-    options += ["bound=stratified", "bound.times=4", "noise_label=discrete_step", "schedule=linear"]
+    options += ["bound=stratified", "bound.times=4", *THEORY]
     outcome = run_command("train", folder, *options, "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     return folder / "run"
 
 
-THEORY = ("noise_label=discrete_step", "schedule=linear")
+THEORY = ("experiment=null", "noise_label=discrete_step", "schedule=linear")
 
 
 def test_a_run_goes_out_to_diffusers_and_comes_back(learned: Path, noising: Command, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_training_shows_itself_in_wandb(folder: Path) -> None:
     assert {row["trainer/global_step"] for row in history if "train/images_per_second" in row} >= {5, 10, 15, 20}
     # pictures with captions, chart and cards, each under a key of its own
     captions = [row["samples"]["caption"] for row in history if "samples" in row]
-    assert captions == [f"Ancestral, 4 steps, EMA weights of step {step}" for step in (10, 20)]
+    assert captions == [f"Ancestral, 4 steps, EMA weights of step {step}, one class per row" for step in (10, 20)]
     for key in ("samples_final", "neighbours", "figures/bound_by_step", "figures/learning_curves"):
         assert summary[key]["_type"] == "image-file", key
     assert summary["bound_by_step_bins"]["_type"] == summary["cards"]["_type"] == "table-file"

@@ -78,7 +78,7 @@ def test_velocity_with_min_snr_is_fine_without_terminal_signal(noising: Command)
         ("schedul=linear", "schedul: no such option; did you mean schedule?"),
         (
             "schedule=linaer",
-            "schedule=linaer: no such choice; did you mean linear? (choices: cosine, learned_line, learned_log_snr, ",
+            "schedule=linaer: no such choice; did you mean linear? (choices: cosine, grey_level_log_snr, ",
         ),
         ("trainer.max_step=3", "trainer.max_step: no such option; did you mean trainer.max_steps?"),
         ("model.widht=3", "model.widht: no such option; did you mean model.width?"),

@@ -1,7 +1,7 @@
 """Networks of any signature as the denoiser calls them: model(x, noise_label, class_label=None) -> (B, C, H, W)."""
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -27,7 +27,8 @@ class Adapted(nn.Module):
         self.network, self.classes = network, classes
         self.label_name, self.augmentation_name = _class_parameter(network), _augmentation_parameter(network)
         name = type(network).__name__
-        message = f"{name}.forward takes no class label: give it a third parameter, class_label=None"
+        way = "give it a third parameter, class_label=None, or use label_dropout=null"
+        message = f"{name}.forward takes no class label: {way}"
         require(not classes or self.label_name is not None, message)
 
     def forward(
@@ -124,9 +125,19 @@ def _kind(output: object) -> str:
     return f"{type(output).__name__}{named}"
 
 
+def takes_class(family: type[nn.Module]) -> bool:
+    """Whether networks of a class have a parameter for the class label."""
+    _, *parameters = inspect.signature(family.forward).parameters.values()
+    return _class_among(parameters) is not None
+
+
 def _class_parameter(network: nn.Module) -> str | None:
+    """The name of the parameter for the class; None if there is none."""
+    return _class_among([*inspect.signature(network.forward).parameters.values()])
+
+
+def _class_among(parameters: Sequence[inspect.Parameter]) -> str | None:
     """The name of the parameter for the class, behind those for x and the noise label; None if there is none."""
-    parameters = inspect.signature(network.forward).parameters.values()
     placed = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = [p.name for p in parameters if p not in placed[:2] and p.kind != p.VAR_POSITIONAL]
     for name in CLASS_NAMES:

@@ -6,6 +6,7 @@ Legend: B images, H and W the image's sides, E embedding width.
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noising.errors import require
@@ -95,7 +96,7 @@ class VDMUNet(UShape):
         embedded: Tensor = self.layers(torch.cat([waves, augmentation], dim=1))  # (B, E)
         if self.class_embedding is not None:
             embedded = embedded + self.class_embedding(class_label)  # (B, E)
-        return embedded
+        return F.silu(embedded)
 
     def forward(
         self,
