@@ -60,9 +60,9 @@ NEEDED = re.compile(r"{(\w+)}")
 PICTURES = {
     "verification": "verify/verification",
     "weightings": "weightings/weightings",
-    "bound_by_step": "default/figures/bound_by_step",
-    "learning_curves": "default/figures/learning_curves",
-    "neighbours": "default/neighbours",
+    "bound_by_step": "plain/figures/bound_by_step",
+    "learning_curves": "plain/figures/learning_curves",
+    "neighbours": "plain/neighbours",
     "bound_by_log_snr": "both_splits/figures/bound_by_log_snr",
     "rate_distortion": "both_splits/figures/rate_distortion",
     "quality": "matrix/quality",
@@ -83,28 +83,29 @@ Job = tuple[str, list[str]]
 def jobs_of(mnist: str | None) -> dict[str, Job]:
     """All jobs by the name of their folder; {NAME} in an option is the folder of a job before it."""
     fixed = ["threads=1", "bound=stratified"]
-    evaluate, default, sample = "scripts/evaluate.py", "checkpoint={default}", "scripts/sample.py"
+    evaluate, plain, sample = "scripts/evaluate.py", "checkpoint={plain}", "scripts/sample.py"
     jobs: dict[str, Job] = {
         "verify": ("scripts/verify.py", ["experiment=edm"]),
         "weightings": ("scripts/weightings.py", []),
         "default": ("train.py", ["threads=1"]),
+        "plain": ("train.py", ["experiment=null", "threads=1"]),
         "class_conditional": ("train.py", ["experiment=class_conditional", "threads=1"]),
     }
     jobs |= {name: ("train.py", [f"experiment={name}", *fixed]) for name in RECIPES}
-    sweep = [default, f"sampler={','.join(KINDS)}", f"sampler.steps={','.join(map(str, STEPS))}"]
+    sweep = [plain, f"sampler={','.join(KINDS)}", f"sampler.steps={','.join(map(str, STEPS))}"]
     guided = ["checkpoint={class_conditional}", "sampler=ddim", "sampler.steps=20", "guidance=classifier_free"]
     drawn = ["n=100", "sampler=ddim", "sampler.steps=50", "guidance=classifier_free", "guidance.scale=1.5"]
     jobs |= {
-        "both_splits": (evaluate, [default, "bound.stderr=0.01"]),
-        "exact": (evaluate, [default, "bound=exact", "splits=[test]"]),
+        "both_splits": (evaluate, [plain, "bound.stderr=0.01"]),
+        "exact": (evaluate, [plain, "bound=exact", "splits=[test]"]),
         "matrix": (evaluate, ["--multirun", *sweep]),
         "guidance": (evaluate, ["--multirun", *guided, f"guidance.scale={','.join(SCALES)}"]),
         "nine": ("train.py", ["--multirun", "experiment=nine", "seed=0,1,2", "trainer.max_steps=400", *fixed]),
-        "flow": ("scripts/likelihood.py", [default, "images=64", "solver=runge_kutta4"]),
-        "flow_late": ("scripts/likelihood.py", [default, "images=64", "solver=runge_kutta4", "start_time=0.03"]),
-        "latents": ("scripts/latents.py", [default]),
-        "latents_even": ("scripts/latents.py", [default, "grid=uniform_log_snr", "steps=[50,100,200,400,800]"]),
-        "path": (sample, [default, "n=64", "sampler=ddim", "sampler.steps=50"]),
+        "flow": ("scripts/likelihood.py", [plain, "images=64", "solver=runge_kutta4"]),
+        "flow_late": ("scripts/likelihood.py", [plain, "images=64", "solver=runge_kutta4", "start_time=0.03"]),
+        "latents": ("scripts/latents.py", [plain]),
+        "latents_even": ("scripts/latents.py", [plain, "grid=uniform_log_snr", "steps=[50,100,200,400,800]"]),
+        "path": (sample, [plain, "n=64", "sampler=ddim", "sampler.steps=50"]),
         "classes": (sample, ["checkpoint={class_conditional}", *drawn]),
     }
     for number, options in enumerate(LOSSES.values()):
@@ -290,11 +291,11 @@ def fill_guidance(rows: Path, tables: Tables) -> None:
 
 
 def fill_quality(rows: Path, tables: Tables) -> None:
-    default = summary(rows, "default")
+    found = summary(rows, "plain")
     pairs = {"precision, recall": ("precision", "recall"), "density, coverage": ("density", "coverage")}
     for row, names in ({"Fréchet distance (FD)": ("fd",)} | pairs | {"fraction nearer": ("memorized",)}).items():
         for column, end in enumerate(("", "_mc_se", "_baseline"), 1):
-            value = ", ".join(f"{default[f'test/{name}{end}']:.3f}" for name in names)
+            value = ", ".join(f"{found[f'test/{name}{end}']:.3f}" for name in names)
             tables.set("| | value | ± Monte Carlo", row, column, value)
 
 

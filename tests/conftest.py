@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from tests.helpers import SMALL, Command, composed, drawing, leave_figures_blank, run_command
+from tests.helpers import AS_TRAINED, Command, composed, drawing, leave_figures_blank, run_command
 
 if TYPE_CHECKING:
     from noising.data.image_data import ImageData
@@ -69,7 +69,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run of the small configuration without an experiment or classes, with its figures."""
     folder = tmp_path_factory.mktemp("trained")
     with drawing():
-        outcome = run_command("train", folder, "experiment=null", *SMALL, "hydra.run.dir=run")
+        outcome = run_command("train", folder, *AS_TRAINED, "hydra.run.dir=run")
     assert outcome.code == 0, outcome.err
     return folder / "run"
 

@@ -55,6 +55,9 @@ SMALL = [
 ]
 
 
+AS_TRAINED = ["experiment=null", *SMALL]
+"""Options of the run of the fixture `trained`."""
+
 # what a choice cannot go without
 COMPANIONS = {
     "learned_line": ["objective=continuous_bound", "decoder=softmax_gaussian"],

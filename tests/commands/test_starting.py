@@ -31,7 +31,9 @@ def card(run: Path) -> dict[str, Any]:
 
 
 def test_a_training_begins_with_the_averaged_weights(trained: Path, noising: Command, tmp_path: Path) -> None:
-    done = noising("train", *FEW, f"init_from={trained}", "schedule=linear", "seed=5", "hydra.run.dir=run")
+    done = noising(
+        "train", "experiment=null", *FEW, f"init_from={trained}", "schedule=linear", "seed=5", "hydra.run.dir=run"
+    )
     assert done.code == 0, done.err
     before, after = averages(trained), averages(tmp_path / "run")
     for name, weight in before.items():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from noising.runs.folder import Run
 from noising.training.module import DiffusionModule
-from tests.helpers import SMALL, Command, read_table, run_command, run_script, write_images
+from tests.helpers import AS_TRAINED, SMALL, Command, read_table, run_command, run_script, write_images
 
 
 def test_a_run_leaves_what_it_promises(trained: Path) -> None:
@@ -53,6 +53,14 @@ def test_summary_holds_the_bound_term_by_term_with_card_and_baselines(trained: P
     )
 
 
+def test_the_card_says_what_the_class_is_worth(trained: Path, noising: Command) -> None:
+    """Told to the network, each of ten classes saves at most log2 10 bits of an image of 64 pixels."""
+    assert Run(trained).summary["cards"]["test/bound"]["bits_of_the_class"] == 0
+    outcome = noising("train", *SMALL, "trainer.max_steps=2", "callbacks.samples=null", "hydra.run.dir=run")
+    assert outcome.code == 0, outcome.err
+    assert "the bits are given the class, which would cost at most 0.052 more" in outcome.out
+
+
 def test_bound_by_step_adds_up_to_the_steps_term(trained: Path) -> None:
     rows = read_table(trained / "bound_by_step.csv")
     steps = sum(
@@ -83,7 +91,7 @@ def test_resume_of_a_finished_run_trains_no_more(trained: Path, noising: Command
 
 def test_sampling_and_validation_do_not_change_training(trained: Path, noising: Command, tmp_path: Path) -> None:
     quiet = ["callbacks.samples.every_n_steps=0", "trainer.val_check_interval=20", "bound.times=4", "seed=0"]
-    assert noising("train", *SMALL, *quiet, "hydra.run.dir=quiet").code == 0
+    assert noising("train", *AS_TRAINED, *quiet, "hydra.run.dir=quiet").code == 0
     one = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     two = torch.load(tmp_path / "quiet" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(one[name], two[name]) for name in one)

@@ -17,7 +17,7 @@ import pytest
 import noising as nz
 from noising.cli.commands import COMMANDS
 from noising.cli.main import with_names
-from noising.cli.overrides import composer, each_choice_once
+from noising.cli.overrides import composer, each_choice_once, without_null_groups
 from noising.config.choices import conf_dir
 from tests.helpers import CONF, ROOT, SMALL, run_command
 from tests.package.pages import FENCE, PAGES, PageCommand, blocks, command_of, commands
@@ -102,7 +102,7 @@ def test_commands_compose(command: PageCommand, folder: Path) -> None:
     assert flags <= {"-m", "--help", "--config-dir"}
     options = [word for word in words if word not in flags and not word.startswith("resume=")]
     with composer(command.name, str(conf_dir()), place) as composing:
-        options = composing.with_parts_anew(with_names(command.name, options))
+        options = composing.with_parts_anew(without_null_groups(with_names(command.name, options)))
         for job in each_choice_once(composing.parse(options)) if "-m" in flags else [options]:
             composing.check(composing.compose(job), job)
 

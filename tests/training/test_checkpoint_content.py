@@ -19,7 +19,7 @@ from noising.experiment import Experiment
 from noising.runs.folder import Run
 from noising.runs.results import Results
 from noising.training.checkpoint_content import with_plain_tensors
-from tests.helpers import SMALL, Command, composed
+from tests.helpers import AS_TRAINED, SMALL, Command, composed
 
 REMOVED = object()
 FORMS: dict[str, Any] = {
@@ -55,10 +55,6 @@ def altered(content: dict[str, Any], place: tuple[Any, ...], value: Any) -> dict
     else:
         node[place[-1]] = value
     return changed
-
-
-AS_TRAINED = ("experiment=null", *SMALL)
-"""Options of the run of the fixture `trained`."""
 
 
 @pytest.fixture

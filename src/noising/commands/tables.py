@@ -165,6 +165,8 @@ def _print_bound(summary: Mapping[str, Any], split: str, declared: Declarations)
         f"{card['evaluations_of_the_full_sum']:,}), clip {card['clip']}, T = {card['timesteps']}, "
         f"EMA weights of step {card['step']}; ± is one standard error"
     )
+    if known := card.get("bits_of_the_class"):
+        words += f"; the bits are given the class, which would cost at most {known:.3f} more"
     print(printable(words))
     if card.get("limited_to_the_full_sum"):
         print(printable(limited_words(card["stderr"], found["bound_mc_se"])))

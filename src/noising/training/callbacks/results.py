@@ -150,6 +150,8 @@ class ResultsCallback(Callback):
             "grey_levels": data.levels,
             **({"images_left_out": data.skipped} if data.skipped else {}),
             "classes": pl_module.classes,
+            # what it would cost to tell the class, which the bits are given
+            "bits_of_the_class": math.log2(pl_module.classes) / images[0].numel() if pl_module.classes else 0.0,
             "weights": {"ema_decay": self.ema.decay, "ema_updates": self.ema.updates},
             "step": pl_module.trained_steps,
             **pl_module.origin,
