@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from noising.data.digits import Digits
@@ -303,10 +304,11 @@ FILLS = (fill_recipes, fill_small, fill_losses, fill_nine, fill_bound, fill_samp
 
 
 def beside_real(samples: Image.Image) -> Image.Image:
-    """The picture of 64 samples, and 64 test digits to its right."""
+    """The picture of 60 samples, a class a row, and 60 test digits to its right."""
     digits = Digits(batch_size=64)
     digits.setup()
-    real = image_grid(digits.to_8bit(digits.test.pixels[:64]))
+    of_each = [digits.test.pixels[digits.test.labels == number][:6] for number in range(10)]  # (6, 1, 8, 8) each
+    real = image_grid(digits.to_8bit(torch.stack(of_each, dim=1).flatten(0, 1)), classes=10)
     left, right = (np.asarray(picture.convert("L")) for picture in (samples, Image.fromarray(real)))
     white = np.full((len(left), 40), 255, np.uint8)
     return Image.fromarray(np.concatenate([left, white, right], axis=1))
