@@ -55,7 +55,7 @@ def test_samples_are_read_as_digits(run: Run) -> None:
     """All ten classes among 512, and 85% as surely read as 95% of the real test digits are, by any classifier."""
     trained = noising.load(run.path)
     torch.set_num_threads(2)
-    asked, sampler = class_labels_for(range(512), trained.classes), build_sampler(trained.config, 1000)
+    asked, sampler = class_labels_for(range(512), trained.data.classes), build_sampler(trained.config, 1000)
     images = draw_images(trained.denoiser, sampler, (1, 8, 8), 1, range(512), asked)
     samples = trained.data.unscale(images).flatten(1).numpy()
     train, test = (split.pixels.flatten(1).numpy() for split in (trained.data.train, trained.data.test))
