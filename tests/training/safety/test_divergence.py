@@ -17,7 +17,7 @@ from noising.diffusion.schedules import Cosine
 from noising.runs.folder import Run
 from noising.training.checkpoints import AtomicCheckpointIO, load_checkpoint
 from noising.training.safety.divergence import DivergenceError, NonFiniteGuard, StepLog
-from tests.helpers import SMALL, Command, read_table, wandb_records
+from tests.helpers import AS_TRAINED, SMALL, Command, read_table, wandb_records
 
 STEP, PLACE = 12, 3
 
@@ -130,7 +130,7 @@ def test_such_a_step_can_be_left_out_and_counted(noising: Command, tmp_path: Pat
 
 
 def test_leaving_out_nothing_changes_nothing(noising: Command, trained: Path, tmp_path: Path) -> None:
-    assert noising("train", *SMALL, "skip_nonfinite_steps=true", "hydra.run.dir=run").code == 0
+    assert noising("train", *AS_TRAINED, "skip_nonfinite_steps=true", "hydra.run.dir=run").code == 0
     one, two = (load_checkpoint(Run(path).last_checkpoint)["state_dict"] for path in (trained, tmp_path / "run"))
     assert all(torch.equal(one[name], two[name]) for name in one)
 
