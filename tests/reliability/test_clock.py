@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 
 from noising.runs.folder import Run
 from noising.runs.resume import find_resumable
-from tests.helpers import SMALL, Command
+from tests.helpers import AS_TRAINED, Command
 from tests.reliability.helpers import rows
 
 DAY = 86_400
@@ -38,7 +38,7 @@ def test_no_number_depends_on_the_clock(trained: Path, noising: Command, tmp_pat
     back = "+callbacks.back={_target_:tests.reliability.test_clock.SetBack,step:7}"
     began = time.monotonic()
     try:
-        outcome = noising("train", *SMALL, "hydra.run.dir=run", "logger=tensorboard", back)
+        outcome = noising("train", *AS_TRAINED, "hydra.run.dir=run", "logger=tensorboard", back)
     finally:
         PATCH.undo()
     run, whole = Run(tmp_path / "run"), Run(trained)

@@ -23,7 +23,7 @@ from noising.runs.folder import Run
 from noising.runs.results import Results
 from noising.runs.status import UnwrittenError, run_status
 from noising.training.checkpoints import load_checkpoint
-from tests.helpers import SMALL, TRAIN, Command, Outcome, read_table
+from tests.helpers import AS_TRAINED, TRAIN, Command, Outcome, read_table
 from tests.reliability.helpers import rows
 
 _, _HARD = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -64,7 +64,7 @@ class Full(Callback):
             fill()
 
 
-OPTIONS = [*SMALL, "hydra.run.dir=run"]
+OPTIONS = [*AS_TRAINED, "hydra.run.dir=run"]
 
 
 def filling(first: int, last: int) -> str:

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 
 from noising.runs.folder import Run
 from noising.training.checkpoints import load_checkpoint
-from tests.helpers import SMALL, Command
+from tests.helpers import AS_TRAINED, Command
 from tests.reliability.helpers import rows
 
 
@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def test_a_folder_that_becomes_read_only(folder: Path, last: int, trained: Path, noising: Command) -> None:
     """From step 7 on, for a while or to the end: the line says what is not written, and the rest can be had."""
     read_only = f"{{_target_:tests.reliability.test_read_only.ReadOnly,folder:{folder},first:7,last:{last}}}"
-    outcome = noising("train", *SMALL, "hydra.run.dir=run", f"+callbacks.read_only={read_only}")
+    outcome = noising("train", *AS_TRAINED, "hydra.run.dir=run", f"+callbacks.read_only={read_only}")
     run, whole = Run(folder), Run(trained)
     assert "Traceback" not in outcome.err
     if last == 12:
@@ -68,11 +68,11 @@ def test_a_folder_that_becomes_read_only(folder: Path, last: int, trained: Path,
         assert outcome.code == 2, outcome.err
         assert "last.ckpt cannot be written (Read-only file system): make room and go on with resume=run" in outcome.err
         assert load_checkpoint(run.last_checkpoint)["global_step"] == 5
-        refused = noising("train", *SMALL, "hydra.run.dir=run", "resume=true")
+        refused = noising("train", *AS_TRAINED, "hydra.run.dir=run", "resume=true")
         assert (refused.code, refused.err.count("\n")) == (2, 1), refused.err
         assert "run: cannot write in this folder" in refused.err
         mount_writable(folder)
-        assert noising("train", *SMALL, "hydra.run.dir=run", "resume=true").code == 0
+        assert noising("train", *AS_TRAINED, "hydra.run.dir=run", "resume=true").code == 0
     assert rows(run) == rows(whole)
     assert run.status == "finished"
     assert run.summary["test/bound"] == whole.summary["test/bound"]

@@ -11,7 +11,7 @@ import pytest
 from lightning.pytorch import Callback, Trainer
 
 from noising.runs.folder import Run
-from tests.helpers import SMALL
+from tests.helpers import AS_TRAINED
 from tests.reliability.helpers import SAID, forked, rows, train
 
 
@@ -36,7 +36,7 @@ class KillWandB(Callback):
 @pytest.mark.slow
 def test_wandb_killed_in_mid_run(trained: Path, tmp_path: Path) -> None:
     kill = "+callbacks.kill._target_=tests.reliability.test_wandb_killed.KillWandB"
-    process = forked(train, tmp_path, [*SMALL, "hydra.run.dir=run", "logger=[csv,wandb]", kill])
+    process = forked(train, tmp_path, [*AS_TRAINED, "hydra.run.dir=run", "logger=[csv,wandb]", kill])
     process.join(300)
     said, run = (tmp_path / SAID).read_text(), Run(tmp_path / "run")
     assert process.exitcode == 1, said
