@@ -129,7 +129,7 @@ def test_folder_of_images(noising: Command, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_and_count_every_image_once(trained: Path, tmp_path: Path) -> None:
-    outcome = run_script("train.py", tmp_path, *SMALL, "trainer.devices=2", "hydra.run.dir=two")
+    outcome = run_script("train.py", tmp_path, *AS_TRAINED, "trainer.devices=2", "hydra.run.dir=two")
     assert outcome.code == 0, outcome.err
     two = Run(tmp_path / "two")
     assert two.summary["cards"]["test/bound"]["images"] == 360
