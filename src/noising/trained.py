@@ -74,11 +74,13 @@ class TrainedRun:
             guided: Guided = guide(self.denoiser)
         weaker = guided.guide.model
         guides_itself = isinstance(weaker, Unconditional) and weaker.model is self.denoiser.model
-        if guides_itself and not self.config.get("label_dropout"):
+        if guides_itself and not (self.classes and self.config.get("label_dropout")):
             raise ConfigError(
-                "guidance=classifier_free needs a model that was trained with and without class labels: this one had "
-                f"label_dropout={self.config.get('label_dropout')}; train with experiment=class_conditional"
+                "guidance=classifier_free needs a model that was trained with and without class labels: this one was "
+                f"trained with {'each' if self.classes else 'no'} label; train with label_dropout=0.1"
             )
+        if isinstance(weaker, Unconditional) and guides_itself:
+            weaker.classes = self.classes
         classes = getattr(weaker, "classes", self.classes)
         if classes not in (0, self.classes):
             raise ConfigError(

@@ -110,7 +110,7 @@ def test_classes_and_guidance_reach_the_network(
     assert outcome.code == 0, outcome.err
     own = by_hand(run, 2)[2].tolist()
     assert told[0::2] == [[0, 0, 0, 0, 1, 1, 1, 1]] * 2 + [own] * 4
-    assert told[1::2] == [None] * 6
+    assert told[1::2] == [[10] * 8] * 2 + [[10] * len(own)] * 4  # the label of no class
     assert drawn["interpolation_rows"][2] == ["pair 0, class 0", "pair 1, class 1"]
     card = json.loads((tmp_path / "out" / "summary.json").read_text())["cards"]["latents/reconstruction_rmse"]
     assert card["guidance"]["scale"] == 2

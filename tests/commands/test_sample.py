@@ -127,7 +127,7 @@ def test_it_goes_on_where_it_was_broken_off(
         (["device=cuda:77"], "device=cuda:77: "),
         (["device=cuda:77"], "use device=cpu, or auto"),
         (["class_label=3"], "class_label=3: the model was trained without classes"),
-        (["guidance=classifier_free"], "train with experiment=class_conditional"),
+        (["guidance=classifier_free"], "was trained with no label; train with label_dropout=0.1"),
         (["guidance=autoguidance"], "guidance.guide.checkpoint"),
         (["guidance=autoguidance", "guidance.guide.checkpoint=nowhere"], "guidance.guide.checkpoint=nowhere: no run"),
         (["sampler.steps=0"], "steps"),

@@ -213,3 +213,23 @@ def test_guided_samples_are_those_of_edm2s_code() -> None:
     for step in (0, 3, 4):  # the next step has no churn
         torch.testing.assert_close(path[step].x_t, stored[2 * step + 2], rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(path[-1].x_t, given.outputs["sampler/x_final"].double(), rtol=1e-7, atol=1e-7)
+
+
+class NeedsClass(nn.Module):
+    """A network of a user's that is always given a class: the number of classes for none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(3, 1)
+
+    def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor) -> Tensor:
+        return x * self.rows(class_label)[:, :, None, None]
+
+
+def test_a_network_that_needs_a_class_is_given_the_number_of_classes_for_none() -> None:
+    denoiser = denoiser_of(NeedsClass(), Cosine(10))
+    guide = unconditional(denoiser)
+    guide.model.classes = 2  # type: ignore[assignment]
+    x, t = normals(2, 1, 3, 3).float(), torch.tensor([0.3, 0.6], dtype=torch.float64)
+    none = torch.tensor([2, 2])
+    assert torch.equal(guide(x, t, class_label=torch.tensor([0, 1])).output, denoiser(x, t, class_label=none).output)

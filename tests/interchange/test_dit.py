@@ -247,7 +247,7 @@ def test_what_diffusers_has_otherwise_is_named() -> None:
 @pytest.mark.parametrize(
     ("layout", "options", "message"),
     [
-        (PublishedDiT, {"endpoint": True}, "no place for model.endpoint=true"),
+        (PublishedDiT, {"endpoint": True}, "model.endpoint=true is diffusers' network: write it with to=diffusers"),
         (DiffusersDiT, {"mlp_ratio": 2.0}, "no place for model.mlp_ratio=2, only for 4"),
         (DiffusersDiT, {"classes": 3, "null_class": False}, "no place for model.null_class=false"),
     ],

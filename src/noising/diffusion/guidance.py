@@ -15,14 +15,21 @@ from noising.errors import require
 
 
 class Unconditional(nn.Module):
-    """A network whose class label is always None."""
+    """A network that is told no class, whatever it is given.
 
-    def __init__(self, model: nn.Module) -> None:
+    classes: its number of classes, the label of no class in training; 0: the network is called without a label.
+    """
+
+    def __init__(self, model: nn.Module, classes: int = 0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.classes = model, classes
 
     def forward(self, x: Tensor, noise_label: Tensor, class_label: Tensor | None = None) -> Tensor:
-        output: Tensor = self.model(x, noise_label)
+        if not self.classes:
+            output: Tensor = self.model(x, noise_label)
+            return output
+        none = torch.full(noise_label.shape, self.classes, device=noise_label.device)  # (B,)
+        output = self.model(x, noise_label, class_label=none)
         return output
 
 

@@ -105,7 +105,10 @@ class PublishedDiT(DiTLayout):
         """facts: negated."""
         cls.require_family(network)
         network = cast(DiT, network)
-        require(not network.endpoint, "the layout has no place for model.endpoint=true")
+        require(
+            not network.endpoint,
+            "model.endpoint=true is diffusers' network: write it with to=diffusers, or train with model.endpoint=false",
+        )
         return cls(network, facts.get("negated", False))
 
     def embeddings(self) -> Iterator[Entry]:
