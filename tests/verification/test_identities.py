@@ -26,6 +26,7 @@ from noising.diffusion.schedules import Cosine, LinearLogSNR, Schedule
 from noising.diffusion.times import BatchSlot, TimeSampler
 from noising.diffusion.transitions import Transition
 from noising.diffusion.variances import LearnedRange, ReverseVariance
+from noising.runs.folder import Run
 from noising.verification.report import identities
 from tests.helpers import COMPANIONS, CONF, Command, composed
 
@@ -283,6 +284,8 @@ def test_command_prints_draws_and_tells_by_its_code(noising: Command, tmp_path: 
         "    def log_snr(self, t):\n        return 20 * t - 10\n"
     )
     faulty = noising("verify", "timesteps=100", "sampler.steps=10", "schedule._target_=mine.Mine", "hydra.run.dir=mine")
+    statuses = [Run(tmp_path / name).summary["status"] for name in ("sound", "mine")]
+    assert statuses == ["finished", "failed"]
     assert faulty.code == 1, faulty.err
     assert "schedule: steps of 2000 at which λ(t) does not fall" in faulty.err
     assert "2000" in (tmp_path / "mine" / "identities.csv").read_text()

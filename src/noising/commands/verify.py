@@ -9,6 +9,7 @@ from noising.commands.tables import print_table, relative
 from noising.config.theory import build_recipe, build_sampler
 from noising.errors import UsageError
 from noising.plots.theory import recipe_curves
+from noising.runs.folder import Run
 from noising.runs.rows import write_csv
 from noising.verification.identity import Identity
 from noising.verification.report import identities
@@ -34,6 +35,7 @@ def verify(cfg: DictConfig, run_dir: Path) -> None:
     failed = [f"{row.part}: {row.name}" for row in rows if not row.holds]
     held = f"{len(rows) - len(failed)} of {len(rows)} identities hold"
     print(f"{held}; identities.csv and verification.png are in {relative(run_dir)}")
+    Run(run_dir).finish("failed" if failed else "finished", {})  # for the table of a sweep
     if failed:
         raise VerificationError(f"not satisfied: {'; '.join(failed)}")
 

@@ -13,6 +13,7 @@ from noising.config.theory import build_recipe
 from noising.diffusion.loss_weights import LossWeights
 from noising.errors import UsageError
 from noising.plots.theory import loss_curves, weighting_curves
+from noising.runs.folder import Run
 
 RESOLUTION, LEVELS = 32, 256  # size and grey levels of the images that the losses are for: no data set is read
 
@@ -38,6 +39,7 @@ def weightings(cfg: DictConfig, run_dir: Path) -> None:
             experiments[experiment] = curves
     path = run_dir / "weightings.png"
     weighting_curves(path, own, loss_curves(recipe), experiments, recipe.schedule)
+    Run(run_dir).finish("finished", {})  # for the table of a sweep
     print(f"w(λ) of every weighting and experiment is plotted in {relative(path)}")
 
 
