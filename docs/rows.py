@@ -40,7 +40,7 @@ RECIPES = (
 FAMILIES = ("ddpm", "iddpm", "vdm", "edm", "edm2", "dit", "uvit", "jit", "rectified_flow")
 """Recipes that are trained small, side by side."""
 SMALL = {"digits": [], "patches": ["data=photo_patches", "+data.resolution=8", "metrics.n=360"]}
-"""What they are trained on, and its options."""
+"""The images that they are trained on, and the options for them."""
 SMALL_STEPS = "trainer.max_steps=600"
 LOSSES = {
     "hybrid, learned range": [],
@@ -49,7 +49,7 @@ LOSSES = {
     "simplified, fixed small": ["objective=regression", "variance=fixed_small"],
 }
 SPACES = {"clean_image": "x", "epsilon": "ε", "velocity": "v"}
-"""What `experiment=nine` predicts and compares."""
+"""The spaces that `experiment=nine` predicts and compares in, by the choice of parameterization."""
 KINDS = {"ancestral": "Ancestral", "ddim": "DDIM", "heun": "Heun", "dpmpp_2m": "DPMPP2M"}
 """Choices of the samplers, and their classes."""
 QUANTILE = 4.302653

@@ -23,7 +23,7 @@ AVERAGED = ("ema_model", "ema", "model_ema", "model_ema1", "ema_state_dict")
 RAW = ("net_model", "model", "net", "state_dict")
 """Entries of a training's file that hold a network's weights."""
 AVERAGED_BRANCH, RAW_BRANCH = "ema_params/", "params/"
-"""What the names of weights begin with in a flattened checkpoint of Flax."""
+"""The beginnings of the names of weights in a flattened checkpoint of Flax."""
 IN_A_FOLDER = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin", "model.safetensors")
 PICKLED = (
     "is a pickle, which runs the code in it when it is opened: export it where its own code is, by `import pickle, "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from noising.diffusion.denoiser import DenoiseFn, Denoiser, Prediction
 from noising.diffusion.levels import NoiseLevel, cast_to
+from noising.diffusion.networks import no_class
 from noising.errors import require
 
 
@@ -28,8 +29,7 @@ class Unconditional(nn.Module):
         if not self.classes:
             output: Tensor = self.model(x, noise_label)
             return output
-        none = torch.full(noise_label.shape, self.classes, device=noise_label.device)  # (B,)
-        output = self.model(x, noise_label, class_label=none)
+        output = self.model(x, noise_label, class_label=no_class(noise_label, self.classes))
         return output
 
 

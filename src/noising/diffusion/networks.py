@@ -36,12 +36,17 @@ class Adapted(nn.Module):
     ) -> Tensor:
         condition = {}
         if class_label is None and self.classes:
-            class_label = torch.full(noise_label.shape, self.classes, device=noise_label.device)  # (B,)
+            class_label = no_class(noise_label, self.classes)  # (B,)
         if self.label_name is not None:
             condition[self.label_name] = class_label
         if augmentation is not None:
             condition[self.augmentation_name or AUGMENTATION_NAMES[0]] = augmentation
         return output_of(self.network(x, noise_label, **condition))
+
+
+def no_class(noise_label: Tensor, classes: int) -> Tensor:
+    """The label of no class, the number of classes, for images of these noise labels (B,): (B,) int64."""
+    return torch.full(noise_label.shape, classes, device=noise_label.device)
 
 
 def adapted(network: nn.Module, classes: int = 0) -> nn.Module:

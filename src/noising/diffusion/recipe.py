@@ -25,7 +25,7 @@ _WAYS_OUT = {
     "α": "parameterization=velocity, flow or clean_image",
     "σ": "objective.sigma_floor=0.05, or parameterization=velocity or flow",
 }
-"""What avoids a weight that is infinite, or too large beside others, where α or σ is 0 or nearly so."""
+"""The advice that avoids a weight that is infinite, or too large beside others, where α or σ is (nearly) 0."""
 _DRAWS = 2**14  # number of times by which the spread of a weight is judged
 _MAX_SPREAD = 1000.0  # the largest weight over the median, above which `uneven` has a message
 

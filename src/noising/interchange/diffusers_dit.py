@@ -49,7 +49,7 @@ KNOWN: dict[str, list[Any]] = {
 """Values of the options that a network here can have."""
 
 EMBEDDER = "norm1.emb"
-"""What each block there has of its own: the layers that embed the noise label and the class."""
+"""The layers that embed the noise label and the class, of which each block there has its own."""
 
 
 class DiffusersDiT(DiTLayout):

@@ -90,7 +90,7 @@ class EDM2(Layout):
 
 
 def _outside(prefix: str) -> str:
-    """What stands before the names of the uncertainty, which is beside the U-Net."""
+    """The beginning of the names of the uncertainty, which is beside the U-Net."""
     return prefix.removesuffix("unet.")
 
 

@@ -52,7 +52,7 @@ class Layout(ABC):
     file: str = "model.safetensors"
     """The name of a file that is written."""
     schedule: str | None = None
-    """What the names of a learned schedule's tensors begin with; None if files hold none."""
+    """The beginning of the names of a learned schedule's tensors; None if files hold none."""
 
     def __init__(self, network: Any) -> None:
         self.network = network

@@ -1,4 +1,4 @@
-"""What the layouts of transformers over patches share: the names within a block, and sizes read from shapes."""
+"""The common part of the layouts of transformers over patches: names within a block, sizes read from shapes."""
 
 import math
 from collections.abc import Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What the layouts of U-Nets share: the names of the layers of a residual block and of self-attention."""
+"""The common part of the layouts of U-Nets: names of the layers of a residual block and of self-attention."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
